@@ -1,0 +1,151 @@
+//! From a lane's words to BF16 pairs: about two instructions a weight.
+//!
+//! ```text
+//! exponents = (word & mask) * 2^s + base_pair      one logic op, one multiply-add
+//! weights   = (permute(bytes) & 0x807F807F) | exponents   one permute, one logic op
+//! ```
+//!
+//! Everything here is pure integer code and compiles for the host, where the CPU codec uses it.
+
+use crate::layout::{LANE_PAIRS, LANE_WORDS};
+
+/// Pairs whose codes sit in five fields of three bits in each 16-bit half of one bitmap word.
+const FIELDS: usize = 5;
+/// The pair whose codes take the top bit of each half of the three words.
+const LAST: usize = LANE_PAIRS - 1;
+
+/// A base exponent in the exponent fields of both weights of a pair.
+#[inline(always)]
+pub const fn base_pair(base: u8) -> u32 {
+    (base as u32) << 7 | (base as u32) << 23
+}
+
+/// Adds the codes of pair `P` (`0..16`) to the bases of its two weights.
+///
+/// `words` are the lane's three bitmap words; `bases` holds each weight's base exponent in its
+/// BF16 exponent field, as [`base_pair`] does. Field `f` of word `w` holds pair `5 * w + f`, at
+/// bits `3 * f` and `16 + 3 * f`; the last pair has bit `i` of its codes at bits 15 and 31 of
+/// word `i`.
+#[inline(always)]
+pub const fn exponents<const P: usize>(words: [u32; LANE_WORDS], bases: u32) -> u32 {
+    if P == LAST {
+        let top = 0x8000_8000;
+        let codes = (words[0] & top) >> 8 | (words[1] & top) >> 7 | (words[2] & top) >> 6;
+        return codes.wrapping_add(bases);
+    }
+    let (word, field) = (words[P / FIELDS], P % FIELDS);
+    // Fields 3 and 4 lie above the exponent field; one shift of the word, shared by both,
+    // brings them below it.
+    let (word, field) = if field < 3 {
+        (word, field)
+    } else {
+        (word >> 9, field - 3)
+    };
+    let mask = 0x0007_0007 << (3 * field);
+    (word & mask)
+        .wrapping_mul(1 << (7 - 3 * field))
+        .wrapping_add(bases)
+}
+
+/// Spreads two sign/mantissa bytes over the two halves of a word: bytes 0 and 1 of `bytes`, or
+/// bytes 2 and 3 with `HIGH`. The exponent fields come out zero.
+#[inline(always)]
+pub const fn sign_mantissa<const HIGH: bool>(bytes: u32) -> u32 {
+    permute(bytes, if HIGH { 0x3322 } else { 0x1100 }) & 0x807F_807F
+}
+
+/// Bytes of `value` picked by the four nibbles of `selector`, the PTX `prmt` of one operand.
+/// On the GPU the compiler makes one `PRMT` of it.
+#[inline(always)]
+const fn permute(value: u32, selector: u32) -> u32 {
+    let low = if selector == 0x1100 { value } else { value >> 16 };
+    (low & 0xFF) * 0x0101 | (low >> 8 & 0xFF) * 0x0101_0000
+}
+
+/// Both weights of pair `P` of a lane: the first in the low half, as `mma` wants them.
+///
+/// `bytes` is the word of sign/mantissa bytes that holds the pair, word `P / 2` of the lane's
+/// eight.
+#[inline(always)]
+pub const fn pair<const P: usize>(bytes: u32, words: [u32; LANE_WORDS], bases: u32) -> u32 {
+    let exponents = exponents::<P>(words, bases);
+    if P.is_multiple_of(2) {
+        sign_mantissa::<false>(bytes) | exponents
+    } else {
+        sign_mantissa::<true>(bytes) | exponents
+    }
+}
+
+/// All four fragment registers of k-step `S` (`0..4`), from the step's two words of bytes.
+#[inline(always)]
+pub const fn kstep<const S: usize>(
+    bytes: [u32; 2],
+    words: [u32; LANE_WORDS],
+    bases: [u32; 4],
+) -> [u32; 4] {
+    // `S` is a constant, so one arm of each match survives.
+    macro_rules! registers {
+        ($($p:literal)*) => {[
+            $(pair::<$p>(bytes[$p / 2 % 2], words, bases[$p % 4])),*
+        ]};
+    }
+    match S {
+        0 => registers!(0 1 2 3),
+        1 => registers!(4 5 6 7),
+        2 => registers!(8 9 10 11),
+        _ => registers!(12 13 14 15),
+    }
+}
+
+/// Puts the codes of pair `pair` (`0..16`) into a lane's bitmap words: the inverse of
+/// [`exponents`]. `codes` has the first weight's code at bit 0 and the second's at bit 16.
+#[inline(always)]
+pub const fn put_codes(words: &mut [u32; LANE_WORDS], pair: usize, codes: u32) {
+    if pair == LAST {
+        let ones = 0x0001_0001;
+        words[0] |= (codes & ones) << 15;
+        words[1] |= (codes >> 1 & ones) << 15;
+        words[2] |= (codes >> 2 & ones) << 15;
+    } else {
+        words[pair / FIELDS] |= codes << (3 * (pair % FIELDS));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_round_trip_in_every_slot() {
+        for pair_index in 0..LANE_PAIRS {
+            for codes in [0u32, 0x0007_0000, 0x0000_0007, 0x0005_0002, 0x0002_0005] {
+                let mut words = [0; 3];
+                put_codes(&mut words, pair_index, codes);
+                for (w, word) in words.iter_mut().enumerate() {
+                    // Fill every other slot: it must not leak into this pair.
+                    let mut others = [0; 3];
+                    for other in (0..LANE_PAIRS).filter(|&p| p != pair_index) {
+                        put_codes(&mut others, other, 0x0007_0007);
+                    }
+                    assert_eq!(*word & others[w], 0);
+                    *word |= others[w];
+                }
+                let bases = base_pair(100);
+                macro_rules! check {
+                    ($($p:literal)*) => {$(
+                        if pair_index == $p {
+                            assert_eq!(exponents::<$p>(words, bases), bases + (codes << 7));
+                        }
+                    )*};
+                }
+                check!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+            }
+        }
+    }
+
+    #[test]
+    fn sign_and_mantissa_go_to_their_bits() {
+        assert_eq!(sign_mantissa::<false>(0xFF00_80FF), 0x8000_807F);
+        assert_eq!(sign_mantissa::<true>(0x7F81_0000), 0x007F_8001);
+    }
+}

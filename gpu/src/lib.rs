@@ -1,0 +1,11 @@
+//! The TCA-TBE layout and everything that runs on the GPU.
+//!
+//! The crate is `no_std` and has no dependencies. [`layout`] says where each weight of a
+//! matrix is stored, [`decode`] turns a lane's words back into BF16 pairs; both are pure
+//! integer code, so the CPU codec in `zipserv` calls the very functions that the kernels
+//! inline. `docs/FORMAT.md` describes the same layout in prose.
+
+#![no_std]
+
+pub mod decode;
+pub mod layout;
