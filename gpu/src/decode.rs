@@ -58,8 +58,12 @@ pub const fn sign_mantissa<const HIGH: bool>(bytes: u32) -> u32 {
 /// On the GPU the compiler makes one `PRMT` of it.
 #[inline(always)]
 const fn permute(value: u32, selector: u32) -> u32 {
-    let low = if selector == 0x1100 { value } else { value >> 16 };
-    (low & 0xFF) * 0x0101 | (low >> 8 & 0xFF) * 0x0101_0000
+    let low = if selector == 0x1100 {
+        value
+    } else {
+        value >> 16
+    };
+    ((low & 0xFF) * 0x0101) | ((low >> 8 & 0xFF) * 0x0101_0000)
 }
 
 /// Both weights of pair `P` of a lane: the first in the low half, as `mma` wants them.
@@ -97,18 +101,22 @@ pub const fn kstep<const S: usize>(
     }
 }
 
-/// Puts the codes of pair `pair` (`0..16`) into a lane's bitmap words: the inverse of
-/// [`exponents`]. `codes` has the first weight's code at bit 0 and the second's at bit 16.
+/// The bitmap words of a lane from the codes of its pairs: the inverse of [`exponents`]. Each
+/// entry has its first weight's code at bit 0 and its second's at bit 16.
 #[inline(always)]
-pub const fn put_codes(words: &mut [u32; LANE_WORDS], pair: usize, codes: u32) {
-    if pair == LAST {
-        let ones = 0x0001_0001;
-        words[0] |= (codes & ones) << 15;
-        words[1] |= (codes >> 1 & ones) << 15;
-        words[2] |= (codes >> 2 & ones) << 15;
-    } else {
-        words[pair / FIELDS] |= codes << (3 * (pair % FIELDS));
+pub const fn bitmap_words(codes: &[u32; LANE_PAIRS]) -> [u32; LANE_WORDS] {
+    let mut words = [0; LANE_WORDS];
+    let mut w = 0;
+    while w < LANE_WORDS {
+        words[w] = (codes[LAST] >> w & 0x0001_0001) << 15;
+        let mut field = 0;
+        while field < FIELDS {
+            words[w] |= codes[FIELDS * w + field] << (3 * field);
+            field += 1;
+        }
+        w += 1;
     }
+    words
 }
 
 #[cfg(test)]
@@ -119,17 +127,10 @@ mod tests {
     fn codes_round_trip_in_every_slot() {
         for pair_index in 0..LANE_PAIRS {
             for codes in [0u32, 0x0007_0000, 0x0000_0007, 0x0005_0002, 0x0002_0005] {
-                let mut words = [0; 3];
-                put_codes(&mut words, pair_index, codes);
-                for (w, word) in words.iter_mut().enumerate() {
-                    // Fill every other slot: it must not leak into this pair.
-                    let mut others = [0; 3];
-                    for other in (0..LANE_PAIRS).filter(|&p| p != pair_index) {
-                        put_codes(&mut others, other, 0x0007_0007);
-                    }
-                    assert_eq!(*word & others[w], 0);
-                    *word |= others[w];
-                }
+                // Every other slot is full: none may leak into this pair.
+                let mut all = [0x0007_0007; LANE_PAIRS];
+                all[pair_index] = codes;
+                let words = bitmap_words(&all);
                 let bases = base_pair(100);
                 macro_rules! check {
                     ($($p:literal)*) => {$(

@@ -1,0 +1,127 @@
+use rayon::prelude::*;
+use zipserv_gpu::{decode as lanes, layout::*};
+
+use super::CompressedMatrix;
+use crate::Error;
+
+/// Restores the weights of `matrix`, row after row.
+pub fn decode(matrix: &CompressedMatrix) -> Vec<half::bf16> {
+    let mut weights = vec![half::bf16::ZERO; matrix.rows() * matrix.cols()];
+    decode_all(matrix, bytemuck::cast_slice_mut(&mut weights));
+    weights
+}
+
+/// Restores the weights of `matrix` as little-endian bytes, row after row, into `output`.
+///
+/// # Errors
+/// [`Error::OutputSize`] when `output` is not exactly as long as the matrix.
+pub fn decode_into(matrix: &CompressedMatrix, output: &mut [u8]) -> Result<(), Error> {
+    let expected = matrix.original_bytes();
+    if output.len() != expected {
+        return Err(Error::OutputSize {
+            expected,
+            found: output.len(),
+        });
+    }
+    decode_all(matrix, output);
+    Ok(())
+}
+
+fn decode_all(matrix: &CompressedMatrix, output: &mut [u8]) {
+    output
+        .par_chunks_mut((2 * TILE_ROWS * matrix.cols()).max(1))
+        .enumerate()
+        .for_each(|(strip, rows)| decode_strip(matrix, strip, rows));
+}
+
+/// Restores the rows of one strip.
+pub(crate) fn decode_strip(matrix: &CompressedMatrix, strip: usize, rows: &mut [u8]) {
+    let cols = matrix.cols();
+    let (_, tile_cols) = tile_grid(matrix.rows(), cols);
+    let full = rows.len() == 2 * TILE_ROWS * cols;
+    for tile_col in 0..tile_cols {
+        let tile = strip * tile_cols + tile_col;
+        let dense = &matrix.dense()[tile * TILE_BYTES..][..TILE_BYTES];
+        let patches = (matrix.patch_offset(tile)..matrix.patch_offset(tile + 1))
+            .map(|index| matrix.patch(index));
+        let col = tile_col * TILE_COLS;
+        if full && col + TILE_COLS <= cols {
+            decode_tile(
+                matrix.base(),
+                dense,
+                patches,
+                &mut rows[2 * col..],
+                2 * cols,
+            );
+        } else {
+            let mut padded = [0; 2 * TILE_WEIGHTS];
+            decode_tile(matrix.base(), dense, patches, &mut padded, 2 * TILE_COLS);
+            let width = 2 * (cols - col).min(TILE_COLS);
+            for (to, from) in rows
+                .chunks_exact_mut(2 * cols)
+                .zip(padded.chunks_exact(2 * TILE_COLS))
+            {
+                to[2 * col..][..width].copy_from_slice(&from[..width]);
+            }
+        }
+    }
+}
+
+/// Restores a full tile to rows that lie `stride` bytes apart.
+fn decode_tile(
+    base: u8,
+    dense: &[u8],
+    patches: impl Iterator<Item = Patch>,
+    tile: &mut [u8],
+    stride: usize,
+) {
+    for (band, dense) in dense.chunks_exact(BAND_BYTES).enumerate() {
+        let rows = &mut tile[band * BAND_ROWS * stride..];
+        decode_band(base, dense.try_into().expect("a band"), rows, stride);
+    }
+    for patch in patches {
+        let (row, col) = patch_row_col(patch.position());
+        let weight = &mut tile[row * stride + 2 * col..][..2];
+        let bits = u16::from_le_bytes([weight[0], weight[1]]);
+        let code = (bits >> 7).wrapping_sub(base.into()) & (WINDOW - 1) as u16;
+        let bits = bits & 0x807F | patch.base() | code << 7;
+        weight.copy_from_slice(&bits.to_le_bytes());
+    }
+}
+
+/// Restores a full band. Lane-wise, so that the compiler makes vectors of lanes.
+fn decode_band(base: u8, dense: &[u8; BAND_BYTES], rows: &mut [u8], stride: usize) {
+    let bases = [lanes::base_pair(base); REGISTERS];
+    let (bytes, bitmaps) = dense.split_at(BITMAPS_AT);
+    let mut pairs = [[0u32; LANES]; LANE_PAIRS];
+    for lane in 0..LANES {
+        let words = std::array::from_fn(|w| word(bitmaps, w * BITMAP_BYTES + 4 * lane));
+        let step = |s: usize| {
+            let at = s / 2 * HALF_BYTES + lane * 16 + s % 2 * 8;
+            [word(bytes, at), word(bytes, at + 4)]
+        };
+        let fragments = [
+            lanes::kstep::<0>(step(0), words, bases),
+            lanes::kstep::<1>(step(1), words, bases),
+            lanes::kstep::<2>(step(2), words, bases),
+            lanes::kstep::<3>(step(3), words, bases),
+        ];
+        for (pairs, &pair) in pairs.iter_mut().zip(fragments.as_flattened()) {
+            pairs[lane] = pair;
+        }
+    }
+    // Four neighbouring lanes hold eight neighbouring weights.
+    for group in 0..LANES / 4 {
+        for row_half in 0..2 {
+            let row = &mut rows[(group + 8 * row_half) * stride..][..2 * TILE_COLS];
+            for (i, eight) in row.chunks_exact_mut(16).enumerate() {
+                let pairs = &pairs[2 * i + row_half][4 * group..][..4];
+                eight.copy_from_slice(bytemuck::cast_slice(pairs));
+            }
+        }
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}

@@ -1,0 +1,257 @@
+use rayon::prelude::*;
+use zipserv_gpu::{decode, layout::*};
+
+use super::{CompressedMatrix, HEADER_BYTES, Header, Histogram, Matrix, Sections, combine_crcs};
+use crate::Error;
+
+/// Compresses `matrix`, in parallel on the current rayon pool. Every bit pattern and every shape
+/// comes back bit for bit from [`decode`](super::decode()).
+///
+/// # Errors
+/// [`Error::MatrixTooLarge`] when there are 2^32 outliers or more.
+///
+/// ```
+/// use zipserv::{Matrix, decode, encode};
+///
+/// let weights: Vec<half::bf16> = (0..64 * 128)
+///     .map(|i| half::bf16::from_f32((i as f32).sin() * 0.02))
+///     .collect();
+/// let matrix = Matrix::from_bf16(64, 128, &weights)?;
+/// let compressed = encode(&matrix)?;
+/// assert!(compressed.bits_per_weight() < 12.0);
+/// assert_eq!(decode(&compressed), weights);
+/// # Ok::<(), zipserv::Error>(())
+/// ```
+pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
+    let encoder = Encoder::new(matrix, &Histogram::of(matrix))?;
+    let Sections {
+        offsets_at,
+        patches_at,
+        end,
+        ..
+    } = encoder.sections();
+    let mut bytes = vec![0; end];
+    let (dense, rest) = bytes[HEADER_BYTES..].split_at_mut(offsets_at - HEADER_BYTES);
+    let (offsets, patches) = rest.split_at_mut(patches_at - offsets_at);
+
+    let strips: Vec<_> = dense
+        .par_chunks_mut(encoder.strip_bytes().max(1))
+        .enumerate()
+        .map(|(strip, dense)| {
+            let mut buffer = StripBuffer::default();
+            encoder.encode_strip(strip, dense, &mut buffer);
+            (buffer, crc32fast::hash(dense), dense.len() as u64)
+        })
+        .collect();
+
+    let mut offset = 0u32;
+    let mut offsets_left = offsets[4..].chunks_exact_mut(4);
+    let mut patches_left = &mut patches[..];
+    let mut crcs = Vec::with_capacity(strips.len());
+    for (buffer, crc, len) in &strips {
+        for (count, slot) in buffer.counts.iter().zip(&mut offsets_left) {
+            offset += count;
+            slot.copy_from_slice(&offset.to_le_bytes());
+        }
+        let (here, rest) = patches_left.split_at_mut(2 * buffer.patches.len());
+        here.copy_from_slice(bytemuck::cast_slice(&buffer.patches));
+        patches_left = rest;
+        crcs.push((*crc, *len));
+    }
+    for section in [&*offsets, &*patches] {
+        crcs.push((crc32fast::hash(section), section.len() as u64));
+    }
+    let header = encoder.header(combine_crcs(crcs));
+    bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
+    Ok(CompressedMatrix::new(header, encoder.sections(), bytes))
+}
+
+/// What is known of a matrix before its first strip is encoded: the window and all sizes.
+pub(crate) struct Encoder<'a> {
+    matrix: Matrix<'a>,
+    header: Header,
+    sections: Sections,
+}
+
+/// The variable part of an encoded strip.
+#[derive(Default)]
+pub(crate) struct StripBuffer {
+    /// Patches of each tile.
+    pub counts: Vec<u32>,
+    /// The patches, tile after tile, as stored.
+    pub patches: Vec<u16>,
+}
+
+impl<'a> Encoder<'a> {
+    pub fn new(matrix: &Matrix<'a>, histogram: &Histogram) -> Result<Self, Error> {
+        let window = histogram.window();
+        let too_large = || Error::MatrixTooLarge {
+            rows: matrix.rows(),
+            cols: matrix.cols(),
+        };
+        let header = Header {
+            rows: matrix.rows(),
+            cols: matrix.cols(),
+            base: window.base,
+            patches: u32::try_from(window.outliers).map_err(|_| too_large())? as usize,
+            payload_crc: 0,
+        };
+        Ok(Self {
+            matrix: *matrix,
+            header,
+            sections: header.sections().ok_or_else(too_large)?,
+        })
+    }
+
+    pub fn sections(&self) -> Sections {
+        self.sections
+    }
+
+    pub fn header(&self, payload_crc: u32) -> Header {
+        Header {
+            payload_crc,
+            ..self.header
+        }
+    }
+
+    /// Rows of tiles.
+    pub fn strips(&self) -> usize {
+        tile_grid(self.matrix.rows(), self.matrix.cols()).0
+    }
+
+    /// Dense bytes of a strip.
+    pub fn strip_bytes(&self) -> usize {
+        tile_grid(self.matrix.rows(), self.matrix.cols()).1 * TILE_BYTES
+    }
+
+    /// Encodes one strip: fills its `dense` bytes and appends to `buffer`.
+    pub fn encode_strip(&self, strip: usize, dense: &mut [u8], buffer: &mut StripBuffer) {
+        let rows = self.matrix.strip(strip);
+        let cols = self.matrix.cols();
+        let full = rows.len() == TILE_ROWS * cols * 2;
+        for (index, dense) in dense.chunks_exact_mut(TILE_BYTES).enumerate() {
+            let col = index * TILE_COLS;
+            let before = buffer.patches.len();
+            if full && col + TILE_COLS <= cols {
+                let tile = &rows[2 * col..];
+                encode_tile(self.header.base, tile, 2 * cols, dense, &mut buffer.patches);
+            } else {
+                let tile = self.padded_tile(rows, col);
+                let stride = 2 * TILE_COLS;
+                encode_tile(self.header.base, &tile, stride, dense, &mut buffer.patches);
+            }
+            buffer.counts.push((buffer.patches.len() - before) as u32);
+        }
+    }
+
+    /// A tile that sticks out of the matrix, filled up with weights that need no patch: code 0,
+    /// sign and mantissa 0.
+    fn padded_tile(&self, rows: &[u8], col: usize) -> [u8; 2 * TILE_WEIGHTS] {
+        let padding = (u16::from(self.header.base) << 7).to_le_bytes();
+        let mut tile = [0; 2 * TILE_WEIGHTS];
+        for weight in tile.chunks_exact_mut(2) {
+            weight.copy_from_slice(&padding);
+        }
+        let cols = self.matrix.cols();
+        let width = 2 * (cols - col).min(TILE_COLS);
+        for (to, from) in tile
+            .chunks_exact_mut(2 * TILE_COLS)
+            .zip(rows.chunks_exact(2 * cols))
+        {
+            to[..width].copy_from_slice(&from[2 * col..][..width]);
+        }
+        tile
+    }
+}
+
+/// Encodes a full tile whose rows lie `stride` bytes apart; `dense` gets its [`TILE_BYTES`].
+fn encode_tile(base: u8, tile: &[u8], stride: usize, dense: &mut [u8], patches: &mut Vec<u16>) {
+    let first_patch = patches.len();
+    for (band, dense) in dense.chunks_exact_mut(BAND_BYTES).enumerate() {
+        let rows = &tile[band * BAND_ROWS * stride..];
+        let dense = dense.try_into().expect("a band");
+        encode_band(base, band, rows, stride, dense, patches);
+    }
+    patches[first_patch..].sort_unstable_by_key(|&patch| Patch(patch).position());
+}
+
+/// Encodes a full band. Lane-wise, so that the compiler makes vectors of lanes.
+fn encode_band(
+    base: u8,
+    band: usize,
+    rows: &[u8],
+    stride: usize,
+    dense: &mut [u8; BAND_BYTES],
+    patches: &mut Vec<u16>,
+) {
+    // Eight neighbouring weights belong to four neighbouring lanes.
+    let mut pairs = [[0u32; LANES]; LANE_PAIRS];
+    for group in 0..LANES / 4 {
+        for row_half in 0..2 {
+            let row = &rows[(group + 8 * row_half) * stride..][..2 * TILE_COLS];
+            for (i, eight) in row.chunks_exact(16).enumerate() {
+                let pairs = &mut pairs[2 * i + row_half][4 * group..][..4];
+                bytemuck::cast_slice_mut(pairs).copy_from_slice(eight);
+            }
+        }
+    }
+
+    let (bytes, bitmaps) = dense.split_at_mut(BITMAPS_AT);
+    let bases = u32::from(base) | u32::from(base) << 16;
+    let mut codes = [[0u32; LANES]; LANE_PAIRS];
+    let mut outliers = [0u32; LANES];
+    for (pair, (pairs, codes)) in pairs.iter().zip(&mut codes).enumerate() {
+        let half = &mut bytes[pair / 8 * HALF_BYTES..][..HALF_BYTES];
+        for lane in 0..LANES {
+            let weights = pairs[lane];
+            let sign_mantissa = weights & 0x007F_007F | weights >> 8 & 0x0080_0080;
+            let packed = (sign_mantissa | sign_mantissa >> 8) as u16;
+            half[16 * lane + 2 * (pair % 8)..][..2].copy_from_slice(&packed.to_le_bytes());
+
+            let exponents = weights >> 7 & 0x00FF_00FF;
+            // Bit 8 of each half guards its subtraction.
+            let relative = (exponents | 0x0100_0100) - bases;
+            codes[lane] = relative & 0x0007_0007;
+            outliers[lane] |= u32::from(relative & 0x01F8_01F8 != 0x0100_0100) << pair;
+        }
+    }
+    for (lane, &outliers) in outliers.iter().enumerate() {
+        if outliers != 0 {
+            patch_lane(base, band, lane, &pairs, outliers, &mut codes, patches);
+        }
+    }
+    for lane in 0..LANES {
+        let codes = std::array::from_fn(|pair| codes[pair][lane]);
+        for (w, word) in decode::bitmap_words(&codes).iter().enumerate() {
+            bitmaps[w * BITMAP_BYTES + lane * 4..][..4].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+/// Gives each outlier of a lane the low bits of its exponent as its code, and a patch.
+/// `outliers` has a bit for each pair with at least one.
+fn patch_lane(
+    base: u8,
+    band: usize,
+    lane: usize,
+    pairs: &[[u32; LANES]; LANE_PAIRS],
+    mut outliers: u32,
+    codes: &mut [[u32; LANES]; LANE_PAIRS],
+    patches: &mut Vec<u16>,
+) {
+    while outliers != 0 {
+        let pair = outliers.trailing_zeros() as usize;
+        outliers &= outliers - 1;
+        for second in [false, true] {
+            let shift = if second { 16 } else { 0 };
+            let exponent = (pairs[pair][lane] >> shift >> 7) as u8;
+            if u32::from(exponent).wrapping_sub(base.into()) >= WINDOW {
+                let position = patch_position(band, lane, pair, second);
+                patches.push(Patch::new(position, exponent).0);
+                let code = u32::from(exponent) & (WINDOW - 1);
+                let codes = &mut codes[pair][lane];
+                *codes = *codes & !((WINDOW - 1) << shift) | code << shift;
+            }
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The codec: a matrix of BF16 weights to its compressed form and back, on the CPU.
+//!
+//! ```text
+//! Matrix --histogram--> window --encode--> CompressedMatrix --decode--> the same bytes
+//! ```
+//!
+//! All of it runs in parallel over *strips* (rows of tiles) on the current rayon pool.
+
+mod compressed;
+mod decode;
+mod encode;
+mod histogram;
+mod matrix;
+
+pub use compressed::{CompressedMatrix, HEADER_BYTES, LAYOUT_ID, VERSION};
+pub(crate) use compressed::{Header, Sections, combine_crcs};
+pub(crate) use decode::decode_strip;
+pub use decode::{decode, decode_into};
+pub use encode::encode;
+pub(crate) use encode::{Encoder, StripBuffer};
+pub use histogram::{Histogram, Window};
+pub use matrix::Matrix;

@@ -1,0 +1,97 @@
+/// What can be wrong with a matrix or with compressed bytes.
+///
+/// Offsets count bytes from the start of the compressed matrix. Errors of files and tensors
+/// wrap these with the names, see [`crate::checkpoint::Error`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The number of bytes does not fit the shape.
+    #[error("a {rows} x {cols} BF16 matrix does not have {found} bytes")]
+    MatrixSize {
+        /// Rows asked for.
+        rows: usize,
+        /// Columns asked for.
+        cols: usize,
+        /// Bytes given.
+        found: usize,
+    },
+    /// The format counts rows, columns, tiles and patches in 32 bits.
+    #[error("a {rows} x {cols} matrix is too large for the format")]
+    MatrixTooLarge {
+        /// Rows asked for.
+        rows: usize,
+        /// Columns asked for.
+        cols: usize,
+    },
+    /// The bytes end before the header or a section that the header declares.
+    #[error("compressed matrix of {found} bytes, but {expected} are needed")]
+    Truncated {
+        /// Bytes that the header asks for.
+        expected: u64,
+        /// Bytes present.
+        found: u64,
+    },
+    /// The bytes go on after the last section.
+    #[error("compressed matrix of {found} bytes, but it ends after {expected}")]
+    TrailingBytes {
+        /// Bytes that the header asks for.
+        expected: u64,
+        /// Bytes present.
+        found: u64,
+    },
+    /// The bytes do not start with the magic of a compressed matrix.
+    #[error("not a zipserv matrix: wrong magic at offset 0")]
+    Magic,
+    /// A version that this build does not read.
+    #[error("format version {0} at offset 8 is not supported; this build reads version {version}", version = crate::VERSION)]
+    Version(u16),
+    /// A layout that this build does not read.
+    #[error("layout {0} at offset 10 is not supported; this build reads layout {layout}", layout = crate::LAYOUT_ID)]
+    Layout(u16),
+    /// A header field is out of range.
+    #[error("header field `{field}` at offset {offset} has the impossible value {value}")]
+    HeaderField {
+        /// The field's name in `docs/FORMAT.md`.
+        field: &'static str,
+        /// Where it is.
+        offset: usize,
+        /// What it says.
+        value: u64,
+    },
+    /// A checksum does not match: the bytes were damaged.
+    #[error(
+        "checksum of the {part} is {found:08x}, but {expected:08x} was stored: the data is damaged"
+    )]
+    Checksum {
+        /// Header or payload.
+        part: &'static str,
+        /// The stored checksum.
+        expected: u32,
+        /// The checksum of the bytes as they are.
+        found: u32,
+    },
+    /// The offsets of patches do not rise from zero to the number of patches.
+    #[error("patch offset of tile {tile} at offset {offset} is out of order")]
+    PatchOffset {
+        /// Index of the tile.
+        tile: usize,
+        /// Where the offset is.
+        offset: u64,
+    },
+    /// The patches of a tile are not in rising order of position, or lie in its padding.
+    #[error("patch {index} of tile {tile} is out of range or out of order")]
+    PatchPosition {
+        /// Index of the tile.
+        tile: usize,
+        /// Index of the patch among all patches.
+        index: usize,
+    },
+    /// The output does not have room for exactly the decoded matrix.
+    #[error("output of {found} bytes for a matrix of {expected}")]
+    OutputSize {
+        /// Bytes of the decoded matrix.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
+}
