@@ -1,0 +1,146 @@
+//! Loads and stores.
+
+use core::arch::asm;
+
+core::arch::global_asm!(".extern .shared .align 128 .b8 zipserv_shared[];");
+
+/// Address of the block's dynamic shared memory.
+#[inline(always)]
+pub fn shared() -> u32 {
+    let mut address: u32;
+    // SAFETY: takes an address.
+    unsafe {
+        asm!("mov.u32 {}, zipserv_shared;", out(reg32) address,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    address
+}
+
+macro_rules! shared_access {
+    ($($(#[$doc:meta])* $load:ident $store:ident $class:ident $type:ty, $suffix:literal;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// `address` lies in the block's shared memory, aligned to the access.
+        #[inline(always)]
+        pub unsafe fn $load(address: u32) -> $type {
+            let mut value: $type;
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(concat!("ld.shared.", $suffix, " {}, [{}];"),
+                    out($class) value, in(reg32) address,
+                    options(readonly, nostack, preserves_flags));
+            }
+            value
+        }
+
+        /// The store beside it.
+        ///
+        /// # Safety
+        /// `address` lies in the block's shared memory, aligned to the access.
+        #[inline(always)]
+        pub unsafe fn $store(address: u32, value: $type) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(concat!("st.shared.", $suffix, " [{}], {};"),
+                    in(reg32) address, in($class) value, options(nostack, preserves_flags));
+            }
+        }
+    )*};
+}
+
+shared_access! {
+    /// Loads 16 bits from shared memory.
+    load_u16 store_u16 reg16 u16, "u16";
+    /// Loads 32 bits from shared memory.
+    load_u32 store_u32 reg32 u32, "u32";
+    /// Loads a float from shared memory.
+    load_f32 store_f32 reg32 f32, "f32";
+}
+
+/// Loads 128 bits from shared memory.
+///
+/// # Safety
+/// As [`load_u32`].
+#[inline(always)]
+pub unsafe fn load_u32x4(address: u32) -> [u32; 4] {
+    let (mut a, mut b, mut c, mut d): (u32, u32, u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.shared.v4.u32 {{{}, {}, {}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) address,
+            options(readonly, nostack, preserves_flags));
+    }
+    [a, b, c, d]
+}
+
+/// Stores 128 bits to shared memory.
+///
+/// # Safety
+/// As [`store_u32`].
+#[inline(always)]
+pub unsafe fn store_u32x4(address: u32, [a, b, c, d]: [u32; 4]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.shared.v4.u32 [{}], {{{}, {}, {}, {}}};",
+            in(reg32) address, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Loads 128 bits of global memory that nothing writes while the kernel runs.
+///
+/// # Safety
+/// `address` is readable for 16 bytes and 16-byte aligned.
+#[inline(always)]
+pub unsafe fn load_global_u32x4(address: *const u8) -> [u32; 4] {
+    let (mut a, mut b, mut c, mut d): (u32, u32, u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.global.nc.L1::no_allocate.v4.u32 {{{}, {}, {}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) address,
+            options(pure, readonly, nostack, preserves_flags));
+    }
+    [a, b, c, d]
+}
+
+/// Loads 32 bits of global memory that nothing writes while the kernel runs.
+///
+/// # Safety
+/// `address` is readable for 4 bytes and aligned.
+#[inline(always)]
+pub unsafe fn load_global_u32(address: *const u32) -> u32 {
+    let mut value: u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.global.nc.u32 {}, [{}];", out(reg32) value, in(reg64) address,
+            options(pure, readonly, nostack, preserves_flags));
+    }
+    value
+}
+
+/// Stores 128 bits to global memory that this kernel will not read.
+///
+/// # Safety
+/// `address` is writable for 16 bytes and 16-byte aligned.
+#[inline(always)]
+pub unsafe fn store_global_u32x4(address: *mut u8, [a, b, c, d]: [u32; 4]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.global.cs.v4.u32 [{}], {{{}, {}, {}, {}}};",
+            in(reg64) address, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Bytes of `value` picked by the four nibbles of `SELECTOR`.
+#[inline(always)]
+pub fn permute<const SELECTOR: u32>(value: u32) -> u32 {
+    let mut result: u32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("prmt.b32 {}, {}, 0, {};", out(reg32) result, in(reg32) value, const SELECTOR,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    result
+}

@@ -1,0 +1,48 @@
+//! Who am I, and execution barriers.
+
+use core::arch::asm;
+pub use core::arch::nvptx::{
+    _block_dim_x as threads, _block_idx_x as block, _grid_dim_x as blocks, _syncthreads,
+    _thread_idx_x as thread,
+};
+
+/// Lane of this thread in its warp.
+#[inline(always)]
+pub fn lane() -> u32 {
+    // SAFETY: every thread has an index.
+    unsafe { thread() as u32 % 32 }
+}
+
+/// Warp of this thread in its block, the same in all lanes.
+#[inline(always)]
+pub fn warp() -> u32 {
+    // SAFETY: every thread has an index.
+    let warp = unsafe { thread() as u32 / 32 };
+    broadcast(warp)
+}
+
+/// The value of lane 0, which lets the compiler keep it in a uniform register.
+#[inline(always)]
+pub fn broadcast(value: u32) -> u32 {
+    let mut result: u32;
+    // SAFETY: all lanes of the warp run this.
+    unsafe {
+        asm!("shfl.sync.idx.b32 {}, {}, 0, 31, 0xffffffff;", out(reg32) result, in(reg32) value,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    result
+}
+
+/// Orders the shared-memory accesses of a warp's lanes before it against those after it.
+#[inline(always)]
+pub fn sync_warp() {
+    // SAFETY: all lanes of the warp run this.
+    unsafe { asm!("bar.warp.sync 0xffffffff;", options(nostack, preserves_flags)) }
+}
+
+/// Waits for all threads of the block.
+#[inline(always)]
+pub fn sync_block() {
+    // SAFETY: all threads of the block run this; `asm!` keeps memory accesses on their side.
+    unsafe { asm!("bar.sync 0;", options(nostack, preserves_flags)) }
+}

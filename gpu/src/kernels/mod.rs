@@ -1,0 +1,3 @@
+//! The kernels. Each file opens with its data flow and its budget.
+
+pub mod zipgemm;
