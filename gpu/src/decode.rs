@@ -7,7 +7,10 @@
 //!
 //! Everything here is pure integer code and compiles for the host, where the CPU codec uses it.
 
-use crate::layout::{LANE_PAIRS, LANE_WORDS};
+use crate::{
+    integer::{double_bytes, multiply_add},
+    layout::{LANE_PAIRS, LANE_WORDS},
+};
 
 /// Pairs whose codes sit in five fields of three bits in each 16-bit half of one bitmap word.
 const FIELDS: usize = 5;
@@ -27,43 +30,29 @@ pub const fn base_pair(base: u8) -> u32 {
 /// bits `3 * f` and `16 + 3 * f`; the last pair has bit `i` of its codes at bits 15 and 31 of
 /// word `i`.
 #[inline(always)]
-pub const fn exponents<const P: usize>(words: [u32; LANE_WORDS], bases: u32) -> u32 {
+pub fn exponents<const P: usize>(words: [u32; LANE_WORDS], bases: u32) -> u32 {
     if P == LAST {
         let top = 0x8000_8000;
         let codes = (words[0] & top) >> 8 | (words[1] & top) >> 7 | (words[2] & top) >> 6;
         return codes.wrapping_add(bases);
     }
-    let (word, field) = (words[P / FIELDS], P % FIELDS);
+    let word = words[P / FIELDS];
     // Fields 3 and 4 lie above the exponent field; one shift of the word, shared by both,
     // brings them below it.
-    let (word, field) = if field < 3 {
-        (word, field)
-    } else {
-        (word >> 9, field - 3)
-    };
-    let mask = 0x0007_0007 << (3 * field);
-    (word & mask)
-        .wrapping_mul(1 << (7 - 3 * field))
-        .wrapping_add(bases)
+    match P % FIELDS {
+        0 => multiply_add::<{ 1 << 7 }>(word & 0x0007_0007, bases),
+        1 => multiply_add::<{ 1 << 4 }>(word & 0x0038_0038, bases),
+        2 => multiply_add::<{ 1 << 1 }>(word & 0x01C0_01C0, bases),
+        3 => multiply_add::<{ 1 << 7 }>(word >> 9 & 0x0007_0007, bases),
+        _ => multiply_add::<{ 1 << 4 }>(word >> 9 & 0x0038_0038, bases),
+    }
 }
 
 /// Spreads two sign/mantissa bytes over the two halves of a word: bytes 0 and 1 of `bytes`, or
 /// bytes 2 and 3 with `HIGH`. The exponent fields come out zero.
 #[inline(always)]
-pub const fn sign_mantissa<const HIGH: bool>(bytes: u32) -> u32 {
-    permute(bytes, if HIGH { 0x3322 } else { 0x1100 }) & 0x807F_807F
-}
-
-/// Bytes of `value` picked by the four nibbles of `selector`, the PTX `prmt` of one operand.
-/// On the GPU the compiler makes one `PRMT` of it.
-#[inline(always)]
-const fn permute(value: u32, selector: u32) -> u32 {
-    let low = if selector == 0x1100 {
-        value
-    } else {
-        value >> 16
-    };
-    ((low & 0xFF) * 0x0101) | ((low >> 8 & 0xFF) * 0x0101_0000)
+pub fn sign_mantissa<const HIGH: bool>(bytes: u32) -> u32 {
+    double_bytes::<HIGH>(bytes) & 0x807F_807F
 }
 
 /// Both weights of pair `P` of a lane: the first in the low half, as `mma` wants them.
@@ -71,7 +60,7 @@ const fn permute(value: u32, selector: u32) -> u32 {
 /// `bytes` is the word of sign/mantissa bytes that holds the pair, word `P / 2` of the lane's
 /// eight.
 #[inline(always)]
-pub const fn pair<const P: usize>(bytes: u32, words: [u32; LANE_WORDS], bases: u32) -> u32 {
+pub fn pair<const P: usize>(bytes: u32, words: [u32; LANE_WORDS], bases: u32) -> u32 {
     let exponents = exponents::<P>(words, bases);
     if P.is_multiple_of(2) {
         sign_mantissa::<false>(bytes) | exponents
@@ -82,12 +71,12 @@ pub const fn pair<const P: usize>(bytes: u32, words: [u32; LANE_WORDS], bases: u
 
 /// All four fragment registers of k-step `S` (`0..4`), from the step's two words of bytes.
 #[inline(always)]
-pub const fn kstep<const S: usize>(
+pub fn kstep<const S: usize>(
     bytes: [u32; 2],
     words: [u32; LANE_WORDS],
     bases: [u32; 4],
 ) -> [u32; 4] {
-    // `S` is a constant, so one arm of each match survives.
+    // `S` is a constant, so one arm survives.
     macro_rules! registers {
         ($($p:literal)*) => {[
             $(pair::<$p>(bytes[$p / 2 % 2], words, bases[$p % 4])),*

@@ -1,6 +1,9 @@
 //! The entries of the PTX: one for each kernel and shape.
 
-use crate::kernels::zipgemm::{Args, zipgemm};
+use crate::{
+    args::{DecompressArgs, GemmArgs},
+    kernels::zipgemm::zipgemm,
+};
 
 macro_rules! zipgemm {
     ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $stages:literal;)*) => {$(
@@ -9,14 +12,21 @@ macro_rules! zipgemm {
         /// # Safety
         /// As [`zipgemm()`].
         #[unsafe(no_mangle)]
-        pub unsafe extern "ptx-kernel" fn $name(args: Args) {
+        pub unsafe extern "ptx-kernel" fn $name(args: GemmArgs) {
             // SAFETY: the caller's promise.
             unsafe { zipgemm::<$n_tiles, $strips, $groups, $stages>(&args) }
         }
     )*};
 }
 
-zipgemm! {
-    zipgemm_n8_m32: 1 1 8 3;
-    zipgemm_n8_m64: 1 2 4 3;
+crate::gemm_kernels!(zipgemm);
+
+/// Restores a matrix, see [`crate::kernels::decompress`].
+///
+/// # Safety
+/// As the function of that name in [`crate::kernels::decompress`].
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn decompress(args: DecompressArgs) {
+    // SAFETY: the caller's promise.
+    unsafe { crate::kernels::decompress::decompress(&args) }
 }

@@ -1,6 +1,6 @@
 //! What each kernel's launch looks like: one table for the kernels, the builder and the host.
 
-use crate::layout::{BAND_BYTES, BAND_ROWS, BANDS, KSTEP_COLS, TILE_COLS, TILE_ROWS};
+use crate::layout::{BAND_ROWS, KSTEP_COLS, TILE_BYTES, TILE_COLS, TILE_ROWS};
 
 /// Shape of a `zipgemm` block: all that distinguishes one of its kernels from another.
 ///
@@ -22,8 +22,19 @@ impl Gemm {
     /// Bytes between rows of activations in shared memory: 64 columns, and 16 bytes more so that
     /// `ldmatrix` finds eight rows in different banks.
     pub const X_STRIDE: usize = 2 * TILE_COLS + 16;
-    /// Room for a tile's patches in its stage; further ones are read from global memory.
-    pub const PATCH_BYTES: usize = 128;
+    /// Room for a tile's first 32 patches in its stage, from wherever in 16 bytes they start.
+    pub const PATCH_BYTES: usize = 80;
+
+    /// The launch of the kernel called `name`.
+    const fn launch(self, name: &'static str) -> Launch {
+        assert!(self.shared_bytes() <= 227 * 1024, "more shared memory than Hopper has");
+        Launch {
+            name,
+            threads: self.threads(),
+            min_blocks: 1,
+            shared_bytes: self.shared_bytes(),
+        }
+    }
 
     /// Warps in a block.
     pub const fn warps(self) -> usize {
@@ -35,57 +46,63 @@ impl Gemm {
         32 * self.warps()
     }
 
-    /// Offset of the activations in a stage, behind the dense tiles.
+    /// Offset of the patches in a stage of weights, behind the dense tile.
+    pub const PATCHES_AT: usize = TILE_BYTES;
+
+    /// Offset, in a stage of weights, of a word that says how many patches there are and where
+    /// they start.
+    pub const COUNT_AT: usize = Self::PATCHES_AT + Self::PATCH_BYTES;
+
+    /// Bytes of a warp's stage of weights.
+    pub const STAGE_BYTES: usize = (Self::COUNT_AT + 4).next_multiple_of(128);
+
+    /// Bytes of a group's stage of activations.
+    pub const fn x_bytes(self) -> usize {
+        8 * self.n_tiles * Self::X_STRIDE
+    }
+
+    /// Offset of the groups' rings of activations, behind the warps' rings of weights.
     pub const fn x_at(self) -> usize {
-        self.strips * BANDS * BAND_BYTES
+        self.warps() * self.stages * Self::STAGE_BYTES
     }
 
-    /// Offset of the patches in a stage.
-    pub const fn patches_at(self) -> usize {
-        self.x_at() + 8 * self.n_tiles * Self::X_STRIDE
-    }
-
-    /// Offset, in a stage, of one word for each strip: how many patches, and where they start.
-    pub const fn counts_at(self) -> usize {
-        self.patches_at() + self.strips * Self::PATCH_BYTES
-    }
-
-    /// Bytes of a stage.
-    pub const fn stage_bytes(self) -> usize {
-        (self.counts_at() + 4 * self.strips).next_multiple_of(128)
-    }
-
-    /// Offset of the warps' tables of bases, behind the rings.
+    /// Offset of the warps' tables of bases.
     pub const fn bases_at(self) -> usize {
-        self.groups * self.stages * self.stage_bytes()
+        self.x_at() + self.groups * self.stages * self.x_bytes()
     }
 
     /// Bytes of one warp's table of bases: one BF16 exponent field for each weight of a band.
     pub const BASES_BYTES: usize = 2 * BAND_ROWS * TILE_COLS;
 
-    /// Offset of the two buffers in which warps add up their sums.
+    /// Offset of the buffer in which warps add up their sums.
     pub const fn sums_at(self) -> usize {
         self.bases_at() + self.warps() * Self::BASES_BYTES
     }
 
-    /// Floats between tokens in a buffer of sums; the four more keep stores in different banks.
+    /// Floats between tokens in the buffer of sums; the four more keep stores in different banks.
     pub const fn sums_stride(self) -> usize {
         TILE_ROWS * self.strips + 4
     }
 
-    /// Bytes of one buffer of sums.
+    /// Bytes of the buffer of sums, of eight tokens.
     pub const fn sums_bytes(self) -> usize {
-        4 * self.groups * 8 * self.n_tiles * self.sums_stride()
+        4 * self.groups * 8 * self.sums_stride()
     }
 
-    /// Offset of the barriers: for each group and stage one *full* and one *empty*.
+    /// Offset of the barriers: for each stage one *full* for each warp's weights, one *full* and
+    /// one *empty* for each group's activations.
     pub const fn barriers_at(self) -> usize {
-        self.sums_at() + 2 * self.sums_bytes()
+        self.sums_at() + self.sums_bytes()
+    }
+
+    /// Offset of a word by which one thread tells the others.
+    pub const fn flag_at(self) -> usize {
+        self.barriers_at() + 8 * self.stages * (self.warps() + 2 * self.groups)
     }
 
     /// Dynamic shared memory of a block.
     pub const fn shared_bytes(self) -> usize {
-        self.barriers_at() + 16 * self.groups * self.stages + 16
+        self.flag_at() + 16
     }
 }
 
@@ -101,5 +118,52 @@ pub struct Launch {
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: usize,
 }
+
+/// Every `zipgemm` kernel: name, then [`Gemm`]'s fields. `$use` is a macro that makes something
+/// of the list: the entries of the PTX, or the tables below.
+#[macro_export]
+macro_rules! gemm_kernels {
+    ($use:ident) => {
+        $use! {
+            zipgemm_n8_m32: 1 1 8 3;
+            zipgemm_n8_m64: 1 2 4 3;
+            zipgemm_n8_m32_w16: 1 1 16 2;
+            zipgemm_n8_m64_w16: 1 2 8 2;
+            zipgemm_n8_m64_w16s3: 1 2 8 3;
+            zipgemm_n8_m128_w16: 1 4 4 3;
+            zipgemm_n16_m64: 2 2 4 3;
+            zipgemm_n16_m64_w16: 2 2 8 2;
+            zipgemm_n16_m128_w16: 2 4 4 2;
+            zipgemm_n32_m128: 4 4 2 3;
+            zipgemm_n32_m128_w16: 4 4 4 2;
+            zipgemm_n32_m256: 4 8 1 3;
+            zipgemm_n64_m128: 8 4 2 3;
+            zipgemm_n64_m256: 8 8 1 3;
+        }
+    };
+}
+
+macro_rules! tables {
+    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $stages:literal;)*) => {
+        /// Every `zipgemm` kernel and its shape.
+        pub const GEMMS: &[(&str, Gemm)] = &[$((
+            stringify!($name),
+            Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages },
+        )),*];
+
+        /// Every kernel's launch.
+        pub const KERNELS: &[Launch] = &[
+            Launch { name: "decompress", threads: 256, min_blocks: 4, shared_bytes: 8 * DECOMPRESS_WARP_BYTES },
+            $(
+                Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages }
+                    .launch(stringify!($name)),
+            )*
+        ];
+    };
+}
+gemm_kernels!(tables);
+
+/// Shared memory of one warp of `decompress`: a tile, its rows 16 bytes apart in banks.
+pub const DECOMPRESS_WARP_BYTES: usize = TILE_ROWS * (2 * TILE_COLS + 16);
 
 const _: () = assert!(TILE_COLS == 4 * KSTEP_COLS);

@@ -11,7 +11,9 @@
     feature(abi_ptx, asm_experimental_arch, stdarch_nvptx)
 )]
 
+pub mod args;
 pub mod decode;
+mod integer;
 pub mod launch;
 pub mod layout;
 

@@ -3,7 +3,11 @@
 #[cfg(target_endian = "big")]
 compile_error!("weights are little-endian, and so must be the host");
 
+#[cfg(feature = "cuda")]
+pub mod bench;
 mod codec;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 
 pub use codec::{

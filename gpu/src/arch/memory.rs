@@ -132,15 +132,3 @@ pub unsafe fn store_global_u32x4(address: *mut u8, [a, b, c, d]: [u32; 4]) {
             options(nostack, preserves_flags));
     }
 }
-
-/// Bytes of `value` picked by the four nibbles of `SELECTOR`.
-#[inline(always)]
-pub fn permute<const SELECTOR: u32>(value: u32) -> u32 {
-    let mut result: u32;
-    // SAFETY: arithmetic.
-    unsafe {
-        asm!("prmt.b32 {}, {}, 0, {};", out(reg32) result, in(reg32) value, const SELECTOR,
-            options(pure, nomem, nostack, preserves_flags));
-    }
-    result
-}

@@ -1,3 +1,4 @@
 //! The kernels. Each file opens with its data flow and its budget.
 
+pub mod decompress;
 pub mod zipgemm;

@@ -20,39 +20,12 @@
 //! multiprocessors at 3 TB/s leave 13.6.
 
 use crate::{
+    args::GemmArgs,
     arch::{barrier, copy, grid, memory, mma, thread},
     decode,
     launch::Gemm,
     layout::*,
 };
-
-/// The operands of one call; the host passes them as kernel parameters.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Args {
-    /// Output, N rows of M BF16.
-    pub y: *mut u16,
-    /// Activations, N rows of K BF16.
-    pub x: *const u16,
-    /// Dense part of the weights.
-    pub dense: *const u8,
-    /// Index of each tile's first patch.
-    pub offsets: *const u32,
-    /// Patches.
-    pub patches: *const u16,
-    /// Partial sums of row blocks that thread blocks share: two a block.
-    pub partials: *mut f32,
-    /// One zeroed counter for each row block; zero again when the kernel ends.
-    pub counters: *mut u32,
-    /// Output features.
-    pub m: u32,
-    /// Tokens.
-    pub n: u32,
-    /// Input features.
-    pub k: u32,
-    /// The matrix's base exponent.
-    pub base: u32,
-}
 
 /// The kernel of one [`Gemm`] shape.
 ///
@@ -66,7 +39,7 @@ pub unsafe fn zipgemm<
     const GROUPS: usize,
     const STAGES: usize,
 >(
-    args: &Args,
+    args: &GemmArgs,
 ) {
     let mut block = Block::<N_TILES, STRIPS, GROUPS, STAGES>::new(args);
     // SAFETY: the caller's promise, passed on.
@@ -76,17 +49,18 @@ pub unsafe fn zipgemm<
 /// A thread's view of its block.
 struct Block<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize>
 {
-    args: &'a Args,
+    args: &'a GemmArgs,
     shared: u32,
     lane: u32,
+    warp: u32,
     /// Strip and group of this warp.
     strip: u32,
     group: u32,
     /// Tiles along K, and strips of the matrix.
     tile_cols: u32,
     strips: u32,
-    /// Whether activations can be copied in bulk.
-    x_bulk: bool,
+    /// Whether activations can be copied in chunks of 16 bytes.
+    x_chunks: bool,
     work: Work,
 }
 
@@ -119,13 +93,15 @@ impl Work {
     }
 }
 
-/// The next unit that a group's leader will copy, with the patch offsets of this lane's strip.
-struct Next {
-    row_block: u32,
+/// A warp's place in its group's run of units, ahead of or at the one it multiplies.
+#[derive(Clone, Copy)]
+struct Unit {
     tile_col: u32,
-    /// Units still to copy.
+    /// Strip of this warp, and its tile.
+    strip: u32,
+    tile: u32,
+    /// Units to come, this one included.
     left: u32,
-    patches: [u32; 2],
 }
 
 impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize>
@@ -135,7 +111,7 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
     const THREADS: u32 = Self::SHAPE.threads() as u32;
 
     #[inline(always)]
-    fn new(args: &'a Args) -> Self {
+    fn new(args: &'a GemmArgs) -> Self {
         let warp = thread::warp();
         let tile_cols = args.k.div_ceil(TILE_COLS as u32);
         let strips = args.m.div_ceil(TILE_ROWS as u32);
@@ -145,36 +121,49 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
             args,
             shared: memory::shared(),
             lane: thread::lane(),
+            warp,
             strip: warp % STRIPS as u32,
             group: warp / STRIPS as u32,
             tile_cols,
             strips,
-            x_bulk: args.k % 8 == 0 && args.x as u64 % 16 == 0,
+            x_chunks: args.k % 8 == 0 && args.x as u64 % 16 == 0,
             work: Work::new(strips.div_ceil(STRIPS as u32) * tile_cols, blocks),
         }
     }
 
+    /// A warp's stage of weights.
     #[inline(always)]
-    fn stage(&self, stage: u32) -> u32 {
-        self.shared + (self.group * STAGES as u32 + stage) * Self::SHAPE.stage_bytes() as u32
+    fn weights(&self, stage: u32) -> u32 {
+        self.shared + (self.warp * STAGES as u32 + stage) * Gemm::STAGE_BYTES as u32
     }
 
+    /// A group's stage of activations.
     #[inline(always)]
-    fn full(&self, stage: u32) -> u32 {
-        self.shared
-            + Self::SHAPE.barriers_at() as u32
-            + 16 * (self.group * STAGES as u32 + stage)
+    fn x(&self, stage: u32) -> u32 {
+        let index = self.group * STAGES as u32 + stage;
+        self.shared + Self::SHAPE.x_at() as u32 + index * Self::SHAPE.x_bytes() as u32
     }
 
-    #[inline(always)]
-    fn empty(&self, stage: u32) -> u32 {
-        self.full(stage) + 8
-    }
-
+    /// The warp's table of bases.
     #[inline(always)]
     fn bases(&self) -> u32 {
-        let warp = self.group * STRIPS as u32 + self.strip;
-        self.shared + Self::SHAPE.bases_at() as u32 + warp * Gemm::BASES_BYTES as u32
+        self.shared + Self::SHAPE.bases_at() as u32 + self.warp * Gemm::BASES_BYTES as u32
+    }
+
+    #[inline(always)]
+    fn weights_full(&self, stage: u32) -> u32 {
+        self.shared + Self::SHAPE.barriers_at() as u32 + 8 * (self.warp * STAGES as u32 + stage)
+    }
+
+    #[inline(always)]
+    fn x_full(&self, stage: u32) -> u32 {
+        let before = Self::SHAPE.barriers_at() + 8 * STAGES * Self::SHAPE.warps();
+        self.shared + before as u32 + 16 * (self.group * STAGES as u32 + stage)
+    }
+
+    #[inline(always)]
+    fn x_empty(&self, stage: u32) -> u32 {
+        self.x_full(stage) + 8
     }
 
     #[inline(always)]
@@ -183,203 +172,205 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
         // SAFETY: every thread has a place in the grid.
         let block = unsafe { thread::block() } as u32;
         let (start, end) = (self.work.start(block), self.work.start(block + 1));
-        let first_row_block = start.checked_div(self.tile_cols).unwrap_or(0);
-        let first_col = start - first_row_block * self.tile_cols;
-
+        let mut row_block = start.checked_div(self.tile_cols).unwrap_or(0);
+        let mut row_block_start = row_block * self.tile_cols;
         let leader = self.strip == 0;
-        let mut next = self.first_unit(first_row_block, first_col, end - start);
+
+        let mut next = self.first_unit(row_block, start - row_block_start, end - start);
+        let mut next_x = next;
+        let mut unit = next;
         // SAFETY: addresses lie in the block's shared memory by the shape's arithmetic; global
         // ranges are the caller's promise.
         unsafe {
+            if self.lane == 0 {
+                for stage in 0..STAGES as u32 {
+                    barrier::init(self.weights_full(stage), 1);
+                    if leader {
+                        barrier::init(self.x_full(stage), LANES as u32);
+                        barrier::init(self.x_empty(stage), STRIPS as u32);
+                    }
+                }
+                barrier::fence_init();
+            }
+            thread::sync_warp();
+            // Weights never depend on an earlier kernel, activations do.
+            let mut patches = self.patch_range(&next);
+            for stage in 0..STAGES as u32 {
+                self.copy_weights(&mut next, &mut patches, stage);
+            }
+            self.fill_bases();
+            grid::wait_dependencies();
             if leader {
-                if self.lane == 0 {
-                    for stage in 0..STAGES as u32 {
-                        barrier::init(self.full(stage), 2);
-                        barrier::init(self.empty(stage), STRIPS as u32);
-                    }
-                    barrier::fence_init();
-                }
-                thread::sync_warp();
-                // Weights never depend on an earlier kernel, activations do.
-                let mut ahead = self.first_unit(first_row_block, first_col, end - start);
                 for stage in 0..STAGES as u32 {
-                    if next.left > 0 {
-                        self.copy_weights(&mut next, stage);
-                    }
+                    self.copy_x(&mut next_x, stage);
                 }
-                self.fill_bases();
-                grid::wait_dependencies();
-                for stage in 0..STAGES as u32 {
-                    if ahead.left > 0 {
-                        self.copy_x(ahead.tile_col, stage);
-                        self.advance(&mut ahead);
-                    }
-                }
-            } else {
-                self.fill_bases();
-                grid::wait_dependencies();
             }
             thread::sync_block();
 
-            let mut ring = (0u32, 0u32);
-            let mut refill = None;
-            let mut tile_col = first_col + self.group;
-            let mut row_block = first_row_block;
-            let mut row_block_start = start - first_col;
-            let mut segment = 0;
+            let (mut stage, mut parity) = (0, 0);
+            let mut refill_x = false;
             while row_block_start < end {
-                let row_block_end = self.tile_cols.min(end - row_block_start);
                 let from = start.max(row_block_start) - row_block_start;
+                let to = self.tile_cols.min(end - row_block_start);
+                let strip = row_block * STRIPS as u32 + self.strip;
                 let mut acc = [[[0f32; 4]; N_TILES]; BANDS];
-                while tile_col < row_block_end {
-                    let (stage, parity) = ring;
-                    if leader && next.left > 0 {
-                        if let Some((stage, parity)) = refill {
-                            barrier::wait(self.empty(stage), parity);
-                            let col = next.tile_col;
-                            self.copy_weights(&mut next, stage);
-                            self.copy_x(col, stage);
-                        }
-                        refill = Some(ring);
+                while unit.left > 0 && unit.strip == strip {
+                    if STRIPS > 1 && leader && refill_x {
+                        let (stage, parity) = Self::before(stage, parity);
+                        barrier::wait(self.x_empty(stage), parity);
+                        self.copy_x(&mut next_x, stage);
                     }
-                    barrier::wait(self.full(stage), parity);
-                    if row_block * STRIPS as u32 + self.strip < self.strips {
-                        let tail = self.x_bulk && (tile_col + 1) * TILE_COLS as u32 > self.args.k;
-                        self.multiply(row_block, tile_col, stage, tail, &mut acc);
+                    refill_x = true;
+                    barrier::wait(self.weights_full(stage), parity);
+                    barrier::wait(self.x_full(stage), parity);
+                    if strip < self.strips {
+                        self.multiply(unit.tile, stage, &mut acc);
                     }
                     thread::sync_warp();
-                    if self.lane == 0 {
-                        barrier::arrive(self.empty(stage));
-                    }
-                    ring = if stage + 1 == STAGES as u32 {
-                        (0, parity ^ 1)
+                    if STRIPS > 1 {
+                        if self.lane == 0 {
+                            barrier::arrive(self.x_empty(stage));
+                        }
                     } else {
-                        (stage + 1, parity)
-                    };
-                    tile_col += GROUPS as u32;
+                        self.copy_x(&mut next_x, stage);
+                    }
+                    self.copy_weights(&mut next, &mut patches, stage);
+                    (stage, parity) = Self::after(stage, parity);
+                    self.advance(&mut unit);
                 }
-                self.finish(row_block, from, row_block_end, row_block_start, block, segment, &acc);
-                tile_col = tile_col.wrapping_sub(self.tile_cols);
+                self.finish(row_block, from, to, row_block_start, block, &acc);
                 row_block += 1;
                 row_block_start += self.tile_cols;
-                segment += 1;
             }
         }
     }
-}
 
-impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize>
-    Block<'a, N_TILES, STRIPS, GROUPS, STAGES>
-{
-    /// This group's first unit of the `count` units of the block.
+    /// The stage after `stage`, and the parity of its next phase.
     #[inline(always)]
-    fn first_unit(&self, row_block: u32, tile_col: u32, count: u32) -> Next {
-        let mut next = Next {
-            row_block,
+    fn after(stage: u32, parity: u32) -> (u32, u32) {
+        if stage + 1 == STAGES as u32 { (0, parity ^ 1) } else { (stage + 1, parity) }
+    }
+
+    /// The stage before `stage`, and the parity of its last phase.
+    #[inline(always)]
+    fn before(stage: u32, parity: u32) -> (u32, u32) {
+        if stage == 0 { (STAGES as u32 - 1, parity ^ 1) } else { (stage - 1, parity) }
+    }
+
+    /// This warp's first unit of the block's `count`, from `tile_col` of `row_block` on.
+    #[inline(always)]
+    fn first_unit(&self, row_block: u32, tile_col: u32, count: u32) -> Unit {
+        let strip = row_block * STRIPS as u32 + self.strip;
+        let mut unit = Unit {
             tile_col: tile_col + self.group,
+            strip,
+            tile: strip * self.tile_cols + tile_col + self.group,
             left: count.saturating_sub(self.group).div_ceil(GROUPS as u32),
-            patches: [0; 2],
         };
-        self.settle(&mut next);
-        next
+        self.carry(&mut unit);
+        unit
     }
 
     /// Moves to the group's next unit.
     #[inline(always)]
-    fn advance(&self, next: &mut Next) {
-        next.tile_col += GROUPS as u32;
-        next.left -= 1;
-        self.settle(next);
+    fn advance(&self, unit: &mut Unit) {
+        unit.left -= 1;
+        unit.tile_col += GROUPS as u32;
+        unit.tile += GROUPS as u32;
+        self.carry(unit);
     }
 
-    /// Carries the tile column over into the row block, and loads patch offsets well ahead of
-    /// their use.
     #[inline(always)]
-    fn settle(&self, next: &mut Next) {
-        while next.tile_col >= self.tile_cols && next.left > 0 {
-            next.tile_col -= self.tile_cols;
-            next.row_block += 1;
-        }
-        let strip = next.row_block * STRIPS as u32 + self.lane;
-        if next.left > 0 && self.lane < STRIPS as u32 && strip < self.strips {
-            let tile = u64::from(strip) * u64::from(self.tile_cols) + u64::from(next.tile_col);
-            // SAFETY: there is one offset more than there are tiles.
-            unsafe {
-                let offsets = self.args.offsets.add(tile as usize);
-                next.patches = [memory::load_global_u32(offsets), memory::load_global_u32(offsets.add(1))];
-            }
+    fn carry(&self, unit: &mut Unit) {
+        while unit.tile_col >= self.tile_cols {
+            unit.tile_col -= self.tile_cols;
+            unit.strip += STRIPS as u32;
+            unit.tile += (STRIPS as u32 - 1) * self.tile_cols;
         }
     }
 
-    /// Starts the copies of a unit's tiles and patches into `stage`, one lane a strip.
+    /// The range of the patches of a unit's tile, asked for well ahead of its use.
     #[inline(always)]
-    unsafe fn copy_weights(&self, next: &mut Next, stage: u32) {
-        let (at, full) = (self.stage(stage), self.full(stage));
-        let strip = next.row_block * STRIPS as u32 + self.lane;
-        // SAFETY: `run`'s.
+    fn patch_range(&self, unit: &Unit) -> [u32; 2] {
+        if unit.left == 0 || unit.strip >= self.strips {
+            return [0; 2];
+        }
+        // SAFETY: there is one offset more than there are tiles.
         unsafe {
-            if self.lane < STRIPS as u32 && strip < self.strips {
-                let tile = u64::from(strip) * u64::from(self.tile_cols) + u64::from(next.tile_col);
-                let [from, to] = next.patches;
-                // Bulk copies want multiples of 16 bytes; the section is padded to allow it.
-                let (first, last) = (from & !7, to.next_multiple_of(8));
-                let patch_bytes = (2 * (last - first)).min(Gemm::PATCH_BYTES as u32);
-                barrier::expect(full, TILE_BYTES as u32 + patch_bytes);
-                let dense = self.args.dense.add(tile as usize * TILE_BYTES);
-                copy::bulk(at + self.lane * TILE_BYTES as u32, dense, TILE_BYTES as u32, full);
-                if patch_bytes > 0 {
-                    let to = at + Self::SHAPE.patches_at() as u32 + self.lane * Gemm::PATCH_BYTES as u32;
-                    let patches = self.args.patches.add(first as usize).cast();
-                    copy::bulk(to, patches, patch_bytes, full);
+            let offsets = self.args.offsets.add(unit.tile as usize);
+            [memory::load_global_u32(offsets), memory::load_global_u32(offsets.add(1))]
+        }
+    }
+
+    /// Starts the copies of a unit's tile and patches into `stage`, and moves to the next unit.
+    #[inline(always)]
+    unsafe fn copy_weights(&self, next: &mut Unit, patches: &mut [u32; 2], stage: u32) {
+        if next.left == 0 {
+            return;
+        }
+        let (at, full) = (self.weights(stage), self.weights_full(stage));
+        if self.lane == 0 {
+            // SAFETY: `run`'s.
+            unsafe {
+                if next.strip < self.strips {
+                    let [from, to] = *patches;
+                    // Bulk copies want multiples of 16 bytes; the section is padded to allow it.
+                    let (first, last) = (from & !7, (to + 7) & !7);
+                    let patch_bytes = (2 * (last - first)).min(Gemm::PATCH_BYTES as u32);
+                    memory::store_u32(at + Gemm::COUNT_AT as u32, (to - from) << 3 | from & 7);
+                    barrier::expect(full, TILE_BYTES as u32 + patch_bytes);
+                    let dense = self.args.dense.add(next.tile as usize * TILE_BYTES);
+                    copy::bulk(at, dense, TILE_BYTES as u32, full);
+                    if patch_bytes > 0 {
+                        let patches = self.args.patches.add(first as usize).cast();
+                        copy::bulk(at + Gemm::PATCHES_AT as u32, patches, patch_bytes, full);
+                    }
                 }
-                let count = at + Self::SHAPE.counts_at() as u32 + 4 * self.lane;
-                memory::store_u32(count, (to - from) << 3 | from & 7);
-            }
-            thread::sync_warp();
-            if self.lane == 0 {
                 barrier::arrive(full);
             }
         }
         self.advance(next);
+        *patches = self.patch_range(next);
     }
 
-    /// Starts the copies of the activations of a tile column into `stage`, one lane a token.
+    /// Starts the copies of a unit's activations into `stage`, and moves to the next unit.
+    /// Columns past K and tokens past N become zeros.
     #[inline(always)]
-    unsafe fn copy_x(&self, tile_col: u32, stage: u32) {
-        let (at, full) = (self.stage(stage) + Self::SHAPE.x_at() as u32, self.full(stage));
-        let col = tile_col * TILE_COLS as u32;
-        let k = self.args.k;
+    unsafe fn copy_x(&self, next: &mut Unit, stage: u32) {
+        if next.left == 0 {
+            return;
+        }
+        let col = next.tile_col * TILE_COLS as u32;
+        let (k, n) = (self.args.k, self.args.n);
+        let at = self.x(stage);
         // SAFETY: `run`'s.
         unsafe {
-            let x = self.args.x.add(col as usize);
-            if self.x_bulk {
-                let bytes = 2 * (k - col).min(TILE_COLS as u32);
-                let mut n = self.lane;
-                while n < self.args.n {
-                    barrier::expect(full, bytes);
-                    let from = x.add(n as usize * k as usize).cast();
-                    copy::bulk(at + n * Gemm::X_STRIDE as u32, from, bytes, full);
-                    n += 32;
+            if self.x_chunks {
+                let (row, col) = (self.lane / 8, col + self.lane % 8 * 8);
+                let from = self.args.x.add(row as usize * k as usize + col as usize);
+                let to = at + row * Gemm::X_STRIDE as u32 + self.lane % 8 * 16;
+                for i in 0..2 * N_TILES as u32 {
+                    let bytes = if row + 4 * i < n && col < k { 16 } else { 0 };
+                    let from = from.add(4 * i as usize * k as usize).cast();
+                    copy::chunk(to + 4 * i * Gemm::X_STRIDE as u32, from, bytes);
                 }
+                copy::arrive_after_chunks(self.x_full(stage));
             } else {
-                for n in 0..self.args.n {
-                    let mut c = self.lane;
-                    while c < TILE_COLS as u32 {
-                        let value = if col + c < k {
-                            *x.add(n as usize * k as usize + c as usize)
-                        } else {
-                            0
-                        };
-                        memory::store_u16(at + n * Gemm::X_STRIDE as u32 + 2 * c, value);
-                        c += 32;
+                for row in 0..n {
+                    for half in 0..2 {
+                        let c = self.lane + 32 * half;
+                        let mut value = 0;
+                        if col + c < k {
+                            let from = row as usize * k as usize + (col + c) as usize;
+                            value = *self.args.x.add(from);
+                        }
+                        memory::store_u16(at + row * Gemm::X_STRIDE as u32 + 2 * c, value);
                     }
                 }
-            }
-            thread::sync_warp();
-            if self.lane == 0 {
-                barrier::arrive(full);
+                barrier::arrive(self.x_full(stage));
             }
         }
+        self.advance(next);
     }
 
     /// Fills the warp's table with the matrix's base.
@@ -396,42 +387,18 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
 
     /// Multiplies the warp's tile in `stage`.
     #[inline(always)]
-    unsafe fn multiply(
-        &self,
-        row_block: u32,
-        tile_col: u32,
-        stage: u32,
-        tail: bool,
-        acc: &mut [[[f32; 4]; N_TILES]; BANDS],
-    ) {
-        let at = self.stage(stage);
-        let dense = at + self.strip * TILE_BYTES as u32;
-        let row = at + Self::SHAPE.x_at() as u32
-            + self.lane % 8 * Gemm::X_STRIDE as u32
-            + self.lane / 8 * 16;
+    unsafe fn multiply(&self, tile: u32, stage: u32, acc: &mut [[[f32; 4]; N_TILES]; BANDS]) {
+        let dense = self.weights(stage);
+        let row = self.x(stage) + self.lane % 8 * Gemm::X_STRIDE as u32 + self.lane / 8 * 16;
         // SAFETY: `run`'s.
         unsafe {
-            let count = memory::load_u32(at + Self::SHAPE.counts_at() as u32 + 4 * self.strip);
-            let patches = Patches {
-                at: at + Self::SHAPE.patches_at() as u32 + self.strip * Gemm::PATCH_BYTES as u32,
-                first: count & 7,
-                count: count >> 3,
-                strip: row_block * STRIPS as u32 + self.strip,
-                tile_col,
-            };
-            let mut x = [[0; 8]; N_TILES];
-            for (j, x) in x.iter_mut().enumerate() {
+            let patches = self.patches(tile, dense);
+            let x = core::array::from_fn(|j| {
                 let row = row + (8 * j * Gemm::X_STRIDE) as u32;
-                let [low, high] = [mma::load_matrices(row), mma::load_matrices(row + 64)];
-                *x = [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]];
-                if tail {
-                    for (i, x) in x.iter_mut().enumerate() {
-                        if tile_col * TILE_COLS as u32 + 8 * i as u32 >= self.args.k {
-                            *x = 0;
-                        }
-                    }
-                }
-            }
+                let [a, b, c, d] = mma::load_matrices(row);
+                let [e, f, g, h] = mma::load_matrices(row + 64);
+                [a, b, c, d, e, f, g, h]
+            });
             let [upper, lower] = acc;
             self.multiply_band(0, dense, &patches, &x, upper);
             self.multiply_band(1, dense + BAND_BYTES as u32, &patches, &x, lower);
@@ -450,7 +417,7 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
     ) {
         // SAFETY: `run`'s.
         unsafe {
-            self.patch(patches, band, |patch| patch.base());
+            self.patch::<false>(patches, band);
             thread::sync_warp();
             let words = core::array::from_fn(|w| {
                 memory::load_u32(dense + (BITMAPS_AT + w * BITMAP_BYTES) as u32 + 4 * self.lane)
@@ -469,35 +436,50 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
             step(2, decode::kstep::<2>([b0, b1], words, bases(2)));
             step(3, decode::kstep::<3>([b2, b3], words, bases(3)));
             thread::sync_warp();
-            let base = (self.args.base as u16) << 7;
-            self.patch(patches, band, |_| base);
+            self.patch::<true>(patches, band);
             thread::sync_warp();
         }
     }
 
-    /// Stores `base(patch)` in the warp's table for each patch of `band`.
+    /// The patches of the warp's tile, in the stage at `stage`.
     #[inline(always)]
-    unsafe fn patch(&self, patches: &Patches, band: u32, base: impl Fn(Patch) -> u16) {
-        let mut index = self.lane;
-        while index < patches.count {
-            let slot = 2 * (patches.first + index);
-            // SAFETY: `run`'s; the section holds `count` patches of this tile.
+    unsafe fn patches(&self, tile: u32, stage: u32) -> Patches {
+        // SAFETY: `run`'s; a lane's slot, at most 7 + 31, lies in the stage.
+        unsafe {
+            let count = memory::load_u32(stage + Gemm::COUNT_AT as u32);
+            let (first, count) = (count & 7, count >> 3);
+            let slot = stage + Gemm::PATCHES_AT as u32 + 2 * (first + self.lane);
+            let patch = Patch(memory::load_u16(slot));
+            let position = if self.lane < count { u32::from(patch.position()) } else { u32::MAX };
+            Patches { position, base: patch.base(), count, tile }
+        }
+    }
+
+    /// Stores the bases of the patches of `band` in the warp's table, or the matrix's base with
+    /// `RESTORE`.
+    #[inline(always)]
+    unsafe fn patch<const RESTORE: bool>(&self, patches: &Patches, band: u32) {
+        const BAND: u32 = (BAND_ROWS * TILE_COLS) as u32;
+        let matrix_base = (self.args.base as u16) << 7;
+        let store = |position: u32, base: u16| {
+            if position / BAND == band {
+                let at = self.bases() + 2 * (position % BAND);
+                // SAFETY: inside the warp's table.
+                unsafe { memory::store_u16(at, if RESTORE { matrix_base } else { base }) }
+            }
+        };
+        store(patches.position, patches.base);
+        if patches.count > LANES as u32 {
+            // SAFETY: the section holds `count` patches of this tile.
             unsafe {
-                let patch = Patch(if slot < Gemm::PATCH_BYTES as u32 {
-                    memory::load_u16(patches.at + slot)
-                } else {
-                    let tile = u64::from(patches.strip) * u64::from(self.tile_cols)
-                        + u64::from(patches.tile_col);
-                    let first = memory::load_global_u32(self.args.offsets.add(tile as usize));
-                    *self.args.patches.add((first + index) as usize)
-                });
-                let position = u32::from(patch.position());
-                if position / (BAND_ROWS * TILE_COLS) as u32 == band {
-                    let at = 2 * (position % (BAND_ROWS * TILE_COLS) as u32);
-                    memory::store_u16(self.bases() + at, base(patch));
+                let first = memory::load_global_u32(self.args.offsets.add(patches.tile as usize));
+                let mut index = LANES as u32 + self.lane;
+                while index < patches.count {
+                    let patch = Patch(*self.args.patches.add((first + index) as usize));
+                    store(u32::from(patch.position()), patch.base());
+                    index += LANES as u32;
                 }
             }
-            index += LANES as u32;
         }
     }
 
@@ -512,31 +494,15 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
         to: u32,
         row_block_start: u32,
         block: u32,
-        segment: u32,
         acc: &[[[f32; 4]; N_TILES]; BANDS],
     ) {
         let shape = Self::SHAPE;
         let rows = (TILE_ROWS * STRIPS) as u32;
         let stride = shape.sums_stride() as u32;
-        let sums = self.shared + (shape.sums_at() + (segment as usize % 2) * shape.sums_bytes()) as u32;
-        let slot = |group: u32, n: u32, row: u32| {
-            sums + 4 * ((group * 8 * N_TILES as u32 + n) * stride + row)
-        };
+        let sums = self.shared + shape.sums_at() as u32;
+        let slot = |group: u32, n: u32, row: u32| sums + 4 * ((group * 8 + n) * stride + row);
         // SAFETY: `run`'s.
         unsafe {
-            for (band, acc) in acc.iter().enumerate() {
-                for (j, acc) in acc.iter().enumerate() {
-                    for (i, &sum) in acc.iter().enumerate() {
-                        let row = self.strip * TILE_ROWS as u32
-                            + (band * BAND_ROWS + 8 * (i / 2)) as u32
-                            + self.lane / 4;
-                        let n = (8 * j + i % 2) as u32 + 2 * (self.lane % 4);
-                        memory::store_f32(slot(self.group, n, row), sum);
-                    }
-                }
-            }
-            thread::sync_block();
-
             let thread = thread::thread() as u32;
             let whole = from == 0 && to == self.tile_cols;
             let partial = |block: u32, first: bool| {
@@ -544,19 +510,35 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
                 self.args.partials.add(index as usize * rows as usize * 8 * N_TILES)
             };
             let mine = partial(block, from == 0);
-            let mut index = thread;
-            while index < rows * self.args.n {
-                let (n, row) = (index / rows, index % rows);
-                let mut sum = 0.0;
-                for group in 0..GROUPS as u32 {
-                    sum += memory::load_f32(slot(group, n, row));
+            // Eight tokens at a time.
+            for j in 0..N_TILES {
+                for (band, acc) in acc.iter().enumerate() {
+                    for (i, &sum) in acc[j].iter().enumerate() {
+                        let row = self.strip * TILE_ROWS as u32
+                            + (band * BAND_ROWS + 8 * (i / 2)) as u32
+                            + self.lane / 4;
+                        let n = (i % 2) as u32 + 2 * (self.lane % 4);
+                        memory::store_f32(slot(self.group, n, row), sum);
+                    }
                 }
-                if whole {
-                    self.write(row_block * rows + row, n, sum);
-                } else {
-                    *mine.add(index as usize) = sum;
+                thread::sync_block();
+                let mut index = thread;
+                while index < rows * 8 {
+                    let (n, row) = (index / rows, index % rows);
+                    let mut sum = 0.0;
+                    for group in 0..GROUPS as u32 {
+                        sum += memory::load_f32(slot(group, n, row));
+                    }
+                    let n = 8 * j as u32 + n;
+                    if whole {
+                        self.write(row_block * rows + row, n, sum);
+                    } else {
+                        *mine.add((n * rows + row) as usize) = sum;
+                    }
+                    index += Self::THREADS;
                 }
-                index += Self::THREADS;
+                // The sums have been read: the next may overwrite them.
+                thread::sync_block();
             }
             if whole {
                 return;
@@ -565,8 +547,7 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
             let first = self.work.block_of(row_block_start);
             let last = self.work.block_of(row_block_start + self.tile_cols - 1);
             let counter = self.args.counters.add(row_block as usize);
-            let flag = self.shared + (shape.barriers_at() + 16 * GROUPS * STAGES) as u32;
-            thread::sync_block();
+            let flag = self.shared + shape.flag_at() as u32;
             if thread == 0 {
                 grid::fence();
                 memory::store_u32(flag, grid::add(counter, 1));
@@ -593,7 +574,7 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
 
     #[inline(always)]
     unsafe fn write(&self, row: u32, n: u32, sum: f32) {
-        if row < self.args.m {
+        if row < self.args.m && n < self.args.n {
             // SAFETY: `row < m` and `n < args.n`.
             unsafe {
                 let at = n as usize * self.args.m as usize + row as usize;
@@ -603,13 +584,12 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
     }
 }
 
-/// Where the patches of a warp's tile are.
+/// The patches of a warp's tile. Most tiles have fewer than 32, so that one a lane, in
+/// registers, is all; further ones are read from global memory.
 struct Patches {
-    /// Their copy in the stage, and the slot of the first in it.
-    at: u32,
-    first: u32,
+    /// Position of this lane's patch, or one past all positions.
+    position: u32,
+    base: u16,
     count: u32,
-    /// The tile, to find those that did not fit.
-    strip: u32,
-    tile_col: u32,
+    tile: u32,
 }

@@ -1,0 +1,49 @@
+//! Kernel parameters, as the host passes them: one struct a kernel.
+
+/// The operands of one `zipgemm`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct GemmArgs {
+    /// Output, N rows of M BF16.
+    pub y: *mut u16,
+    /// Activations, N rows of K BF16.
+    pub x: *const u16,
+    /// Dense part of the weights.
+    pub dense: *const u8,
+    /// Index of each tile's first patch.
+    pub offsets: *const u32,
+    /// Patches.
+    pub patches: *const u16,
+    /// Partial sums of row blocks that thread blocks share: two a block.
+    pub partials: *mut f32,
+    /// One zeroed counter for each row block; zero again when the kernel ends.
+    pub counters: *mut u32,
+    /// Output features.
+    pub m: u32,
+    /// Tokens.
+    pub n: u32,
+    /// Input features.
+    pub k: u32,
+    /// The matrix's base exponent.
+    pub base: u32,
+}
+
+/// The operands of one `decompress`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DecompressArgs {
+    /// Output, M rows of K BF16.
+    pub weights: *mut u16,
+    /// Dense part of the weights.
+    pub dense: *const u8,
+    /// Index of each tile's first patch.
+    pub offsets: *const u32,
+    /// Patches.
+    pub patches: *const u16,
+    /// Output features.
+    pub m: u32,
+    /// Input features.
+    pub k: u32,
+    /// The matrix's base exponent.
+    pub base: u32,
+}

@@ -1,0 +1,46 @@
+use cust::memory::DeviceBuffer;
+
+use super::CudaError;
+use crate::CompressedMatrix;
+
+/// A compressed matrix in the memory of the current context's device.
+pub struct DeviceMatrix {
+    pub(super) rows: u32,
+    pub(super) cols: u32,
+    pub(super) base: u8,
+    pub(super) dense: DeviceBuffer<u8>,
+    pub(super) offsets: DeviceBuffer<u8>,
+    pub(super) patches: DeviceBuffer<u8>,
+}
+
+impl DeviceMatrix {
+    /// Copies `matrix` to the device of the current context.
+    ///
+    /// # Errors
+    /// [`CudaError`] from the driver.
+    pub fn upload(matrix: &CompressedMatrix) -> Result<Self, CudaError> {
+        Ok(Self {
+            rows: matrix.rows() as u32,
+            cols: matrix.cols() as u32,
+            base: matrix.base(),
+            dense: DeviceBuffer::from_slice(matrix.dense())?,
+            offsets: DeviceBuffer::from_slice(matrix.patch_offsets())?,
+            patches: DeviceBuffer::from_slice(matrix.patches())?,
+        })
+    }
+
+    /// Output features, M.
+    pub fn rows(&self) -> usize {
+        self.rows as usize
+    }
+
+    /// Input features, K.
+    pub fn cols(&self) -> usize {
+        self.cols as usize
+    }
+
+    /// Bytes that a kernel reads.
+    pub fn device_bytes(&self) -> usize {
+        self.dense.len() + self.offsets.len() + self.patches.len()
+    }
+}

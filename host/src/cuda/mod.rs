@@ -1,0 +1,58 @@
+//! The GPU side: upload a [`CompressedMatrix`](crate::CompressedMatrix), multiply by it, restore
+//! it.
+//!
+//! `cust` holds context, module and memory. Launches go through the driver's own call, which
+//! cust does not wrap, because they may ask for programmatic dependent launch; they take raw
+//! device pointers and a raw stream, so that callers of cudarc or candle can use them too.
+
+mod decompress;
+mod gemm;
+mod gpu;
+mod matrix;
+
+pub use decompress::decompress;
+pub use gemm::{Plan, Workspace, zipgemm, zipgemm_plan};
+pub use gpu::{Family, Gpu};
+pub use matrix::DeviceMatrix;
+
+use cudarc::driver::sys;
+
+/// A stream of the CUDA driver, as cust's `Stream::as_inner` or cudarc's `cu_stream` give it.
+pub type RawStream = sys::CUstream;
+
+/// What can go wrong on the GPU side.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// The driver or the device said no.
+    #[error("CUDA: {0}")]
+    Cuda(#[from] cust::error::CudaError),
+    /// A driver call failed.
+    #[error("CUDA driver: {call} returned {status:?}")]
+    Driver {
+        /// The call.
+        call: &'static str,
+        /// Its status.
+        status: sys::CUresult,
+    },
+    /// No kernel for the device.
+    #[error("{name} has compute capability {major}.{minor}; the kernels need 8.0 or later")]
+    Unsupported {
+        /// The device.
+        name: String,
+        /// Major compute capability.
+        major: i32,
+        /// Minor compute capability.
+        minor: i32,
+    },
+    /// An argument does not fit.
+    #[error("{0}")]
+    Argument(String),
+}
+
+pub(crate) fn check(call: &'static str, status: sys::CUresult) -> Result<(), CudaError> {
+    match status {
+        sys::CUresult::CUDA_SUCCESS => Ok(()),
+        status => Err(CudaError::Driver { call, status }),
+    }
+}
