@@ -14,10 +14,9 @@ pub struct GemmArgs {
     pub offsets: *const u32,
     /// Patches.
     pub patches: *const u16,
-    /// Partial sums of row blocks that thread blocks share: two a block.
+    /// Partial sums that blocks hand over, [`crate::launch::Gemm::partial_bytes`] a block; all
+    /// [`crate::launch::Gemm::EMPTY`], also when the kernel ends.
     pub partials: *mut f32,
-    /// One zeroed counter for each row block; zero again when the kernel ends.
-    pub counters: *mut u32,
     /// Output features.
     pub m: u32,
     /// Tokens.

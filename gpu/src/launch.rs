@@ -14,8 +14,10 @@ pub struct Gemm {
     pub strips: usize,
     /// Warps along K.
     pub groups: usize,
-    /// Depth of each group's ring of tiles.
+    /// Depth of each warp's ring of weights.
     pub stages: usize,
+    /// Depth of each group's ring of activations.
+    pub x_stages: usize,
 }
 
 impl Gemm {
@@ -34,6 +36,14 @@ impl Gemm {
             min_blocks: 1,
             shared_bytes: self.shared_bytes(),
         }
+    }
+
+    /// What a place for partial sums holds while there are none: a NaN that no sum is.
+    pub const EMPTY: u32 = u32::MAX;
+
+    /// Bytes of the partial sums that one block hands over.
+    pub const fn partial_bytes(self) -> usize {
+        4 * self.warps() * TILE_ROWS * 8 * self.n_tiles
     }
 
     /// Warps in a block.
@@ -68,7 +78,7 @@ impl Gemm {
 
     /// Offset of the warps' tables of bases.
     pub const fn bases_at(self) -> usize {
-        self.x_at() + self.groups * self.stages * self.x_bytes()
+        self.x_at() + self.groups * self.x_stages * self.x_bytes()
     }
 
     /// Bytes of one warp's table of bases: one BF16 exponent field for each weight of a band.
@@ -95,14 +105,9 @@ impl Gemm {
         self.sums_at() + self.sums_bytes()
     }
 
-    /// Offset of a word by which one thread tells the others.
-    pub const fn flag_at(self) -> usize {
-        self.barriers_at() + 8 * self.stages * (self.warps() + 2 * self.groups)
-    }
-
     /// Dynamic shared memory of a block.
     pub const fn shared_bytes(self) -> usize {
-        self.flag_at() + 16
+        self.barriers_at() + 8 * (self.stages * self.warps() + 2 * self.x_stages * self.groups)
     }
 }
 
@@ -125,37 +130,38 @@ pub struct Launch {
 macro_rules! gemm_kernels {
     ($use:ident) => {
         $use! {
-            zipgemm_n8_m32: 1 1 8 3;
-            zipgemm_n8_m64: 1 2 4 3;
-            zipgemm_n8_m32_w16: 1 1 16 2;
-            zipgemm_n8_m64_w16: 1 2 8 2;
-            zipgemm_n8_m64_w16s3: 1 2 8 3;
-            zipgemm_n8_m128_w16: 1 4 4 3;
-            zipgemm_n16_m64: 2 2 4 3;
-            zipgemm_n16_m64_w16: 2 2 8 2;
-            zipgemm_n16_m128_w16: 2 4 4 2;
-            zipgemm_n32_m128: 4 4 2 3;
-            zipgemm_n32_m128_w16: 4 4 4 2;
-            zipgemm_n32_m256: 4 8 1 3;
-            zipgemm_n64_m128: 8 4 2 3;
-            zipgemm_n64_m256: 8 8 1 3;
+            zipgemm_n8_m32: 1 1 8 3 3;
+            zipgemm_n8_m64: 1 2 4 3 4;
+            zipgemm_n8_m32_w16: 1 1 16 2 2;
+            zipgemm_n8_m64_w16: 1 2 8 2 4;
+            zipgemm_n8_m64_w16s3: 1 2 8 3 3;
+            zipgemm_n8_m128_w16: 1 4 4 3 4;
+            zipgemm_n16_m32_w16: 2 1 16 2 2;
+            zipgemm_n16_m64_w16: 2 2 8 2 3;
+            zipgemm_n16_m128_w16: 2 4 4 2 4;
+            zipgemm_n32_m64_w16: 4 2 8 2 2;
+            zipgemm_n32_m128_w16: 4 4 4 2 4;
+            zipgemm_n32_m256_w16: 4 8 2 2 4;
+            zipgemm_n32_m256: 4 8 1 4 4;
+            zipgemm_n64_m128: 8 4 2 3 4;
+            zipgemm_n64_m256: 8 8 1 4 4;
         }
     };
 }
 
 macro_rules! tables {
-    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $stages:literal;)*) => {
+    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $stages:literal $x_stages:literal;)*) => {
         /// Every `zipgemm` kernel and its shape.
         pub const GEMMS: &[(&str, Gemm)] = &[$((
             stringify!($name),
-            Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages },
+            Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages, x_stages: $x_stages },
         )),*];
 
         /// Every kernel's launch.
         pub const KERNELS: &[Launch] = &[
             Launch { name: "decompress", threads: 256, min_blocks: 4, shared_bytes: 8 * DECOMPRESS_WARP_BYTES },
             $(
-                Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages }
+                Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages, x_stages: $x_stages }
                     .launch(stringify!($name)),
             )*
         ];

@@ -1,4 +1,4 @@
-//! Order between the kernels of a stream, and between the blocks of a grid.
+//! Order between the kernels of a stream.
 
 use core::arch::asm;
 
@@ -15,28 +15,4 @@ pub fn launch_dependents() {
 pub fn wait_dependencies() {
     // SAFETY: a wait.
     unsafe { asm!("griddepcontrol.wait;", options(nostack, preserves_flags)) }
-}
-
-/// Adds to a counter in global memory and returns its value before. Writes of this thread
-/// before it are visible to a thread that reads the sum.
-///
-/// # Safety
-/// `counter` is valid and aligned.
-#[inline(always)]
-pub unsafe fn add(counter: *mut u32, value: u32) -> u32 {
-    let mut before: u32;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("atom.acq_rel.gpu.global.add.u32 {}, [{}], {};",
-            out(reg32) before, in(reg64) counter, in(reg32) value,
-            options(nostack, preserves_flags));
-    }
-    before
-}
-
-/// Orders this thread's global writes before its later ones for all threads of the device.
-#[inline(always)]
-pub fn fence() {
-    // SAFETY: a fence.
-    unsafe { asm!("fence.acq_rel.gpu;", options(nostack, preserves_flags)) }
 }

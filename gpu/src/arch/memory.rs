@@ -132,3 +132,34 @@ pub unsafe fn store_global_u32x4(address: *mut u8, [a, b, c, d]: [u32; 4]) {
             options(nostack, preserves_flags));
     }
 }
+
+/// Stores four words to global memory, each visible by itself to other blocks that
+/// [`observe_u32x4`].
+///
+/// # Safety
+/// `address` is writable for 16 bytes and 16-byte aligned.
+#[inline(always)]
+pub unsafe fn publish_u32x4(address: *mut f32, [a, b, c, d]: [u32; 4]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.relaxed.gpu.global.v4.u32 [{}], {{{}, {}, {}, {}}};",
+            in(reg64) address, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Loads four words of global memory as other blocks [`publish_u32x4`] them.
+///
+/// # Safety
+/// `address` is readable for 16 bytes and 16-byte aligned.
+#[inline(always)]
+pub unsafe fn observe_u32x4(address: *const f32) -> [u32; 4] {
+    let (mut a, mut b, mut c, mut d): (u32, u32, u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.relaxed.gpu.global.v4.u32 {{{}, {}, {}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) address,
+            options(nostack, preserves_flags));
+    }
+    [a, b, c, d]
+}

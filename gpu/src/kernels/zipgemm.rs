@@ -12,8 +12,8 @@
 //! Work is a line of *units*, one for each row block (`32 * STRIPS` rows) and tile column, row
 //! block after row block. A block takes a contiguous run of units (stream-K), its groups of
 //! warps take turns along it, and each group keeps a ring of `STAGES` units in flight. Where a
-//! row block is shared by several thread blocks, the last of them to finish adds up all partial
-//! sums in the order of blocks, so that the same inputs always give the same bits.
+//! row block is shared by several thread blocks, the last of them adds up all partial sums in the
+//! order of blocks, so that the same inputs always give the same bits.
 //!
 //! Budget, for each weight of a lane: 0.28 shared loads, 2.2 for the decode, 0.25 for patches,
 //! 0.13 mma for each 8 tokens, 0.4 for barriers, refill and loop: 3.4 issue slots, where 132
@@ -27,6 +27,20 @@ use crate::{
     layout::*,
 };
 
+/// Runs `$body` for `$j` from 0 to below `$n`, at most 8, with `$j` a literal each time: a loop
+/// that certainly leaves no index to run time, which registers do not have.
+macro_rules! unroll {
+    ($j:ident < $n:expr => $body:block) => {
+        unroll!(@ $j $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $j:ident $n:expr, $body:block, $($i:literal)*) => {
+        $(if $i < $n {
+            const $j: usize = $i;
+            $body
+        })*
+    };
+}
+
 /// The kernel of one [`Gemm`] shape.
 ///
 /// # Safety
@@ -38,16 +52,17 @@ pub unsafe fn zipgemm<
     const STRIPS: usize,
     const GROUPS: usize,
     const STAGES: usize,
+    const X_STAGES: usize,
 >(
     args: &GemmArgs,
 ) {
-    let mut block = Block::<N_TILES, STRIPS, GROUPS, STAGES>::new(args);
+    let block = Block::<N_TILES, STRIPS, GROUPS, STAGES, X_STAGES>::new(args);
     // SAFETY: the caller's promise, passed on.
     unsafe { block.run() }
 }
 
 /// A thread's view of its block.
-struct Block<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize>
+struct Block<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize, const X_STAGES: usize>
 {
     args: &'a GemmArgs,
     shared: u32,
@@ -62,6 +77,8 @@ struct Block<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize,
     /// Whether activations can be copied in chunks of 16 bytes.
     x_chunks: bool,
     work: Work,
+    block: u32,
+    run: Run,
 }
 
 /// How the line of units is dealt out: the first `extra` blocks take one more.
@@ -93,9 +110,73 @@ impl Work {
     }
 }
 
+/// One block's share of the units, `start..end`.
+///
+/// It begins at `split`: with the part of a row block that a later thread block will finish, so
+/// that those partial sums are written long before they are needed. The rest follows.
+#[derive(Clone, Copy)]
+struct Run {
+    start: u32,
+    end: u32,
+    split: u32,
+    /// The row blocks of `start` and of `split`, and their first units.
+    row_block: u32,
+    row_block_start: u32,
+    split_row_block: u32,
+    split_row_block_start: u32,
+}
+
+impl Run {
+    fn new(start: u32, end: u32, tile_cols: u32) -> Self {
+        let row_block_of = |unit: u32| unit.checked_div(tile_cols).unwrap_or(0);
+        let row_block = row_block_of(start);
+        let last = row_block_of(end);
+        let split = if last * tile_cols < end { start.max(last * tile_cols) } else { start };
+        let split_row_block = row_block_of(split);
+        Self {
+            start,
+            end,
+            split,
+            row_block,
+            row_block_start: row_block * tile_cols,
+            split_row_block,
+            split_row_block_start: split_row_block * tile_cols,
+        }
+    }
+}
+
+/// A stage of a ring, and the parity of the phase in which it is next filled.
+#[derive(Clone, Copy, Default)]
+struct Ring<const STAGES: usize> {
+    stage: u32,
+    parity: u32,
+}
+
+impl<const STAGES: usize> Ring<STAGES> {
+    #[inline(always)]
+    fn after(self) -> Self {
+        if self.stage + 1 == STAGES as u32 {
+            Self { stage: 0, parity: self.parity ^ 1 }
+        } else {
+            Self { stage: self.stage + 1, parity: self.parity }
+        }
+    }
+
+    #[inline(always)]
+    fn before(self) -> Self {
+        if self.stage == 0 {
+            Self { stage: STAGES as u32 - 1, parity: self.parity ^ 1 }
+        } else {
+            Self { stage: self.stage - 1, parity: self.parity }
+        }
+    }
+}
+
 /// A warp's place in its group's run of units, ahead of or at the one it multiplies.
 #[derive(Clone, Copy)]
 struct Unit {
+    /// Place in the line of units.
+    at: u32,
     tile_col: u32,
     /// Strip of this warp, and its tile.
     strip: u32,
@@ -104,10 +185,10 @@ struct Unit {
     left: u32,
 }
 
-impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize>
-    Block<'a, N_TILES, STRIPS, GROUPS, STAGES>
+impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize, const X_STAGES: usize>
+    Block<'a, N_TILES, STRIPS, GROUPS, STAGES, X_STAGES>
 {
-    const SHAPE: Gemm = Gemm { n_tiles: N_TILES, strips: STRIPS, groups: GROUPS, stages: STAGES };
+    const SHAPE: Gemm = Gemm { n_tiles: N_TILES, strips: STRIPS, groups: GROUPS, stages: STAGES, x_stages: X_STAGES };
     const THREADS: u32 = Self::SHAPE.threads() as u32;
 
     #[inline(always)]
@@ -116,7 +197,8 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
         let tile_cols = args.k.div_ceil(TILE_COLS as u32);
         let strips = args.m.div_ceil(TILE_ROWS as u32);
         // SAFETY: every thread has a place in the grid.
-        let blocks = unsafe { thread::blocks() } as u32;
+        let (block, blocks) = unsafe { (thread::block() as u32, thread::blocks() as u32) };
+        let work = Work::new(strips.div_ceil(STRIPS as u32) * tile_cols, blocks);
         Self {
             args,
             shared: memory::shared(),
@@ -127,7 +209,9 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
             tile_cols,
             strips,
             x_chunks: args.k % 8 == 0 && args.x as u64 % 16 == 0,
-            work: Work::new(strips.div_ceil(STRIPS as u32) * tile_cols, blocks),
+            work,
+            block,
+            run: Run::new(work.start(block), work.start(block + 1), tile_cols),
         }
     }
 
@@ -140,7 +224,7 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
     /// A group's stage of activations.
     #[inline(always)]
     fn x(&self, stage: u32) -> u32 {
-        let index = self.group * STAGES as u32 + stage;
+        let index = self.group * X_STAGES as u32 + stage;
         self.shared + Self::SHAPE.x_at() as u32 + index * Self::SHAPE.x_bytes() as u32
     }
 
@@ -158,7 +242,7 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
     #[inline(always)]
     fn x_full(&self, stage: u32) -> u32 {
         let before = Self::SHAPE.barriers_at() + 8 * STAGES * Self::SHAPE.warps();
-        self.shared + before as u32 + 16 * (self.group * STAGES as u32 + stage)
+        self.shared + before as u32 + 16 * (self.group * X_STAGES as u32 + stage)
     }
 
     #[inline(always)]
@@ -167,16 +251,10 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
     }
 
     #[inline(always)]
-    unsafe fn run(&mut self) {
+    unsafe fn run(&self) {
         grid::launch_dependents();
-        // SAFETY: every thread has a place in the grid.
-        let block = unsafe { thread::block() } as u32;
-        let (start, end) = (self.work.start(block), self.work.start(block + 1));
-        let mut row_block = start.checked_div(self.tile_cols).unwrap_or(0);
-        let mut row_block_start = row_block * self.tile_cols;
         let leader = self.strip == 0;
-
-        let mut next = self.first_unit(row_block, start - row_block_start, end - start);
+        let mut next = self.first_unit();
         let mut next_x = next;
         let mut unit = next;
         // SAFETY: addresses lie in the block's shared memory by the shape's arithmetic; global
@@ -185,6 +263,8 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
             if self.lane == 0 {
                 for stage in 0..STAGES as u32 {
                     barrier::init(self.weights_full(stage), 1);
+                }
+                for stage in 0..X_STAGES as u32 {
                     if leader {
                         barrier::init(self.x_full(stage), LANES as u32);
                         barrier::init(self.x_empty(stage), STRIPS as u32);
@@ -201,71 +281,70 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
             self.fill_bases();
             grid::wait_dependencies();
             if leader {
-                for stage in 0..STAGES as u32 {
+                for stage in 0..X_STAGES as u32 {
                     self.copy_x(&mut next_x, stage);
                 }
             }
             thread::sync_block();
 
-            let (mut stage, mut parity) = (0, 0);
+            let mut ring = Ring::<STAGES>::default();
+            let mut x_ring = Ring::<X_STAGES>::default();
             let mut refill_x = false;
-            while row_block_start < end {
-                let from = start.max(row_block_start) - row_block_start;
-                let to = self.tile_cols.min(end - row_block_start);
+            let run = self.run;
+            let (mut row_block, mut row_block_start) = (run.split_row_block, run.split_row_block_start);
+            let mut left = run.end - run.start;
+            while left > 0 {
+                let from = run.start.max(row_block_start) - row_block_start;
+                let to = self.tile_cols.min(run.end - row_block_start);
+                left -= to - from;
                 let strip = row_block * STRIPS as u32 + self.strip;
                 let mut acc = [[[0f32; 4]; N_TILES]; BANDS];
                 while unit.left > 0 && unit.strip == strip {
                     if STRIPS > 1 && leader && refill_x {
-                        let (stage, parity) = Self::before(stage, parity);
-                        barrier::wait(self.x_empty(stage), parity);
-                        self.copy_x(&mut next_x, stage);
+                        let used = x_ring.before();
+                        barrier::wait(self.x_empty(used.stage), used.parity);
+                        self.copy_x(&mut next_x, used.stage);
                     }
                     refill_x = true;
-                    barrier::wait(self.weights_full(stage), parity);
-                    barrier::wait(self.x_full(stage), parity);
+                    barrier::wait(self.weights_full(ring.stage), ring.parity);
+                    barrier::wait(self.x_full(x_ring.stage), x_ring.parity);
                     if strip < self.strips {
-                        self.multiply(unit.tile, stage, &mut acc);
+                        self.multiply(unit.tile, ring.stage, x_ring.stage, &mut acc);
                     }
                     thread::sync_warp();
-                    if STRIPS > 1 {
-                        if self.lane == 0 {
-                            barrier::arrive(self.x_empty(stage));
-                        }
-                    } else {
-                        self.copy_x(&mut next_x, stage);
+                    if STRIPS == 1 {
+                        self.copy_x(&mut next_x, x_ring.stage);
+                    } else if self.lane == 0 {
+                        barrier::arrive(self.x_empty(x_ring.stage));
                     }
-                    self.copy_weights(&mut next, &mut patches, stage);
-                    (stage, parity) = Self::after(stage, parity);
+                    self.copy_weights(&mut next, &mut patches, ring.stage);
+                    ring = ring.after();
+                    x_ring = x_ring.after();
                     self.advance(&mut unit);
                 }
-                self.finish(row_block, from, to, row_block_start, block, &acc);
+                self.finish(row_block, row_block_start, from, to, &mut acc);
                 row_block += 1;
                 row_block_start += self.tile_cols;
+                if row_block_start >= run.end {
+                    (row_block, row_block_start) = (run.row_block, run.row_block_start);
+                }
             }
         }
     }
 
-    /// The stage after `stage`, and the parity of its next phase.
+    /// This warp's first unit.
     #[inline(always)]
-    fn after(stage: u32, parity: u32) -> (u32, u32) {
-        if stage + 1 == STAGES as u32 { (0, parity ^ 1) } else { (stage + 1, parity) }
-    }
-
-    /// The stage before `stage`, and the parity of its last phase.
-    #[inline(always)]
-    fn before(stage: u32, parity: u32) -> (u32, u32) {
-        if stage == 0 { (STAGES as u32 - 1, parity ^ 1) } else { (stage - 1, parity) }
-    }
-
-    /// This warp's first unit of the block's `count`, from `tile_col` of `row_block` on.
-    #[inline(always)]
-    fn first_unit(&self, row_block: u32, tile_col: u32, count: u32) -> Unit {
-        let strip = row_block * STRIPS as u32 + self.strip;
+    fn first_unit(&self) -> Unit {
+        let run = &self.run;
+        let at = run.split + self.group;
+        let strip = run.split_row_block * STRIPS as u32 + self.strip;
+        let tile_col = at - run.split_row_block_start;
         let mut unit = Unit {
-            tile_col: tile_col + self.group,
+            at,
+            tile_col,
             strip,
-            tile: strip * self.tile_cols + tile_col + self.group,
-            left: count.saturating_sub(self.group).div_ceil(GROUPS as u32),
+            tile: strip * self.tile_cols + tile_col,
+            left: (run.end - run.start).saturating_sub(self.group).div_ceil(GROUPS as u32),
         };
         self.carry(&mut unit);
         unit
@@ -275,13 +354,22 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
     #[inline(always)]
     fn advance(&self, unit: &mut Unit) {
         unit.left -= 1;
+        unit.at += GROUPS as u32;
         unit.tile_col += GROUPS as u32;
         unit.tile += GROUPS as u32;
         self.carry(unit);
     }
 
+    /// Carries the tile column over into the row block, and the end of the block's run over to
+    /// its start.
     #[inline(always)]
     fn carry(&self, unit: &mut Unit) {
+        if unit.at >= self.run.end {
+            unit.at = unit.at - self.run.end + self.run.start;
+            unit.tile_col = unit.at - self.run.row_block_start;
+            unit.strip = self.run.row_block * STRIPS as u32 + self.strip;
+            unit.tile = unit.strip * self.tile_cols + unit.tile_col;
+        }
         while unit.tile_col >= self.tile_cols {
             unit.tile_col -= self.tile_cols;
             unit.strip += STRIPS as u32;
@@ -387,9 +475,15 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
 
     /// Multiplies the warp's tile in `stage`.
     #[inline(always)]
-    unsafe fn multiply(&self, tile: u32, stage: u32, acc: &mut [[[f32; 4]; N_TILES]; BANDS]) {
+    unsafe fn multiply(
+        &self,
+        tile: u32,
+        stage: u32,
+        x_stage: u32,
+        acc: &mut [[[f32; 4]; N_TILES]; BANDS],
+    ) {
         let dense = self.weights(stage);
-        let row = self.x(stage) + self.lane % 8 * Gemm::X_STRIDE as u32 + self.lane / 8 * 16;
+        let row = self.x(x_stage) + self.lane % 8 * Gemm::X_STRIDE as u32 + self.lane / 8 * 16;
         // SAFETY: `run`'s.
         unsafe {
             let patches = self.patches(tile, dense);
@@ -483,43 +577,43 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
         }
     }
 
-    /// Adds up a row block over groups, and over blocks where several share it, and writes it.
-    /// `from..to` are the tile columns that this block has multiplied.
+    /// Ends a row block of which the warps hold sums over the tile columns `from..to`: hands
+    /// them to the block that has the last columns, or adds those of the blocks before, adds up
+    /// groups, and writes the output.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
     unsafe fn finish(
         &self,
         row_block: u32,
+        row_block_start: u32,
         from: u32,
         to: u32,
-        row_block_start: u32,
-        block: u32,
-        acc: &[[[f32; 4]; N_TILES]; BANDS],
+        acc: &mut [[[f32; 4]; N_TILES]; BANDS],
     ) {
-        let shape = Self::SHAPE;
-        let rows = (TILE_ROWS * STRIPS) as u32;
-        let stride = shape.sums_stride() as u32;
-        let sums = self.shared + shape.sums_at() as u32;
-        let slot = |group: u32, n: u32, row: u32| sums + 4 * ((group * 8 + n) * stride + row);
         // SAFETY: `run`'s.
         unsafe {
+            if to < self.tile_cols {
+                return self.hand_over(acc);
+            }
+            if from > 0 {
+                for block in self.work.block_of(row_block_start)..self.block {
+                    self.take_over(block, acc);
+                }
+            }
+            let rows = (TILE_ROWS * STRIPS) as u32;
+            let stride = Self::SHAPE.sums_stride() as u32;
+            let sums = self.shared + Self::SHAPE.sums_at() as u32;
+            let slot = |group: u32, n: u32, row: u32| sums + 4 * ((group * 8 + n) * stride + row);
             let thread = thread::thread() as u32;
-            let whole = from == 0 && to == self.tile_cols;
-            let partial = |block: u32, first: bool| {
-                let index = 2 * block + u32::from(first);
-                self.args.partials.add(index as usize * rows as usize * 8 * N_TILES)
-            };
-            let mine = partial(block, from == 0);
+            let row = self.strip * TILE_ROWS as u32 + self.lane / 4;
             // Eight tokens at a time.
-            for j in 0..N_TILES {
-                for (band, acc) in acc.iter().enumerate() {
-                    for (i, &sum) in acc[j].iter().enumerate() {
-                        let row = self.strip * TILE_ROWS as u32
-                            + (band * BAND_ROWS + 8 * (i / 2)) as u32
-                            + self.lane / 4;
-                        let n = (i % 2) as u32 + 2 * (self.lane % 4);
-                        memory::store_f32(slot(self.group, n, row), sum);
-                    }
+            unroll!(J < N_TILES => {
+                let n = 2 * (self.lane % 4);
+                for (row, acc) in [(row, &acc[0]), (row + BAND_ROWS as u32, &acc[1])] {
+                    let [a, b, c, d] = acc[J];
+                    memory::store_f32(slot(self.group, n, row), a);
+                    memory::store_f32(slot(self.group, n + 1, row), b);
+                    memory::store_f32(slot(self.group, n, row + 8), c);
+                    memory::store_f32(slot(self.group, n + 1, row + 8), d);
                 }
                 thread::sync_block();
                 let mut index = thread;
@@ -529,47 +623,72 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
                     for group in 0..GROUPS as u32 {
                         sum += memory::load_f32(slot(group, n, row));
                     }
-                    let n = 8 * j as u32 + n;
-                    if whole {
-                        self.write(row_block * rows + row, n, sum);
-                    } else {
-                        *mine.add((n * rows + row) as usize) = sum;
-                    }
+                    self.write(row_block * rows + row, 8 * J as u32 + n, sum);
                     index += Self::THREADS;
                 }
                 // The sums have been read: the next may overwrite them.
                 thread::sync_block();
-            }
-            if whole {
-                return;
-            }
-
-            let first = self.work.block_of(row_block_start);
-            let last = self.work.block_of(row_block_start + self.tile_cols - 1);
-            let counter = self.args.counters.add(row_block as usize);
-            let flag = self.shared + shape.flag_at() as u32;
-            if thread == 0 {
-                grid::fence();
-                memory::store_u32(flag, grid::add(counter, 1));
-            }
-            thread::sync_block();
-            if memory::load_u32(flag) != last - first {
-                return;
-            }
-            grid::fence();
-            let mut index = thread;
-            while index < rows * self.args.n {
-                let mut sum = 0.0;
-                for block in first..=last {
-                    sum += partial(block, block == first).add(index as usize).read_volatile();
-                }
-                self.write(row_block * rows + index % rows, index / rows, sum);
-                index += Self::THREADS;
-            }
-            if thread == 0 {
-                counter.write_volatile(0);
-            }
+            });
         }
+    }
+
+    /// This lane's place for sums that `block` hands over.
+    #[inline(always)]
+    unsafe fn partial(&self, block: u32, band: usize, j: usize) -> *mut f32 {
+        let warp = block as usize * Self::SHAPE.warps() + self.warp as usize;
+        let index = (warp * BANDS + band) * N_TILES + j;
+        // SAFETY: the workspace has room for every block of the launch.
+        unsafe { self.args.partials.add(4 * (index * LANES + self.lane as usize)) }
+    }
+
+    /// Leaves this warp's sums to a later block. Each float is its own flag: the place is empty
+    /// as long as it holds a pattern that no sum has.
+    #[inline(always)]
+    unsafe fn hand_over(&self, [upper, lower]: &[[[f32; 4]; N_TILES]; BANDS]) {
+        let flag = |sum: f32| match sum.to_bits() {
+            Gemm::EMPTY => f32::NAN.to_bits(),
+            bits => bits,
+        };
+        // SAFETY: `run`'s.
+        unroll!(J < N_TILES => {
+            unsafe {
+                memory::publish_u32x4(self.partial(self.block, 0, J), upper[J].map(flag));
+                memory::publish_u32x4(self.partial(self.block, 1, J), lower[J].map(flag));
+            }
+        });
+    }
+
+    /// Waits for the sums of an earlier block, adds them, and leaves the place empty for the
+    /// next launch. Blocks start in order, so that the one waited for runs or has run.
+    #[inline(always)]
+    unsafe fn take_over(&self, block: u32, [upper, lower]: &mut [[[f32; 4]; N_TILES]; BANDS]) {
+        // SAFETY: `run`'s.
+        unsafe {
+            self.take_over_band(self.partial(block, 0, 0), upper);
+            self.take_over_band(self.partial(block, 1, 0), lower);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take_over_band(&self, from: *mut f32, acc: &mut [[f32; 4]; N_TILES]) {
+        let at = |j: usize| from.wrapping_add(4 * LANES * j);
+        let add = |acc: &mut [f32; 4], j: usize, first: [u32; 4]| {
+            let mut sums = first;
+            let [a, b, c, d] = loop {
+                let [a, b, c, d] = sums;
+                if [a, b, c, d].map(|sum| sum != Gemm::EMPTY) == [true; 4] {
+                    break sums.map(f32::from_bits);
+                }
+                // SAFETY: `run`'s.
+                sums = unsafe { memory::observe_u32x4(at(j)) };
+            };
+            *acc = [acc[0] + a, acc[1] + b, acc[2] + c, acc[3] + d];
+            // SAFETY: `run`'s.
+            unsafe { memory::publish_u32x4(at(j), [Gemm::EMPTY; 4]) };
+        };
+        // SAFETY: `run`'s. All loads are in flight before the first is looked at.
+        let first = core::array::from_fn::<_, N_TILES, _>(|j| unsafe { memory::observe_u32x4(at(j)) });
+        unroll!(J < N_TILES => { add(&mut acc[J], J, first[J]) });
     }
 
     #[inline(always)]

@@ -21,31 +21,29 @@ pub struct Plan {
     pub dependent: bool,
 }
 
-/// Memory that [`zipgemm`] uses between its thread blocks. One serves any number of calls that
-/// follow one another in a stream.
+/// Memory through which [`zipgemm`]'s thread blocks hand over partial sums. One serves any
+/// number of calls that follow one another in a stream.
 pub struct Workspace {
-    partials: DeviceBuffer<u8>,
-    counters: DeviceBuffer<u32>,
+    partials: DeviceBuffer<u32>,
 }
 
 impl Workspace {
-    /// Room for the partial sums of `gpu`'s thread blocks, and for `row_blocks` row blocks.
+    /// Room for every kernel and as many thread blocks as fit on `gpu`.
     ///
     /// # Errors
     /// [`CudaError`] from the driver.
-    pub fn new(gpu: &Gpu, max_rows: usize) -> Result<Self, CudaError> {
-        let blocks = 2 * gpu.multiprocessors() as usize;
-        let partial = GEMMS
-            .iter()
-            .map(|(_, shape)| 4 * TILE_ROWS * shape.strips * 8 * shape.n_tiles)
-            .max()
-            .unwrap_or(0);
+    pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
+        let blocks = BLOCKS_PER_MULTIPROCESSOR * gpu.multiprocessors() as usize;
+        let partials = GEMMS.iter().map(|(_, shape)| shape.partial_bytes());
+        let words = blocks * partials.max().unwrap_or(0) / 4;
         Ok(Self {
-            partials: DeviceBuffer::from_slice(&vec![0; 2 * blocks * partial])?,
-            counters: DeviceBuffer::from_slice(&vec![0; max_rows.div_ceil(TILE_ROWS)])?,
+            partials: DeviceBuffer::from_slice(&vec![Gemm::EMPTY; words])?,
         })
     }
 }
+
+/// The most blocks that a multiprocessor is given.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
 
 /// The kernel and launch that [`zipgemm`] would choose for `n` tokens.
 pub fn zipgemm_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Option<Plan> {
@@ -97,7 +95,6 @@ pub unsafe fn zipgemm(
         offsets: weights.offsets.as_device_ptr().as_raw() as *const u32,
         patches: weights.patches.as_device_ptr().as_raw() as *const u16,
         partials: workspace.partials.as_device_ptr().as_raw() as *mut f32,
-        counters: workspace.counters.as_device_ptr().as_raw() as *mut u32,
         m: weights.rows,
         n: n as u32,
         k: weights.cols,
