@@ -6,7 +6,7 @@ use crate::{
 };
 
 macro_rules! zipgemm {
-    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $stages:literal $x_stages:literal;)*) => {$(
+    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $stages:literal;)*) => {$(
         /// `zipgemm` of one shape, see [`crate::launch::Gemm`].
         ///
         /// # Safety
@@ -14,7 +14,7 @@ macro_rules! zipgemm {
         #[unsafe(no_mangle)]
         pub unsafe extern "ptx-kernel" fn $name(args: GemmArgs) {
             // SAFETY: the caller's promise.
-            unsafe { zipgemm::<$n_tiles, $strips, $groups, $stages, $x_stages>(&args) }
+            unsafe { zipgemm::<$n_tiles, $strips, $groups, $stages>(&args) }
         }
     )*};
 }
