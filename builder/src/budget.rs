@@ -72,7 +72,7 @@ impl Region {
             .count();
         let weights = marks * MARK_WEIGHTS / gemm.map_or(1, |(_, shape)| shape.n_tiles);
         ensure!(
-            weights > 0 && weights % (TILE_ROWS * TILE_COLS) == 0,
+            weights > 0 && weights.is_multiple_of(TILE_ROWS * TILE_COLS),
             "{}: one pass handles {weights} weights, not whole tiles; has a loop been left rolled up?",
             kernel.name
         );

@@ -11,7 +11,11 @@ mod source;
 mod target;
 mod toolchain;
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
@@ -74,7 +78,17 @@ enum Command {
     },
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Cli::parse().command.unwrap_or(Command::Build) {
         Command::Build => build(),
         Command::Check => check::run(),
@@ -138,7 +152,7 @@ fn compile_all(toolchain: &Toolchain) -> Result<Vec<String>> {
     Ok(built)
 }
 
-fn finish(input: &PathBuf, arch: &str, compiler: String) -> Result<()> {
+fn finish(input: &Path, arch: &str, compiler: String) -> Result<()> {
     let target = Target::of_arch(arch)?;
     let raw =
         fs::read_to_string(input).with_context(|| format!("cannot read {}", input.display()))?;

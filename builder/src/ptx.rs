@@ -52,13 +52,15 @@ pub fn finish(raw: &str, sm: &str, origin: &Origin, launches: &[Launch]) -> Resu
                 launch.with_context(|| format!("kernel {name} has no row in launch::KERNELS"))?,
             );
         }
-        if code == "{" {
-            if let Some(launch) = kernel.take() {
-                ptx += &format!(
-                    ".maxntid {}, 1, 1\n.minnctapersm {}\n",
-                    launch.threads, launch.min_blocks
-                );
-            }
+        if code == "{"
+            && let Some(launch) = kernel.take()
+        {
+            let Launch {
+                threads,
+                min_blocks,
+                ..
+            } = launch;
+            ptx += &format!(".maxntid {threads}, 1, 1\n.minnctapersm {min_blocks}\n");
         }
         ptx += &without_crate_hashes(line);
         ptx.push('\n');

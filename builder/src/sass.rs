@@ -44,6 +44,11 @@ impl Instruction {
         self.opcode().split('.').next().unwrap_or_default()
     }
 
+    /// Whether it starts a copy from global to shared memory.
+    fn starts_copy(&self) -> bool {
+        matches!(self.name(), "UBLKCP" | "LDGSTS")
+    }
+
     /// The part of a multiprocessor that runs it.
     pub fn pipe(&self) -> &'static str {
         match self.name() {
@@ -56,7 +61,7 @@ impl Instruction {
             | "RED" => "memory",
             "SYNCS" | "ARRIVES" | "BAR" | "UBLKCP" | "FENCE" | "MEMBAR" | "LDGDEPBAR"
             | "DEPBAR" | "ELECT" | "ACQBULK" | "PREEXIT" => "sync",
-            "MUFU" | "I2F" | "F2I" | "S2R" | "S2UR" | "R2UR" | "POPC" | "FLO" => "slow",
+            "MUFU" | "I2F" | "F2I" | "S2R" | "S2UR" | "R2UR" | "POPC" | "FLO" => "xu",
             name if name.starts_with('U') => "uniform",
             _ => "alu",
         }
@@ -250,8 +255,9 @@ impl Kernel {
     }
 
     /// The instructions of one pass through the loop, or through the whole kernel: of the paths
-    /// with the most marked instructions, the shortest. It meets inner loops once and leaves out
-    /// what can be skipped, such as waits that are over and cases that are rare.
+    /// with the most marked instructions, those that start the most asynchronous copies; of them,
+    /// the shortest. So it refills rings as a pass in mid-run does, meets inner loops once, and
+    /// leaves out what can be skipped, such as waits that are over and cases that are rare.
     pub fn hot_path(
         &self,
         within: Option<&Loop>,
@@ -265,32 +271,39 @@ impl Kernel {
             Some(found) => found.ends.contains(&node),
             None => self.code[node].name() == "EXIT",
         };
-        // The best way to each instruction: marks, length, and the instruction before it.
-        type Way = (usize, Reverse<usize>, usize);
-        let mut ways: Vec<Option<Way>> = vec![None; self.code.len()];
-        let step = |node: usize| usize::from(marked(&self.code[node]));
-        ways[start] = Some((step(start), Reverse(1), start));
-        let mut best: Option<(usize, Reverse<usize>, usize)> = None;
+        // How good a way is: its marks, its copies, its length.
+        type Score = (usize, usize, Reverse<usize>);
+        let step = |(marks, copies, Reverse(length)): Score, node: usize| {
+            let instruction = &self.code[node];
+            (
+                marks + usize::from(marked(instruction)),
+                copies + usize::from(instruction.starts_copy()),
+                Reverse(length + 1),
+            )
+        };
+        // The best way to each instruction, and the instruction before it.
+        let mut ways: Vec<Option<(Score, usize)>> = vec![None; self.code.len()];
+        ways[start] = Some((step((0, 0, Reverse(0)), start), start));
+        let mut best = None;
         for node in order.into_iter().filter(|&node| inside(node)) {
-            let Some((marks, Reverse(length), _)) = ways[node] else {
+            let Some((score, _)) = ways[node] else {
                 continue;
             };
             if is_end(node) {
-                best = best.max(Some((marks, Reverse(length), node)));
+                best = best.max(Some((score, node)));
             }
             for &next in &self.code[node].next {
                 if inside(next) && !back.contains(&(node, next)) {
-                    ways[next] =
-                        ways[next].max(Some((marks + step(next), Reverse(length + 1), node)));
+                    ways[next] = ways[next].max(Some((step(score, next), node)));
                 }
             }
         }
-        let Some((_, _, mut node)) = best else {
+        let Some((_, mut node)) = best else {
             return Vec::new();
         };
         let mut path = vec![node];
         while node != start {
-            node = ways[node].expect("the path came this way").2;
+            node = ways[node].expect("the path came this way").1;
             path.push(node);
         }
         path.reverse();
@@ -318,7 +331,7 @@ impl Kernel {
 mod tests {
     use super::*;
 
-    /// A main loop with a wait, a rare case out of line, and an outer loop around it.
+    /// A main loop with a wait, a rare case out of line and a refill; an outer loop around it.
     const LISTING: &str = "\
         .section .text.gemm,\"ax\"\n\
         .text.gemm:\n\
@@ -337,6 +350,9 @@ mod tests {
         /*0070*/ LDS.128 R4, [R3] ;\n\
         /*0080*/ HMMA.16816.F32.BF16 R8, R4, R12, R8 ;\n\
         /*0090*/ HMMA.16816.F32.BF16 R8, R4, R14, R8 ;\n\
+        /*0094*/ @P3 BRA `(.L_last) ;\n\
+        /*0098*/ LDGSTS [R3], [R10] ;\n\
+        .L_last:\n\
         /*00a0*/ BRA.U UP0, `(.L_main) ;\n\
         /*00b0*/ @P2 BRA `(.L_outer) ;\n\
         /*00c0*/ EXIT ;\n\
@@ -371,10 +387,10 @@ mod tests {
         let next: Vec<_> = kernels[0].code.iter().map(|i| i.next.clone()).collect();
         assert_eq!(next[2], [3], "BSSY does not jump");
         assert_eq!(next[4], [3, 5]);
-        assert_eq!(next[10], [2, 11], "a uniform predicate is a condition too");
-        assert_eq!(next[12], [0; 0]);
-        assert_eq!(next[15], [6]);
-        assert_eq!(kernels[0].reachable(), (0..16).collect::<Vec<_>>());
+        assert_eq!(next[12], [2, 13], "a uniform predicate is a condition too");
+        assert_eq!(next[14], [0; 0]);
+        assert_eq!(next[17], [6]);
+        assert_eq!(kernels[0].reachable(), (0..18).collect::<Vec<_>>());
         assert_eq!(kernels[1].code[0].opcode(), "STG.E.128");
         assert_eq!(kernels[1].code[1].next, [2]);
     }
@@ -388,7 +404,7 @@ mod tests {
         assert_eq!(loops[2].body, [3, 4]);
         let main = gemm.main_loop(hmma).unwrap();
         assert_eq!(main.header, 2);
-        assert_eq!(main.body, [2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 14, 15]);
+        assert_eq!(main.body, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 16, 17]);
     }
 
     #[test]
@@ -398,12 +414,14 @@ mod tests {
         let path = gemm.hot_path(Some(&main), hmma);
         assert_eq!(
             addresses(gemm, &path),
-            [0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0]
+            [
+                0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0x94, 0x98, 0xa0
+            ]
         );
         let pipes = gemm.pipes(&path);
         assert_eq!(pipes[&"tensor"], 2);
-        assert_eq!(pipes[&"control"], 5);
-        assert_eq!(gemm.hot_path(None, hmma).len(), 13);
+        assert_eq!(pipes[&"control"], 6);
+        assert_eq!(gemm.hot_path(None, hmma).len(), 15);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Prints kernels.
 
-use std::fmt::Write;
+use std::{
+    fmt::Write as _,
+    io::{ErrorKind, Write as _, stdout},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     budget::Region,
@@ -14,11 +17,7 @@ use crate::{
 /// Prints the PTX of a kernel.
 pub fn ptx(kernel: &str, arch: &str) -> Result<()> {
     let text = Target::of_arch(arch)?.read()?;
-    print!(
-        "{}",
-        ptx::entry(&text, kernel).with_context(|| no_kernel(kernel, &text))?
-    );
-    Ok(())
+    print(ptx::entry(&text, kernel).with_context(|| no_kernel(kernel, &text))?)
 }
 
 /// Prints the machine code of a kernel, then what it is made of.
@@ -26,13 +25,18 @@ pub fn sass(kernel: &str, arch: &str) -> Result<()> {
     let target = Target::of_arch(arch)?;
     let assembled = ptxas::assemble(target, arch.trim_start_matches("sm_"))?;
     let kernels = sass::disassemble(&assembled.cubin)?;
-    let found = kernels.iter().find(|found| found.name == kernel);
-    let found = found.map_or_else(
-        || Err(anyhow::Error::msg(no_kernel(kernel, &target.read()?))),
-        Ok,
-    )?;
-    print!("{}", listing(found)?);
-    Ok(())
+    let Some(found) = kernels.iter().find(|found| found.name == kernel) else {
+        bail!(no_kernel(kernel, &target.read()?));
+    };
+    print(&listing(found)?)
+}
+
+/// Prints text that may be long; a reader such as `head` may leave early.
+fn print(text: &str) -> Result<()> {
+    match stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
 }
 
 fn no_kernel(kernel: &str, ptx: &str) -> String {
