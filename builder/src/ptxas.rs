@@ -111,14 +111,18 @@ pub struct Assembled {
 
 /// Assembles a target's committed PTX.
 pub fn assemble(target: &Target, arch: &str) -> Result<Assembled> {
-    let ptxas = find("ptxas")?;
     target.read()?;
     fs::create_dir_all(scratch())?;
     let cubin = scratch().join(format!("zipserv_sm_{}_on_{arch}.cubin", target.sm));
-    let output = run(Command::new(ptxas)
+    assemble_file(&target.path(), arch, cubin)
+}
+
+/// Assembles a PTX file into `cubin`.
+pub fn assemble_file(ptx: &Path, arch: &str, cubin: PathBuf) -> Result<Assembled> {
+    let output = run(Command::new(find("ptxas")?)
         .arg("-v")
         .arg(format!("-arch=sm_{arch}"))
-        .arg(target.path())
+        .arg(ptx)
         .arg("-o")
         .arg(&cubin))?;
     let log = String::from_utf8_lossy(&output.stderr);

@@ -329,6 +329,8 @@ impl Kernel {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     /// A main loop with a wait, a rare case out of line and a refill; an outer loop around it.
@@ -434,5 +436,42 @@ mod tests {
     #[test]
     fn a_missing_label_is_an_error() {
         assert!(parse(".text.a:\n/*0000*/ BRA `(.L_x) ;\n").is_err());
+    }
+
+    /// Assembles a kernel with a loop, and finds the loop again; needs CUDA's tools.
+    #[test]
+    fn a_real_listing_is_read() {
+        let tools = ptxas::find("ptxas").and(ptxas::find("nvdisasm"));
+        if let Err(reason) = tools {
+            // Not `eprintln!`, which the test harness would swallow.
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED a_real_listing_is_read: {reason}"
+            );
+            return;
+        }
+        let path = std::env::temp_dir().join(format!("zipserv-sass-{}.ptx", std::process::id()));
+        let ptx = ".version 8.0\n.target sm_80\n.address_size 64\n\
+            .visible .entry chase(.param .b64 list)\n{\n\
+            .reg .b64 %at;\n.reg .pred %more;\nld.param.b64 %at, [list];\n\
+            next:\nld.global.b64 %at, [%at];\nsetp.ne.b64 %more, %at, 0;\n@%more bra next;\n\
+            ret;\n}\n";
+        std::fs::write(&path, ptx).unwrap();
+        let assembled = ptxas::assemble_file(&path, "80", path.with_extension("cubin")).unwrap();
+        assert_eq!(assembled.usage[0].name, "chase");
+        assert!(assembled.usage[0].registers > 0);
+        let kernels = disassemble(&assembled.cubin).unwrap();
+        let chase = kernels
+            .iter()
+            .find(|kernel| kernel.name == "chase")
+            .unwrap();
+        let main = chase.main_loop(|i| i.name() == "LDG").unwrap();
+        let loads = main
+            .body
+            .iter()
+            .filter(|&&node| chase.code[node].name() == "LDG");
+        assert_eq!(loads.count(), 1);
+        std::fs::remove_file(&assembled.cubin).unwrap();
+        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -175,4 +175,12 @@ mod tests {
             .unwrap();
         assert_eq!(error.to_string(), "there is no /nonexistent/cargo");
     }
+
+    #[test]
+    fn a_toolchain_is_found_or_asked_for() {
+        match Toolchain::find() {
+            Ok(toolchain) => assert!(toolchain.version.starts_with("rustc ")),
+            Err(reason) => assert!(format!("{reason:#}").contains(CARGO_VARIABLE)),
+        }
+    }
 }
