@@ -35,7 +35,7 @@ struct Budget {
 /// Instructions that a thread issues for each weight that it handles.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
-    /// On the shortest way through.
+    /// On the hot path, see [`Kernel::hot_path`].
     pub hot: f64,
     /// As if everything within ran once, with waits, refills and rare cases.
     pub all: f64,
@@ -47,7 +47,7 @@ pub struct Region {
     pub main: Option<Loop>,
     /// All instructions in it.
     pub all: Vec<usize>,
-    /// Those of the shortest pass.
+    /// Those of the hot path.
     pub hot: Vec<usize>,
     /// The weights that one pass of a warp handles.
     pub weights: usize,

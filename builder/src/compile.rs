@@ -11,7 +11,11 @@ use crate::{
 
 /// The PTX of `gpu` for a target, as the compiler writes it.
 pub fn compile(toolchain: &Toolchain, target: &Target) -> Result<String> {
-    let folder = scratch().join(format!("sm_{}", target.sm));
+    // One folder for each compiler: cargo would take another's leftover for up to date.
+    let compiler = toolchain
+        .version
+        .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let folder = scratch().join(compiler).join(format!("sm_{}", target.sm));
     let mut remap = OsString::from("--remap-path-prefix=");
     remap.push(root());
     remap.push("=.");
@@ -27,6 +31,7 @@ pub fn compile(toolchain: &Toolchain, target: &Target) -> Result<String> {
         ])
         .arg("--target-dir")
         .arg(&folder)
+        // PTX 8.0, because what sm_80 alone asks for lacks cache hints; rustc warns of the option.
         // The assembly beside the object is the PTX, and `true` stands in for the linker: fat LTO
         // has made one module of everything.
         .args(["--", "--emit=asm", "-Clinker=true"])

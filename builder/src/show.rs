@@ -47,7 +47,7 @@ fn no_kernel(kernel: &str, ptx: &str) -> String {
     )
 }
 
-/// The code, with `|` for the main loop and `*` for the shortest way through it; then its loops,
+/// The code, with `|` for the main loop and `*` for its hot path; then its loops,
 /// and instructions by pipe.
 fn listing(kernel: &Kernel) -> Result<String> {
     let region = Region::of(kernel)?;
