@@ -20,8 +20,9 @@ pub struct Gemm {
 }
 
 impl Gemm {
-    /// Warps that add up and write the output.
-    pub const WRITERS: usize = 4;
+    /// Warps that add up and write the output: with the producer four, one for each quarter of a
+    /// multiprocessor, and so the most registers for all.
+    pub const WRITERS: usize = 3;
     /// Depth of the ring of sums.
     pub const SUM_STAGES: usize = 2;
     /// What a place for partial sums holds while there are none: a NaN that no sum is.

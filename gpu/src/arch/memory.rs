@@ -2,19 +2,7 @@
 
 use core::arch::asm;
 
-core::arch::global_asm!(".extern .shared .align 128 .b8 zipserv_shared[];");
-
-/// Address of the block's dynamic shared memory.
-#[inline(always)]
-pub fn shared() -> u32 {
-    let mut address: u32;
-    // SAFETY: takes an address.
-    unsafe {
-        asm!("mov.u32 {}, zipserv_shared;", out(reg32) address,
-            options(pure, nomem, nostack, preserves_flags));
-    }
-    address
-}
+pub use crate::backend::shared;
 
 macro_rules! shared_access {
     ($($(#[$doc:meta])* $load:ident $store:ident $class:ident $type:ty, $suffix:literal;)*) => {$(
