@@ -17,14 +17,16 @@ pub struct Gemm {
     pub groups: usize,
     /// Depth of the ring of units.
     pub stages: usize,
+    /// Depth of the ring of sums.
+    pub sum_stages: usize,
+    /// Blocks that a multiprocessor holds at a time.
+    pub blocks: usize,
 }
 
 impl Gemm {
     /// Warps that add up and write the output: with the producer four, one for each quarter of a
     /// multiprocessor, and so the most registers for all.
     pub const WRITERS: usize = 3;
-    /// Depth of the ring of sums.
-    pub const SUM_STAGES: usize = 2;
     /// What a place for partial sums holds while there are none: a NaN that no sum is.
     pub const EMPTY: u32 = u32::MAX;
     /// Bytes of one warp's table of bases: one BF16 exponent field for each weight of a tile.
@@ -32,11 +34,11 @@ impl Gemm {
 
     /// The launch of the kernel called `name`.
     const fn launch(self, name: &'static str) -> Launch {
-        assert!(self.shared_bytes() <= 227 * 1024, "more shared memory than Hopper has");
+        assert!(self.blocks * (self.shared_bytes() + 1024) <= 228 * 1024, "more shared memory than Hopper has");
         Launch {
             name,
             threads: self.threads(),
-            min_blocks: 1,
+            min_blocks: self.blocks,
             shared_bytes: self.shared_bytes(),
         }
     }
@@ -125,12 +127,12 @@ impl Gemm {
 
     /// Offset of the barriers: *full* and *empty* for each stage of units, then of sums.
     pub const fn barriers_at(self) -> usize {
-        self.sums_at() + Self::SUM_STAGES * self.sums_bytes()
+        self.sums_at() + self.sum_stages * self.sums_bytes()
     }
 
     /// Dynamic shared memory of a block.
     pub const fn shared_bytes(self) -> usize {
-        self.barriers_at() + 16 * (self.stages + Self::SUM_STAGES)
+        self.barriers_at() + 16 * (self.stages + self.sum_stages)
     }
 }
 
@@ -153,35 +155,33 @@ pub struct Launch {
 macro_rules! gemm_kernels {
     ($use:ident) => {
         $use! {
-            zipgemm_n8_2x4: 1 2 4 6;
-            zipgemm_n8_1x8: 1 1 8 5;
-            zipgemm_n8_4x2: 1 4 2 6;
-            zipgemm_n8_3x4: 1 3 4 4;
-            zipgemm_n8_2x8: 1 2 8 2;
-            zipgemm_n8_4x4: 1 4 4 2;
-            zipgemm_n16_2x4: 2 2 4 5;
-            zipgemm_n16_4x2: 2 4 2 5;
-            zipgemm_n32_4x2: 4 4 2 4;
-            zipgemm_n32_8x1: 4 8 1 4;
-            zipgemm_n64_4x2: 8 4 2 3;
-            zipgemm_n64_8x1: 8 8 1 4;
+            zipgemm_n8_2x4: 1 2 4 2 1 2;
+            zipgemm_n8_2x4s: 1 2 4 6 2 1;
+            zipgemm_n8_2x8: 1 2 8 2 2 1;
+            zipgemm_n8_3x4: 1 3 4 4 1 1;
+            zipgemm_n8_4x4: 1 4 4 2 2 1;
+            zipgemm_n16_4x4: 2 4 4 2 2 1;
+            zipgemm_n16_2x4: 2 2 4 5 2 1;
+            zipgemm_n16_2x8: 2 2 8 2 1 1;
+            zipgemm_n32_4x2: 4 4 2 4 2 1;
+            zipgemm_n64_4x2: 8 4 2 3 2 1;
         }
     };
 }
 
 macro_rules! tables {
-    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $stages:literal;)*) => {
+    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $stages:literal $sum_stages:literal $blocks:literal;)*) => {
         /// Every `zipgemm` kernel and its shape.
         pub const GEMMS: &[(&str, Gemm)] = &[$((
             stringify!($name),
-            Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages },
+            Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages, sum_stages: $sum_stages, blocks: $blocks },
         )),*];
 
         /// Every kernel's launch.
         pub const KERNELS: &[Launch] = &[
             Launch { name: "decompress", threads: 256, min_blocks: 4, shared_bytes: 8 * DECOMPRESS_WARP_BYTES },
             $(
-                Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages }
+                Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages, sum_stages: $sum_stages, blocks: $blocks }
                     .launch(stringify!($name)),
             )*
         ];

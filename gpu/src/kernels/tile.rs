@@ -131,6 +131,8 @@ unsafe fn half<const H: usize, const N_TILES: usize>(
             };
             for (acc, x) in acc[band].iter_mut().zip(&x) {
                 mma::mma_16x8x16(acc, first, [x[0], x[1]]);
+            }
+            for (acc, x) in acc[band].iter_mut().zip(&x) {
                 mma::mma_16x8x16(acc, second, [x[2], x[3]]);
             }
         };

@@ -48,10 +48,10 @@ macro_rules! unroll {
 /// `args` describe a compressed matrix and buffers as the host's `zipgemm` checks; the launch is
 /// that of the shape.
 #[inline(always)]
-pub unsafe fn zipgemm<const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize>(
+pub unsafe fn zipgemm<const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize, const SUM_STAGES: usize>(
     args: &GemmArgs,
 ) {
-    let block = Block::<N_TILES, STRIPS, GROUPS, STAGES>::new(args);
+    let block = Block::<N_TILES, STRIPS, GROUPS, STAGES, SUM_STAGES>::new(args);
     // SAFETY: the caller's promise, passed on.
     unsafe { block.run() }
 }
@@ -74,7 +74,7 @@ impl<const STAGES: usize> Ring<STAGES> {
 }
 
 /// A thread's view of its block.
-struct Block<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize> {
+struct Block<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize, const SUM_STAGES: usize> {
     args: &'a GemmArgs,
     shared: u32,
     lane: u32,
@@ -120,10 +120,10 @@ impl<const GROUPS: usize> Cursor<GROUPS> {
     }
 }
 
-impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize>
-    Block<'a, N_TILES, STRIPS, GROUPS, STAGES>
+impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize, const SUM_STAGES: usize>
+    Block<'a, N_TILES, STRIPS, GROUPS, STAGES, SUM_STAGES>
 {
-    const SHAPE: Gemm = Gemm { n_tiles: N_TILES, strips: STRIPS, groups: GROUPS, stages: STAGES };
+    const SHAPE: Gemm = Gemm { n_tiles: N_TILES, strips: STRIPS, groups: GROUPS, stages: STAGES, sum_stages: SUM_STAGES, blocks: 1 };
     const WARPS: u32 = Self::SHAPE.warps() as u32;
     const ROWS: u32 = Self::SHAPE.rows() as u32;
 
@@ -212,20 +212,24 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
                     barrier::init(self.full(stage), LANES as u32);
                     barrier::init(self.empty(stage), Self::WARPS);
                 }
-                for stage in 0..Gemm::SUM_STAGES as u32 {
+                for stage in 0..SUM_STAGES as u32 {
                     barrier::init(self.sums_full(stage), Self::WARPS);
                     barrier::init(self.sums_empty(stage), Gemm::WRITERS as u32);
                 }
                 barrier::fence_init();
             }
             thread::sync_warp();
+            // Weights never depend on an earlier kernel, activations do.
             let mut weights = Cursor::<GROUPS>::new(self.segments);
             let mut x = weights;
-            let mut patches = self.patch_range(&weights);
-            // Weights never depend on an earlier kernel, activations do.
-            for stage in 0..STAGES as u32 {
-                self.copy_weights(&mut weights, &mut patches, stage);
-            }
+            let mut ranges = [[0; 2]; STAGES];
+            unroll!(S < STAGES => {
+                ranges[S] = self.patch_range(&weights);
+                self.copy_tiles(&weights, S as u32);
+                weights.advance();
+            });
+            let mut range = self.patch_range(&weights);
+            unroll!(S < STAGES => { self.copy_patches(ranges[S], S as u32) });
             thread::sync_block();
             grid::wait_dependencies();
             for stage in 0..STAGES as u32 {
@@ -234,61 +238,74 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
             let mut ring = Ring::<STAGES>::default();
             while x.unit().2 > 0 {
                 barrier::wait(self.empty(ring.stage), ring.parity);
-                self.copy_weights(&mut weights, &mut patches, ring.stage);
+                self.copy_tiles(&weights, ring.stage);
+                self.copy_patches(range, ring.stage);
+                weights.advance();
+                range = self.patch_range(&weights);
                 self.copy_x(&mut x, ring.stage);
                 ring.advance();
             }
         }
     }
 
-    /// The patches of the unit's tiles in the strip that this lane looks after, asked for well
-    /// ahead of their use.
+    /// First of the unit's tiles in the strip that this lane looks after, if there is one.
     #[inline(always)]
-    fn patch_range(&self, cursor: &Cursor<GROUPS>) -> [u32; 2] {
+    fn first_tile(&self, cursor: &Cursor<GROUPS>) -> Option<u32> {
         let (row_block, col, tiles) = cursor.unit();
         let strip = row_block * STRIPS as u32 + self.lane;
-        if tiles == 0 || self.lane >= STRIPS as u32 || strip >= self.strips {
+        let mine = tiles > 0 && self.lane < STRIPS as u32 && strip < self.strips;
+        mine.then(|| strip * self.tile_cols + col)
+    }
+
+    /// The patches of the unit's tiles in this lane's strip, asked for well ahead of their use.
+    #[inline(always)]
+    fn patch_range(&self, cursor: &Cursor<GROUPS>) -> [u32; 2] {
+        let Some(tile) = self.first_tile(cursor) else {
             return [0; 2];
-        }
+        };
         // SAFETY: there is one offset more than there are tiles.
         unsafe {
-            let offsets = self.args.offsets.add((strip * self.tile_cols + col) as usize);
-            [memory::load_global_u32(offsets), memory::load_global_u32(offsets.add(tiles as usize))]
+            let offsets = self.args.offsets.add(tile as usize);
+            let tiles = cursor.unit().2 as usize;
+            [memory::load_global_u32(offsets), memory::load_global_u32(offsets.add(tiles))]
         }
     }
 
-    /// Starts the copies of a unit's tiles, patch offsets and patches, a lane for each strip, and
-    /// moves to the next unit.
+    /// Starts the copies of a unit's tiles and patch offsets, a lane for each strip.
     #[inline(always)]
-    unsafe fn copy_weights(&self, cursor: &mut Cursor<GROUPS>, patches: &mut [u32; 2], stage: u32) {
-        let (row_block, col, tiles) = cursor.unit();
-        let strip = row_block * STRIPS as u32 + self.lane;
-        if tiles > 0 && self.lane < STRIPS as u32 && strip < self.strips {
-            let (at, full, lane) = (self.stage(stage), self.full(stage), self.lane);
-            let tile = strip * self.tile_cols + col;
-            // Bulk copies want multiples of 16 bytes; the sections are padded to allow it.
-            let [from, to] = *patches;
-            let first = from & !7;
-            let patch_bytes = 2 * (to.next_multiple_of(8) - first).min(Self::SHAPE.patch_room() as u32);
-            let dense_bytes = tiles * TILE_BYTES as u32;
-            let offset_bytes = 4 * Self::SHAPE.offset_words() as u32;
-            // SAFETY: `run`'s.
-            unsafe {
-                barrier::expect(full, dense_bytes + offset_bytes + patch_bytes);
-                let dense = self.args.dense.add(tile as usize * TILE_BYTES);
-                copy::bulk(at + lane * (GROUPS * TILE_BYTES) as u32, dense, dense_bytes, full);
-                let offsets = self.args.offsets.add((tile & !3) as usize).cast();
-                let offsets_at = Self::SHAPE.offsets_at() as u32 + lane * offset_bytes;
-                copy::bulk(at + offsets_at, offsets, offset_bytes, full);
-                if patch_bytes > 0 {
-                    let patches = self.args.patches.add(first as usize).cast();
-                    let patches_at = Self::SHAPE.patches_at() as u32 + 2 * lane * Self::SHAPE.patch_room() as u32;
-                    copy::bulk(at + patches_at, patches, patch_bytes, full);
-                }
-            }
+    unsafe fn copy_tiles(&self, cursor: &Cursor<GROUPS>, stage: u32) {
+        let Some(tile) = self.first_tile(cursor) else {
+            return;
+        };
+        let (at, full) = (self.stage(stage), self.full(stage));
+        let dense_bytes = cursor.unit().2 * TILE_BYTES as u32;
+        let offset_bytes = 4 * Self::SHAPE.offset_words() as u32;
+        // SAFETY: `run`'s; the sections are padded, so that whole groups of 16 bytes can be read.
+        unsafe {
+            barrier::expect(full, dense_bytes + offset_bytes);
+            let dense = self.args.dense.add(tile as usize * TILE_BYTES);
+            copy::bulk(at + self.lane * (GROUPS * TILE_BYTES) as u32, dense, dense_bytes, full);
+            let offsets = self.args.offsets.add((tile & !3) as usize).cast();
+            let offsets_at = Self::SHAPE.offsets_at() as u32 + self.lane * offset_bytes;
+            copy::bulk(at + offsets_at, offsets, offset_bytes, full);
         }
-        cursor.advance();
-        *patches = self.patch_range(cursor);
+    }
+
+    /// Starts the copy of the patches of a unit's tiles in this lane's strip.
+    #[inline(always)]
+    unsafe fn copy_patches(&self, [from, to]: [u32; 2], stage: u32) {
+        if from == to {
+            return;
+        }
+        let room = Self::SHAPE.patch_room() as u32;
+        let first = from & !7;
+        let bytes = 2 * (to.next_multiple_of(8) - first).min(room);
+        let at = self.stage(stage) + Self::SHAPE.patches_at() as u32 + 2 * self.lane * room;
+        // SAFETY: `run`'s; the section is padded, so that whole groups of 16 bytes can be read.
+        unsafe {
+            barrier::expect(self.full(stage), bytes);
+            copy::bulk(at, self.args.patches.add(first as usize).cast(), bytes, self.full(stage));
+        }
     }
 
     /// Starts the copies of a unit's activations, completes the stage's copies, and moves to the
@@ -343,7 +360,7 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
         let dense_at = (strip * GROUPS as u32 + group) * TILE_BYTES as u32;
         let mut segments = self.segments;
         let mut ring = Ring::<STAGES>::default();
-        let mut sums = Ring::<{ Gemm::SUM_STAGES }> { stage: 0, parity: 1 };
+        let mut sums = Ring::<SUM_STAGES> { stage: 0, parity: 1 };
         while let Some(Segment { row_block, from, to }) = segments.next() {
             let matrix_strip = row_block * STRIPS as u32 + strip;
             let mut tile = matrix_strip * self.tile_cols + from + group;
@@ -411,7 +428,7 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
         &self,
         strip: u32,
         group: u32,
-        ring: &mut Ring<{ Gemm::SUM_STAGES }>,
+        ring: &mut Ring<SUM_STAGES>,
         acc: &[[[f32; 4]; N_TILES]; BANDS],
     ) {
         let stride = Self::SHAPE.sums_stride() as u32;
@@ -445,7 +462,7 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
         grid::wait_dependencies();
         let thread = (self.warp - Self::WARPS - 1) * LANES as u32 + self.lane;
         let mut segments = self.segments;
-        let mut ring = Ring::<{ Gemm::SUM_STAGES }>::default();
+        let mut ring = Ring::<SUM_STAGES>::default();
         while let Some(segment) = segments.next() {
             for j in 0..N_TILES as u32 {
                 // SAFETY: `run`'s.
