@@ -1,3 +1,4 @@
+use half::vec::HalfBitsVecExt;
 use rayon::prelude::*;
 use zipserv_gpu::{decode as lanes, layout::*};
 
@@ -6,9 +7,10 @@ use crate::Error;
 
 /// Restores the weights of `matrix`, row after row.
 pub fn decode(matrix: &CompressedMatrix) -> Vec<half::bf16> {
-    let mut weights = vec![half::bf16::ZERO; matrix.rows() * matrix.cols()];
-    decode_all(matrix, bytemuck::cast_slice_mut(&mut weights));
-    weights
+    // Of zeroed integers, unlike of `bf16`, the allocator has pages that need no writing.
+    let mut bits = vec![0u16; matrix.rows() * matrix.cols()];
+    decode_all(matrix, bytemuck::cast_slice_mut(&mut bits));
+    bits.reinterpret_into()
 }
 
 /// Restores the weights of `matrix` as little-endian bytes, row after row, into `output`.
