@@ -13,7 +13,7 @@ use zipserv::{Matrix, decode, decode_into, encode};
 /// Gaussian weights with log-normal scales of rows and columns, as trained layers have.
 fn weights(rows: usize, cols: usize) -> Vec<bf16> {
     let mut rng = SmallRng::seed_from_u64(1);
-    let scale = LogNormal::new(0.0, 0.3).expect("a finite deviation");
+    let scale = LogNormal::new(0.0, 0.1).expect("a finite deviation");
     let col_scales: Vec<f32> = scale.sample_iter(&mut rng).take(cols).collect();
     (0..rows)
         .flat_map(|_| {

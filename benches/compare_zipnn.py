@@ -31,8 +31,8 @@ ROWS, COLS = 8192, 8192
 def weights():
     """Little-endian BF16 bytes of a ROWS x COLS matrix."""
     rng = np.random.default_rng(1)
-    scale = np.exp(0.3 * rng.standard_normal(ROWS, np.float32))[:, None] * 0.02
-    scale = scale * np.exp(0.3 * rng.standard_normal(COLS, np.float32))
+    scale = np.exp(0.1 * rng.standard_normal(ROWS, np.float32))[:, None] * 0.02
+    scale = scale * np.exp(0.1 * rng.standard_normal(COLS, np.float32))
     bits = (rng.standard_normal((ROWS, COLS), np.float32) * scale).view(np.uint32)
     # Round to nearest, ties to even.
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()

@@ -357,3 +357,39 @@ fn shapes_that_do_not_fit_are_refused() {
         Err(Error::MatrixTooLarge { .. })
     ));
 }
+
+/// The fenced blocks of the worked example: the weights, then the bytes that are not zero.
+#[test]
+fn the_example_in_the_format_document_is_true() {
+    let document = include_str!("../docs/FORMAT.md");
+    let (_, example) = document.split_once("## Worked example").unwrap();
+    let mut blocks = example.split("```").skip(1).step_by(2);
+    let mut lines = || blocks.next().unwrap().lines().skip(1);
+
+    let rows: Vec<Vec<u16>> = lines().map(|row| hex(row).collect()).collect();
+    let bits = rows.concat();
+    let mut blob = Vec::new();
+    for line in lines() {
+        let (at, bytes) = line.split_once(':').unwrap();
+        blob.resize(usize::from_str_radix(at, 16).unwrap(), 0);
+        blob.extend(hex(bytes).map(|byte| byte as u8));
+    }
+
+    let compressed = round_trip(rows.len(), rows[0].len(), &bits);
+    assert!(compressed.as_bytes() == blob, "the bytes are\n{}", dump(&compressed));
+}
+
+fn hex(line: &str) -> impl Iterator<Item = u16> {
+    line.split_whitespace()
+        .map(|word| u16::from_str_radix(word, 16).unwrap())
+}
+
+fn dump(compressed: &CompressedMatrix) -> String {
+    let chunks = compressed.as_bytes().chunks(16).enumerate();
+    let mut text = String::new();
+    for (i, chunk) in chunks.filter(|(_, chunk)| chunk.iter().any(|&byte| byte != 0)) {
+        let bytes: String = chunk.iter().map(|byte| format!(" {byte:02x}")).collect();
+        text += &format!("{:04x}:{bytes}\n", 16 * i);
+    }
+    text + &format!("{:04x}:", compressed.as_bytes().len())
+}

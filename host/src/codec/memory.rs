@@ -10,13 +10,15 @@ pub(crate) fn zeroed<T: Pod>(len: usize) -> Vec<T> {
 
 #[cfg(target_os = "linux")]
 fn ask_for_large_pages(memory: &mut [u8]) {
+    use rustix::mm::{Advice, madvise};
+
     const LARGE_PAGE: usize = 2 << 20;
     let start = memory.as_ptr().align_offset(LARGE_PAGE);
     if let Some(rest) = memory.get_mut(start..) {
         let len = rest.len() / LARGE_PAGE * LARGE_PAGE;
         // SAFETY: the pages belong to `memory` in full, and the advice changes no byte of them.
         // It may be refused, which costs speed alone.
-        unsafe { libc::madvise(rest.as_mut_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+        unsafe { madvise(rest.as_mut_ptr().cast(), len, Advice::LinuxHugepage) }.ok();
     }
 }
 
