@@ -2,7 +2,7 @@
 //!
 //! `codec_speed FILE ROWS COLS REPEATS` prints a JSON object with the seconds of each repeat,
 //! every operation on one thread (`..._1`) and on two (`..._2`). Each call makes its result in
-//! fresh memory and frees it, but for `decode_into`.
+//! fresh memory, but for `decode_into`.
 
 use std::{env, error::Error, fs, hint::black_box, time::Instant};
 
@@ -22,34 +22,35 @@ fn main() -> Result<(), Box<dyn Error>> {
     assert!(output == bytes, "the codec is not lossless");
 
     let mut fields = vec![format!("\"stored_bytes\": {}", compressed.as_bytes().len())];
-    let mut time = |name: &str, run: &mut dyn FnMut()| {
-        let seconds: Vec<_> = (0..repeats)
-            .map(|_| {
-                let start = Instant::now();
-                run();
-                start.elapsed().as_secs_f64()
-            })
-            .collect();
-        fields.push(format!("\"{name}\": {seconds:?}"));
-    };
-    time("memcpy_1", &mut || {
-        output.copy_from_slice(black_box(&bytes))
-    });
+    let mut add = |name: &str, seconds: Vec<f64>| fields.push(format!("\"{name}\": {seconds:?}"));
+    let copy = || output.copy_from_slice(black_box(&bytes));
+    add("memcpy_1", time(repeats, copy));
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()?;
-        let mut time = |name: &str, run: &mut (dyn FnMut() + Send)| {
-            time(&format!("{name}_{threads}"), &mut || {
-                pool.install(&mut *run)
-            });
-        };
-        time("encode", &mut || drop(black_box(encode(&matrix))));
-        time("decode", &mut || drop(black_box(decode(&compressed))));
-        time("decode_into", &mut || {
-            decode_into(&compressed, &mut output).expect("the size fits");
+        pool.install(|| {
+            let seconds = time(repeats, || encode(&matrix));
+            add(&format!("encode_{threads}"), seconds);
+            let seconds = time(repeats, || decode(&compressed));
+            add(&format!("decode_{threads}"), seconds);
+            let seconds = time(repeats, || decode_into(&compressed, &mut output));
+            add(&format!("decode_into_{threads}"), seconds);
         });
     }
     println!("{{{}}}", fields.join(", "));
     Ok(())
+}
+
+/// Seconds of each run. Freeing the result is not part of it.
+fn time<T>(repeats: usize, mut run: impl FnMut() -> T) -> Vec<f64> {
+    (0..repeats)
+        .map(|_| {
+            let start = Instant::now();
+            let result = black_box(run());
+            let seconds = start.elapsed().as_secs_f64();
+            drop(result);
+            seconds
+        })
+        .collect()
 }

@@ -376,7 +376,11 @@ fn the_example_in_the_format_document_is_true() {
     }
 
     let compressed = round_trip(rows.len(), rows[0].len(), &bits);
-    assert!(compressed.as_bytes() == blob, "the bytes are\n{}", dump(&compressed));
+    assert!(
+        compressed.as_bytes() == blob,
+        "the bytes are\n{}",
+        dump(&compressed)
+    );
 }
 
 fn hex(line: &str) -> impl Iterator<Item = u16> {
