@@ -2,9 +2,9 @@
 //!
 //! Throughput counts the bytes of the BF16 weights, whichever way they go.
 
-use std::hint::black_box;
+use std::{hint::black_box, time::Duration};
 
-use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, SamplingMode, Throughput};
 use half::bf16;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use rand_distr::{Distribution, LogNormal, StandardNormal};
@@ -66,11 +66,11 @@ fn codec(criterion: &mut Criterion) {
     }
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default()
-        .warm_up_time(std::time::Duration::from_millis(500))
-        .measurement_time(std::time::Duration::from_secs(3));
-    targets = codec
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3))
+        .configure_from_args();
+    codec(&mut criterion);
+    criterion.final_summary();
 }
-criterion_main!(benches);

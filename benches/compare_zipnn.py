@@ -7,7 +7,8 @@
 
 Both compress and decompress 128 MB of Gaussian BF16 weights with log-normal scales of rows and
 columns, on one thread; zipserv on two as well. Rounds of the two alternate, so that what else the
-machine does meets both, and every figure is the median of all repeats. The calls compared allocate
+machine does meets both, and every figure is the median of all repeats but the first of each round,
+which wake threads and caches. The calls compared allocate
 their result each time, the way ZipNN's interface works; `decode_into` stands beside them.
 """
 
@@ -26,6 +27,7 @@ import zipnn
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROWS, COLS = 8192, 8192
+WARM_UP = 2
 
 
 def weights():
@@ -57,8 +59,8 @@ def git(*args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--repeats", type=int, default=3, help="of each call in each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=8, help="of each call in each round")
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "results" / "codec.json")
     parser.add_argument(
         "--helper",
@@ -74,22 +76,24 @@ def main():
         file.flush()
         command = [options.helper, file.name, str(ROWS), str(COLS), str(options.repeats)]
         for _ in range(options.rounds):
-            for name, value in json.loads(subprocess.check_output(command)).items():
-                ours.setdefault(name, []).extend(value if isinstance(value, list) else [value])
-            for _ in range(options.repeats):
+            result = json.loads(subprocess.check_output(command))
+            stored = result.pop("stored_bytes")
+            for name, seconds in result.items():
+                ours.setdefault(name, []).extend(seconds[WARM_UP:])
+            for repeat in range(options.repeats):
                 codec = zipnn.ZipNN(input_format="byte", bytearray_dtype="bfloat16", threads=1)
                 # It reorders its input in place.
                 fresh = bytearray(data)
-                seconds, compressed = timed(lambda: codec.compress(fresh))
-                theirs["compress"].append(seconds)
-                seconds, restored = timed(lambda: codec.decompress(compressed))
-                theirs["decompress"].append(seconds)
+                compressing, compressed = timed(lambda: codec.compress(fresh))
+                decompressing, restored = timed(lambda: codec.decompress(compressed))
+                if repeat >= WARM_UP:
+                    theirs["compress"].append(compressing)
+                    theirs["decompress"].append(decompressing)
             assert bytes(restored) == data, "ZipNN is not lossless"
 
     def speed(seconds):
         return round(len(data) / statistics.median(seconds) / 1e9, 3)
 
-    stored = ours.pop("stored_bytes")[0]
     zipserv_speeds = {f"{name}_gb_s": speed(seconds) for name, seconds in ours.items()}
     zipnn_speeds = {f"{name}_1_gb_s": speed(seconds) for name, seconds in theirs.items()}
 
@@ -102,7 +106,7 @@ def main():
         "commit": git("rev-parse", "HEAD"),
         "tree": "modified" if git("status", "--porcelain", "-uno") else "clean",
         "bytes": len(data),
-        "samples": options.rounds * options.repeats,
+        "samples": options.rounds * (options.repeats - WARM_UP),
         "zipserv": {
             **zipserv_speeds,
             "stored_fraction": round(stored / len(data), 4),
