@@ -29,10 +29,7 @@ impl Gemm {
 
     /// The launch of the kernel called `name`.
     const fn launch(self, name: &'static str) -> Launch {
-        assert!(
-            self.shared_bytes() <= 227 * 1024,
-            "more shared memory than Hopper has"
-        );
+        assert!(self.shared_bytes() <= 227 * 1024, "more shared memory than Hopper has");
         Launch {
             name,
             threads: self.threads(),

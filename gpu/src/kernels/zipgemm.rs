@@ -20,8 +20,8 @@
 //! multiprocessors at 3 TB/s leave 13.6.
 
 use crate::{
-    arch::{barrier, copy, grid, memory, mma, thread},
     args::GemmArgs,
+    arch::{barrier, copy, grid, memory, mma, thread},
     decode,
     launch::Gemm,
     layout::*,
@@ -62,14 +62,8 @@ pub unsafe fn zipgemm<
 }
 
 /// A thread's view of its block.
-struct Block<
-    'a,
-    const N_TILES: usize,
-    const STRIPS: usize,
-    const GROUPS: usize,
-    const STAGES: usize,
-    const X_STAGES: usize,
-> {
+struct Block<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize, const X_STAGES: usize>
+{
     args: &'a GemmArgs,
     shared: u32,
     lane: u32,
@@ -97,10 +91,7 @@ struct Work {
 impl Work {
     fn new(units: u32, blocks: u32) -> Self {
         let each = units.checked_div(blocks).unwrap_or(0);
-        Self {
-            each,
-            extra: units - each * blocks,
-        }
+        Self { each, extra: units - each * blocks }
     }
 
     /// First unit of `block`.
@@ -140,11 +131,7 @@ impl Run {
         let row_block_of = |unit: u32| unit.checked_div(tile_cols).unwrap_or(0);
         let row_block = row_block_of(start);
         let last = row_block_of(end);
-        let split = if last * tile_cols < end {
-            start.max(last * tile_cols)
-        } else {
-            start
-        };
+        let split = if last * tile_cols < end { start.max(last * tile_cols) } else { start };
         let split_row_block = row_block_of(split);
         Self {
             start,
@@ -169,30 +156,18 @@ impl<const STAGES: usize> Ring<STAGES> {
     #[inline(always)]
     fn after(self) -> Self {
         if self.stage + 1 == STAGES as u32 {
-            Self {
-                stage: 0,
-                parity: self.parity ^ 1,
-            }
+            Self { stage: 0, parity: self.parity ^ 1 }
         } else {
-            Self {
-                stage: self.stage + 1,
-                parity: self.parity,
-            }
+            Self { stage: self.stage + 1, parity: self.parity }
         }
     }
 
     #[inline(always)]
     fn before(self) -> Self {
         if self.stage == 0 {
-            Self {
-                stage: STAGES as u32 - 1,
-                parity: self.parity ^ 1,
-            }
+            Self { stage: STAGES as u32 - 1, parity: self.parity ^ 1 }
         } else {
-            Self {
-                stage: self.stage - 1,
-                parity: self.parity,
-            }
+            Self { stage: self.stage - 1, parity: self.parity }
         }
     }
 }
@@ -210,22 +185,10 @@ struct Unit {
     left: u32,
 }
 
-impl<
-    'a,
-    const N_TILES: usize,
-    const STRIPS: usize,
-    const GROUPS: usize,
-    const STAGES: usize,
-    const X_STAGES: usize,
-> Block<'a, N_TILES, STRIPS, GROUPS, STAGES, X_STAGES>
+impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize, const X_STAGES: usize>
+    Block<'a, N_TILES, STRIPS, GROUPS, STAGES, X_STAGES>
 {
-    const SHAPE: Gemm = Gemm {
-        n_tiles: N_TILES,
-        strips: STRIPS,
-        groups: GROUPS,
-        stages: STAGES,
-        x_stages: X_STAGES,
-    };
+    const SHAPE: Gemm = Gemm { n_tiles: N_TILES, strips: STRIPS, groups: GROUPS, stages: STAGES, x_stages: X_STAGES };
     const THREADS: u32 = Self::SHAPE.threads() as u32;
 
     #[inline(always)]
@@ -328,8 +291,7 @@ impl<
             let mut x_ring = Ring::<X_STAGES>::default();
             let mut refill_x = false;
             let run = self.run;
-            let (mut row_block, mut row_block_start) =
-                (run.split_row_block, run.split_row_block_start);
+            let (mut row_block, mut row_block_start) = (run.split_row_block, run.split_row_block_start);
             let mut left = run.end - run.start;
             while left > 0 {
                 let from = run.start.max(row_block_start) - row_block_start;
@@ -382,9 +344,7 @@ impl<
             tile_col,
             strip,
             tile: strip * self.tile_cols + tile_col,
-            left: (run.end - run.start)
-                .saturating_sub(self.group)
-                .div_ceil(GROUPS as u32),
+            left: (run.end - run.start).saturating_sub(self.group).div_ceil(GROUPS as u32),
         };
         self.carry(&mut unit);
         unit
@@ -426,10 +386,7 @@ impl<
         // SAFETY: there is one offset more than there are tiles.
         unsafe {
             let offsets = self.args.offsets.add(unit.tile as usize);
-            [
-                memory::load_global_u32(offsets),
-                memory::load_global_u32(offsets.add(1)),
-            ]
+            [memory::load_global_u32(offsets), memory::load_global_u32(offsets.add(1))]
         }
     }
 
@@ -510,12 +467,7 @@ impl<
         let mut at = self.lane * 16;
         while at < Gemm::BASES_BYTES as u32 {
             // SAFETY: inside the warp's table.
-            unsafe {
-                memory::store_u32x4(
-                    self.bases() + at,
-                    [decode::base_pair(self.args.base as u8); 4],
-                )
-            };
+            unsafe { memory::store_u32x4(self.bases() + at, [decode::base_pair(self.args.base as u8); 4]) };
             at += 32 * 16;
         }
         thread::sync_warp();
@@ -592,17 +544,8 @@ impl<
             let (first, count) = (count & 7, count >> 3);
             let slot = stage + Gemm::PATCHES_AT as u32 + 2 * (first + self.lane);
             let patch = Patch(memory::load_u16(slot));
-            let position = if self.lane < count {
-                u32::from(patch.position())
-            } else {
-                u32::MAX
-            };
-            Patches {
-                position,
-                base: patch.base(),
-                count,
-                tile,
-            }
+            let position = if self.lane < count { u32::from(patch.position()) } else { u32::MAX };
+            Patches { position, base: patch.base(), count, tile }
         }
     }
 
@@ -695,11 +638,7 @@ impl<
         let warp = block as usize * Self::SHAPE.warps() + self.warp as usize;
         let index = (warp * BANDS + band) * N_TILES + j;
         // SAFETY: the workspace has room for every block of the launch.
-        unsafe {
-            self.args
-                .partials
-                .add(4 * (index * LANES + self.lane as usize))
-        }
+        unsafe { self.args.partials.add(4 * (index * LANES + self.lane as usize)) }
     }
 
     /// Leaves this warp's sums to a later block. Each float is its own flag: the place is empty
@@ -748,8 +687,7 @@ impl<
             unsafe { memory::publish_u32x4(at(j), [Gemm::EMPTY; 4]) };
         };
         // SAFETY: `run`'s. All loads are in flight before the first is looked at.
-        let first =
-            core::array::from_fn::<_, N_TILES, _>(|j| unsafe { memory::observe_u32x4(at(j)) });
+        let first = core::array::from_fn::<_, N_TILES, _>(|j| unsafe { memory::observe_u32x4(at(j)) });
         unroll!(J < N_TILES => { add(&mut acc[J], J, first[J]) });
     }
 

@@ -81,8 +81,7 @@ impl Gpu {
                 continue;
             };
             let raw: sys::CUfunction = function.to_raw().cast();
-            let attribute =
-                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: a function of a live module.
             check("cuFuncSetAttribute", unsafe {
                 sys::cuFuncSetAttribute(raw, attribute, launch.shared_bytes as i32)
