@@ -1,11 +1,12 @@
 //! What each kernel's launch looks like: one table for the kernels, the builder and the host.
 
-use crate::layout::{BAND_ROWS, KSTEP_COLS, TILE_BYTES, TILE_COLS, TILE_ROWS};
+use crate::layout::{TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS};
 
 /// Shape of a `zipgemm` block: all that distinguishes one of its kernels from another.
 ///
-/// A block has `strips * groups` warps. Warp `(s, g)` computes strip `s` of a row block of
-/// `32 * strips` output features, over every `groups`-th tile along K.
+/// A block has `strips * groups` warps that multiply. A *unit* of work is `32 * strips` output
+/// features by `64 * groups` input features: a tile for each of the warps, which lands in shared
+/// memory as one stage of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gemm {
     /// Tokens in units of 8, the N of one `mma`.
@@ -14,18 +15,20 @@ pub struct Gemm {
     pub strips: usize,
     /// Warps along K.
     pub groups: usize,
-    /// Depth of each warp's ring of weights.
+    /// Depth of the ring of units.
     pub stages: usize,
-    /// Depth of each group's ring of activations.
-    pub x_stages: usize,
 }
 
 impl Gemm {
-    /// Bytes between rows of activations in shared memory: 64 columns, and 16 bytes more so that
-    /// `ldmatrix` finds eight rows in different banks.
-    pub const X_STRIDE: usize = 2 * TILE_COLS + 16;
-    /// Room for a tile's first 32 patches in its stage, from wherever in 16 bytes they start.
-    pub const PATCH_BYTES: usize = 80;
+    /// Warps that add up and write the output: with the producer four, one for each quarter of a
+    /// multiprocessor, and so the most registers for all.
+    pub const WRITERS: usize = 3;
+    /// Depth of the ring of sums.
+    pub const SUM_STAGES: usize = 2;
+    /// What a place for partial sums holds while there are none: a NaN that no sum is.
+    pub const EMPTY: u32 = u32::MAX;
+    /// Bytes of one warp's table of bases: one BF16 exponent field for each weight of a tile.
+    pub const BASES_BYTES: usize = 2 * TILE_WEIGHTS;
 
     /// The launch of the kernel called `name`.
     const fn launch(self, name: &'static str) -> Launch {
@@ -38,76 +41,96 @@ impl Gemm {
         }
     }
 
-    /// What a place for partial sums holds while there are none: a NaN that no sum is.
-    pub const EMPTY: u32 = u32::MAX;
-
-    /// Bytes of the partial sums that one block hands over.
-    pub const fn partial_bytes(self) -> usize {
-        4 * self.warps() * TILE_ROWS * 8 * self.n_tiles
-    }
-
-    /// Warps in a block.
+    /// Warps that multiply.
     pub const fn warps(self) -> usize {
         self.strips * self.groups
     }
 
-    /// Threads in a block.
+    /// Threads in a block: its warps that multiply, one that fills the ring, and the writers.
     pub const fn threads(self) -> usize {
-        32 * self.warps()
+        32 * (self.warps() + 1 + Self::WRITERS)
     }
 
-    /// Offset of the patches in a stage of weights, behind the dense tile.
-    pub const PATCHES_AT: usize = TILE_BYTES;
-
-    /// Offset, in a stage of weights, of a word that says how many patches there are and where
-    /// they start.
-    pub const COUNT_AT: usize = Self::PATCHES_AT + Self::PATCH_BYTES;
-
-    /// Bytes of a warp's stage of weights.
-    pub const STAGE_BYTES: usize = (Self::COUNT_AT + 4).next_multiple_of(128);
-
-    /// Bytes of a group's stage of activations.
-    pub const fn x_bytes(self) -> usize {
-        8 * self.n_tiles * Self::X_STRIDE
+    /// Output features of a unit.
+    pub const fn rows(self) -> usize {
+        TILE_ROWS * self.strips
     }
 
-    /// Offset of the groups' rings of activations, behind the warps' rings of weights.
+    /// Bytes of the sums that one block hands over to a later one.
+    pub const fn partial_bytes(self) -> usize {
+        4 * self.rows() * 8 * self.n_tiles
+    }
+
+    /// Bytes of the dense tiles in a stage: strip after strip, tile after tile along K.
+    pub const fn dense_bytes(self) -> usize {
+        self.warps() * TILE_BYTES
+    }
+
+    /// Words of one strip's patch offsets in a stage: one more than tiles, from wherever in 16
+    /// bytes they start.
+    pub const fn offset_words(self) -> usize {
+        (self.groups + 4).next_multiple_of(4)
+    }
+
+    /// Offset of the patch offsets in a stage.
+    pub const fn offsets_at(self) -> usize {
+        self.dense_bytes()
+    }
+
+    /// Patches of one strip that a stage has room for. Those past it are read from global memory.
+    pub const fn patch_room(self) -> usize {
+        16 * self.groups + 24
+    }
+
+    /// Offset of the patches in a stage.
+    pub const fn patches_at(self) -> usize {
+        self.offsets_at() + 4 * self.strips * self.offset_words()
+    }
+
+    /// Offset of the activations in a stage.
     pub const fn x_at(self) -> usize {
-        self.warps() * self.stages * Self::STAGE_BYTES
+        (self.patches_at() + 2 * self.strips * self.patch_room()).next_multiple_of(128)
     }
 
-    /// Offset of the warps' tables of bases.
+    /// Bytes between tokens of activations in a stage: a unit's columns, and 16 bytes more so
+    /// that `ldmatrix` finds eight tokens in different banks.
+    pub const fn x_stride(self) -> usize {
+        2 * TILE_COLS * self.groups + 16
+    }
+
+    /// Bytes of a stage.
+    pub const fn stage_bytes(self) -> usize {
+        (self.x_at() + 8 * self.n_tiles * self.x_stride()).next_multiple_of(128)
+    }
+
+    /// Offset of the warps' tables of bases, behind the ring.
     pub const fn bases_at(self) -> usize {
-        self.x_at() + self.groups * self.x_stages * self.x_bytes()
+        self.stages * self.stage_bytes()
     }
 
-    /// Bytes of one warp's table of bases: one BF16 exponent field for each weight of a band.
-    pub const BASES_BYTES: usize = 2 * BAND_ROWS * TILE_COLS;
-
-    /// Offset of the buffer in which warps add up their sums.
+    /// Offset of the ring of sums, of eight tokens each.
     pub const fn sums_at(self) -> usize {
         self.bases_at() + self.warps() * Self::BASES_BYTES
     }
 
-    /// Floats between tokens in the buffer of sums; the four more keep stores in different banks.
+    /// Floats between tokens in a stage of sums; the four more keep stores in different banks.
     pub const fn sums_stride(self) -> usize {
-        TILE_ROWS * self.strips + 4
+        self.rows() + 4
     }
 
-    /// Bytes of the buffer of sums, of eight tokens.
+    /// Bytes of a stage of sums.
     pub const fn sums_bytes(self) -> usize {
         4 * self.groups * 8 * self.sums_stride()
     }
 
-    /// Offset of the barriers: for each stage one *full* for each warp's weights, one *full* and
-    /// one *empty* for each group's activations.
+    /// Offset of the barriers: *full* and *empty* for each stage of units, then of sums.
     pub const fn barriers_at(self) -> usize {
-        self.sums_at() + self.sums_bytes()
+        self.sums_at() + Self::SUM_STAGES * self.sums_bytes()
     }
 
     /// Dynamic shared memory of a block.
     pub const fn shared_bytes(self) -> usize {
-        self.barriers_at() + 8 * (self.stages * self.warps() + 2 * self.x_stages * self.groups)
+        self.barriers_at() + 16 * (self.stages + Self::SUM_STAGES)
     }
 }
 
@@ -116,7 +139,7 @@ impl Gemm {
 pub struct Launch {
     /// Name of the entry in the PTX.
     pub name: &'static str,
-    /// Threads in a block.
+    /// Threads in a block: its warps that multiply, one that fills the ring, and the writers.
     pub threads: usize,
     /// Blocks that must fit on one multiprocessor.
     pub min_blocks: usize,
@@ -130,38 +153,35 @@ pub struct Launch {
 macro_rules! gemm_kernels {
     ($use:ident) => {
         $use! {
-            zipgemm_n8_m32: 1 1 8 3 3;
-            zipgemm_n8_m64: 1 2 4 3 4;
-            zipgemm_n8_m32_w16: 1 1 16 2 2;
-            zipgemm_n8_m64_w16: 1 2 8 2 4;
-            zipgemm_n8_m64_w16s3: 1 2 8 3 3;
-            zipgemm_n8_m128_w16: 1 4 4 3 4;
-            zipgemm_n16_m32_w16: 2 1 16 2 2;
-            zipgemm_n16_m64_w16: 2 2 8 2 3;
-            zipgemm_n16_m128_w16: 2 4 4 2 4;
-            zipgemm_n32_m64_w16: 4 2 8 2 2;
-            zipgemm_n32_m128_w16: 4 4 4 2 4;
-            zipgemm_n32_m256_w16: 4 8 2 2 4;
-            zipgemm_n32_m256: 4 8 1 4 4;
-            zipgemm_n64_m128: 8 4 2 3 4;
-            zipgemm_n64_m256: 8 8 1 4 4;
+            zipgemm_n8_2x4: 1 2 4 6;
+            zipgemm_n8_1x8: 1 1 8 5;
+            zipgemm_n8_4x2: 1 4 2 6;
+            zipgemm_n8_3x4: 1 3 4 4;
+            zipgemm_n8_2x8: 1 2 8 2;
+            zipgemm_n8_4x4: 1 4 4 2;
+            zipgemm_n16_2x4: 2 2 4 5;
+            zipgemm_n16_4x2: 2 4 2 5;
+            zipgemm_n32_4x2: 4 4 2 4;
+            zipgemm_n32_8x1: 4 8 1 4;
+            zipgemm_n64_4x2: 8 4 2 3;
+            zipgemm_n64_8x1: 8 8 1 4;
         }
     };
 }
 
 macro_rules! tables {
-    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $stages:literal $x_stages:literal;)*) => {
+    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $stages:literal;)*) => {
         /// Every `zipgemm` kernel and its shape.
         pub const GEMMS: &[(&str, Gemm)] = &[$((
             stringify!($name),
-            Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages, x_stages: $x_stages },
+            Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages },
         )),*];
 
         /// Every kernel's launch.
         pub const KERNELS: &[Launch] = &[
             Launch { name: "decompress", threads: 256, min_blocks: 4, shared_bytes: 8 * DECOMPRESS_WARP_BYTES },
             $(
-                Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages, x_stages: $x_stages }
+                Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages }
                     .launch(stringify!($name)),
             )*
         ];
@@ -171,5 +191,3 @@ gemm_kernels!(tables);
 
 /// Shared memory of one warp of `decompress`: a tile, its rows 16 bytes apart in banks.
 pub const DECOMPRESS_WARP_BYTES: usize = TILE_ROWS * (2 * TILE_COLS + 16);
-
-const _: () = assert!(TILE_COLS == 4 * KSTEP_COLS);

@@ -2,19 +2,7 @@
 
 use core::arch::asm;
 
-core::arch::global_asm!(".extern .shared .align 128 .b8 zipserv_shared[];");
-
-/// Address of the block's dynamic shared memory.
-#[inline(always)]
-pub fn shared() -> u32 {
-    let mut address: u32;
-    // SAFETY: takes an address.
-    unsafe {
-        asm!("mov.u32 {}, zipserv_shared;", out(reg32) address,
-            options(pure, nomem, nostack, preserves_flags));
-    }
-    address
-}
+pub use crate::backend::shared;
 
 macro_rules! shared_access {
     ($($(#[$doc:meta])* $load:ident $store:ident $class:ident $type:ty, $suffix:literal;)*) => {$(
@@ -162,4 +150,32 @@ pub unsafe fn observe_u32x4(address: *const f32) -> [u32; 4] {
             options(nostack, preserves_flags));
     }
     [a, b, c, d]
+}
+
+/// Loads 16 bits of global memory that nothing writes while the kernel runs.
+///
+/// # Safety
+/// `address` is readable for 2 bytes and aligned.
+#[inline(always)]
+pub unsafe fn load_global_u16(address: *const u16) -> u16 {
+    let mut value: u16;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.global.nc.u16 {}, [{}];", out(reg16) value, in(reg64) address,
+            options(pure, readonly, nostack, preserves_flags));
+    }
+    value
+}
+
+/// Stores 64 bits to global memory that this kernel will not read.
+///
+/// # Safety
+/// `address` is writable for 8 bytes and 8-byte aligned.
+#[inline(always)]
+pub unsafe fn store_global_u32x2(address: *mut u8, [a, b]: [u32; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.global.v2.u32 [{}], {{{}, {}}};",
+            in(reg64) address, in(reg32) a, in(reg32) b, options(nostack, preserves_flags));
+    }
 }

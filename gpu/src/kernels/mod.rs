@@ -1,4 +1,6 @@
 //! The kernels. Each file opens with its data flow and its budget.
 
 pub mod decompress;
+mod tile;
+mod work;
 pub mod zipgemm;

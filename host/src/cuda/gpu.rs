@@ -74,6 +74,8 @@ impl Gpu {
             Family::Hopper => include_str!("../../../gpu/ptx/zipserv_sm_90a.ptx"),
             Family::Portable => include_str!("../../../gpu/ptx/zipserv_sm_80.ptx"),
         };
+        let env = std::env::var("ZIPSERV_PTX").ok().map(|p| std::fs::read_to_string(p).unwrap());
+        let ptx = env.as_deref().unwrap_or(ptx);
         let module = Module::from_ptx(ptx, &[ModuleJitOption::MaxRegisters(255)])?;
         let mut functions = HashMap::new();
         for launch in KERNELS {

@@ -13,6 +13,9 @@ pub struct DeviceMatrix {
     pub(super) patches: DeviceBuffer<u8>,
 }
 
+/// Bytes behind the offsets that a kernel may read: one stage's worth.
+const OFFSETS_PADDING: usize = 64;
+
 impl DeviceMatrix {
     /// Copies `matrix` to the device of the current context.
     ///
@@ -24,7 +27,8 @@ impl DeviceMatrix {
             cols: matrix.cols() as u32,
             base: matrix.base(),
             dense: DeviceBuffer::from_slice(matrix.dense())?,
-            offsets: DeviceBuffer::from_slice(matrix.patch_offsets())?,
+            // Kernels copy offsets in whole groups, past the last one's end.
+            offsets: DeviceBuffer::from_slice(&[matrix.patch_offsets(), &[0; OFFSETS_PADDING]].concat())?,
             patches: DeviceBuffer::from_slice(matrix.patches())?,
         })
     }
@@ -41,6 +45,6 @@ impl DeviceMatrix {
 
     /// Bytes that a kernel reads.
     pub fn device_bytes(&self) -> usize {
-        self.dense.len() + self.offsets.len() + self.patches.len()
+        self.dense.len() + self.offsets.len() + self.patches.len() - OFFSETS_PADDING
     }
 }

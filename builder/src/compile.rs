@@ -1,0 +1,56 @@
+//! Rust to PTX with rustc's own NVPTX backend.
+
+use std::{ffi::OsString, fs};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    target::{Target, root, scratch},
+    toolchain::Toolchain,
+};
+
+/// The PTX of `gpu` for a target, as the compiler writes it.
+pub fn compile(toolchain: &Toolchain, target: &Target) -> Result<String> {
+    // One folder for each compiler: cargo would take another's leftover for up to date.
+    let compiler = toolchain
+        .version
+        .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let folder = scratch().join(compiler).join(format!("sm_{}", target.sm));
+    let mut remap = OsString::from("--remap-path-prefix=");
+    remap.push(root());
+    remap.push("=.");
+    let status = toolchain
+        .cargo()
+        .args(["rustc", "--locked", "-p", "zipserv-gpu", "--release"])
+        .args([
+            "--crate-type",
+            "cdylib",
+            "--target",
+            "nvptx64-nvidia-cuda",
+            "-Zbuild-std=core",
+        ])
+        .arg("--target-dir")
+        .arg(&folder)
+        // PTX 8.0, because what sm_80 alone asks for lacks cache hints; rustc warns of the option.
+        // The assembly beside the object is the PTX, and `true` stands in for the linker: fat LTO
+        // has made one module of everything.
+        .args(["--", "--emit=asm", "-Clinker=true"])
+        .args([
+            &format!("-Ctarget-cpu=sm_{}", target.sm),
+            "-Ctarget-feature=+ptx80",
+        ])
+        .arg(remap)
+        .env("CARGO_PROFILE_RELEASE_LTO", "fat")
+        .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
+        .env("RUSTFLAGS", format!("--cfg zipserv_sm=\"{}\"", target.sm))
+        .status()
+        .context("cannot run the device toolchain's cargo")?;
+    ensure!(
+        status.success(),
+        "compiling gpu for sm_{} failed, see above",
+        target.sm
+    );
+    let path = folder.join("nvptx64-nvidia-cuda/release/deps/zipserv_gpu.s");
+    fs::read_to_string(&path).with_context(|| format!("the compiler left no {}", path.display()))
+}

@@ -1,0 +1,260 @@
+//! `ptxas` and its neighbours: where they are, and what they say about each kernel.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use anyhow::{Context, Result, ensure};
+use zipserv_gpu::launch::KERNELS;
+
+use crate::target::{TARGETS, Target, scratch};
+
+/// Names a folder that holds CUDA's binary tools, looked at before all others.
+const BIN_VARIABLE: &str = "ZIPSERV_CUDA_BIN";
+
+/// Finds one of CUDA's binary tools.
+pub fn find(tool: &str) -> Result<PathBuf> {
+    folders()
+        .into_iter()
+        .map(|folder| folder.join(tool))
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!(
+                "{tool} was not found. Install a CUDA toolkit, or, in a Python environment,\n  \
+                 pip install nvidia-cuda-nvcc nvidia-cuda-nvdisasm\n\
+                 and put it on PATH, or set CUDA_HOME, or set {BIN_VARIABLE} to the folder that holds {tool}."
+            )
+        })
+}
+
+fn folders() -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = env::var_os(BIN_VARIABLE)
+        .map(Into::into)
+        .into_iter()
+        .collect();
+    if let Some(path) = env::var_os("PATH") {
+        folders.extend(env::split_paths(&path));
+    }
+    let homes = ["CUDA_HOME", "CUDA_PATH"]
+        .into_iter()
+        .filter_map(env::var_os);
+    folders.extend(homes.map(|home| Path::new(&home).join("bin")));
+    folders.push("/usr/local/cuda/bin".into());
+    // The wheels of PyPI: lib/python3.x/site-packages/nvidia/{cu13,cuda_nvcc}/bin.
+    for environment in ["VIRTUAL_ENV", "CONDA_PREFIX"]
+        .into_iter()
+        .filter_map(env::var_os)
+    {
+        for python in children(&Path::new(&environment).join("lib")) {
+            let packages = children(&python.join("site-packages/nvidia"));
+            folders.extend(packages.map(|package| package.join("bin")));
+        }
+    }
+    folders
+}
+
+fn children(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.path()))
+}
+
+/// Runs a tool, and fails with what it said when it fails.
+pub fn run(command: &mut Command) -> Result<Output> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed:\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output)
+}
+
+/// The release of `ptxas`, as `13.0.88`.
+pub fn version() -> Result<String> {
+    let output = run(Command::new(find("ptxas")?).arg("--version"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let words = text.split_whitespace();
+    let mut versions = words.filter_map(|word| word.strip_prefix('V'));
+    let version = versions.find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    Ok(version.context("ptxas names no version")?.to_owned())
+}
+
+/// What a function takes of a multiprocessor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Name of the function.
+    pub name: String,
+    /// Registers a thread.
+    pub registers: u32,
+    /// Bytes of stack a thread.
+    pub stack: u32,
+    /// Bytes of spill stores and spill loads.
+    pub spills: [u32; 2],
+    /// Bytes of static shared memory.
+    pub shared: u32,
+}
+
+/// A target assembled for one architecture.
+pub struct Assembled {
+    /// The machine code.
+    pub cubin: PathBuf,
+    /// Its functions.
+    pub usage: Vec<Usage>,
+    /// What `ptxas` warned of.
+    pub warnings: Vec<String>,
+}
+
+/// Assembles a target's committed PTX.
+pub fn assemble(target: &Target, arch: &str) -> Result<Assembled> {
+    target.read()?;
+    fs::create_dir_all(scratch())?;
+    let cubin = scratch().join(format!("zipserv_sm_{}_on_{arch}.cubin", target.sm));
+    assemble_file(&target.path(), arch, cubin)
+}
+
+/// Assembles a PTX file into `cubin`.
+pub fn assemble_file(ptx: &Path, arch: &str, cubin: PathBuf) -> Result<Assembled> {
+    let output = run(Command::new(find("ptxas")?)
+        .arg("-v")
+        .arg(format!("-arch=sm_{arch}"))
+        .arg(ptx)
+        .arg("-o")
+        .arg(&cubin))?;
+    let log = String::from_utf8_lossy(&output.stderr);
+    Ok(Assembled {
+        cubin,
+        usage: usage(&log),
+        // Besides warnings proper, remarks with a number: some say that speed was lost.
+        warnings: log
+            .lines()
+            .filter(|line| line.contains("warning") || line.contains("(C"))
+            .map(str::to_owned)
+            .collect(),
+    })
+}
+
+/// Reads the log of `ptxas -v`.
+fn usage(log: &str) -> Vec<Usage> {
+    let mut functions: Vec<Usage> = Vec::new();
+    for line in log.lines() {
+        if let Some((_, name)) = line.split_once("Function properties for ") {
+            functions.push(Usage {
+                name: name.trim().to_owned(),
+                ..Usage::default()
+            });
+        }
+        let Some(function) = functions.last_mut() else {
+            continue;
+        };
+        for item in line.split([',', ':']).map(str::trim) {
+            let words: Vec<_> = item.split(' ').collect();
+            let (number, what) = match words[..] {
+                ["Used", number, "registers"] => (number, "registers"),
+                [number, "bytes", ..] => (number, &item[number.len() + 7..]),
+                _ => continue,
+            };
+            let Ok(number) = number.parse() else { continue };
+            match what {
+                "registers" => function.registers = number,
+                "stack frame" => function.stack = number,
+                "spill stores" => function.spills[0] = number,
+                "spill loads" => function.spills[1] = number,
+                "smem" => function.shared = number,
+                _ => {}
+            }
+        }
+    }
+    functions
+}
+
+/// Prints a table for each target and architecture; fails when a function has stack or spills.
+pub fn report() -> Result<()> {
+    println!("ptxas {}", version()?);
+    let mut faults = Vec::new();
+    for target in TARGETS {
+        for arch in target.archs {
+            let Assembled {
+                mut usage,
+                warnings,
+                ..
+            } = assemble(target, arch)?;
+            usage.sort_by(|a, b| a.name.cmp(&b.name));
+            println!("\nsm_{} on sm_{arch}", target.sm);
+            println!(
+                "{:28} {:>7} {:>9} {:>5} {:>12} {:>13} {:>14}",
+                "kernel",
+                "threads",
+                "registers",
+                "stack",
+                "spills st/ld",
+                "static shared",
+                "dynamic shared"
+            );
+            for function in usage {
+                let Usage {
+                    name,
+                    registers,
+                    stack,
+                    spills,
+                    shared,
+                } = function;
+                if stack > 0 || spills != [0; 2] {
+                    faults.push(format!("{name} on sm_{arch}"));
+                }
+                if let Some(launch) = KERNELS.iter().find(|launch| launch.name == name) {
+                    println!(
+                        "{name:28} {:>7} {registers:>9} {stack:>5} {:>12} {shared:>13} {:>14}",
+                        launch.threads,
+                        format!("{}/{}", spills[0], spills[1]),
+                        launch.shared_bytes
+                    );
+                }
+            }
+            for warning in warnings {
+                println!("{warning}");
+            }
+        }
+    }
+    ensure!(
+        faults.is_empty(),
+        "stack or spills in {}",
+        faults.join(", ")
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_is_read_from_the_log() {
+        let log = "ptxas info    : 0 bytes gmem\n\
+            ptxas info    : Compiling entry function 'one' for 'sm_90a'\n\
+            ptxas info    : Function properties for one\n    \
+            0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+            ptxas info    : Used 127 registers, used 1 barriers, 16 bytes smem, 560 bytes cmem[0]\n\
+            ptxas info    : Function properties for two\n    \
+            8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n\
+            ptxas info    : Used 40 registers\n";
+        let one = Usage {
+            name: "one".into(),
+            registers: 127,
+            shared: 16,
+            ..Usage::default()
+        };
+        let two = Usage {
+            name: "two".into(),
+            registers: 40,
+            stack: 8,
+            spills: [4, 12],
+            shared: 0,
+        };
+        assert_eq!(usage(log), [one, two]);
+    }
+}

@@ -1,0 +1,61 @@
+//! All that differs between the compilers of device code: rustc's own NVPTX backend, which
+//! `builder` runs, and Rust-CUDA's (`zipserv_nvvm`), which `builder/nvvm` runs.
+
+use core::arch::asm;
+
+/// Makes a function an entry of the PTX.
+#[cfg(not(zipserv_nvvm))]
+macro_rules! kernel {
+    ($(#[$attribute:meta])* fn $name:ident($args:ident: $type:ty) $body:block) => {
+        $(#[$attribute])*
+        #[unsafe(no_mangle)]
+        pub unsafe extern "ptx-kernel" fn $name($args: $type) $body
+    };
+}
+
+/// Makes a function an entry of the PTX.
+#[cfg(zipserv_nvvm)]
+macro_rules! kernel {
+    ($(#[$attribute:meta])* fn $name:ident($args:ident: $type:ty) $body:block) => {
+        $(#[$attribute])*
+        #[cuda_std::kernel]
+        pub unsafe fn $name($args: $type) $body
+    };
+}
+
+#[cfg(not(zipserv_nvvm))]
+core::arch::global_asm!(".extern .shared .align 128 .b8 zipserv_shared[];");
+
+/// Address of the block's dynamic shared memory.
+#[cfg(not(zipserv_nvvm))]
+#[inline(always)]
+pub fn shared() -> u32 {
+    let mut address: u32;
+    // SAFETY: takes an address.
+    unsafe {
+        asm!("mov.u32 {}, zipserv_shared;", out(reg32) address,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    address
+}
+
+/// Address of the block's dynamic shared memory.
+#[cfg(zipserv_nvvm)]
+#[inline(always)]
+pub fn shared() -> u32 {
+    let generic = cuda_std::shared::dynamic_shared_mem::<u8>();
+    let mut address: u64;
+    // SAFETY: converts an address.
+    unsafe {
+        asm!("cvta.to.shared.u64 {}, {};", out(reg64) address, in(reg64) generic,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    address as u32
+}
+
+// Rust-CUDA's comes with `cuda_std`.
+#[cfg(not(zipserv_nvvm))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}

@@ -1,0 +1,110 @@
+//! How the line of tiles is dealt out to thread blocks (stream-K).
+//!
+//! The line goes through the matrix row block by row block, and in each along K. A block takes a
+//! contiguous *run* of it, which falls into *segments*, one for each row block that it touches.
+//! Where a row block is shared, the block that has its last columns adds up the others' sums.
+
+/// The deal: the first `extra` blocks take one tile column more.
+#[derive(Clone, Copy)]
+pub struct Work {
+    each: u32,
+    extra: u32,
+}
+
+impl Work {
+    /// Deals `columns` tile columns, over all row blocks, to `blocks` thread blocks.
+    #[inline(always)]
+    pub fn new(columns: u32, blocks: u32) -> Self {
+        let each = columns.checked_div(blocks).unwrap_or(0);
+        Self {
+            each,
+            extra: columns - each * blocks,
+        }
+    }
+
+    /// First tile column of `block`.
+    #[inline(always)]
+    fn start(self, block: u32) -> u32 {
+        block * self.each + block.min(self.extra)
+    }
+
+    /// The block that takes `column`.
+    #[inline(always)]
+    pub fn block_of(self, column: u32) -> u32 {
+        let large = self.extra * (self.each + 1);
+        if column < large {
+            column.checked_div(self.each + 1).unwrap_or(0)
+        } else {
+            self.extra + (column - large).checked_div(self.each).unwrap_or(0)
+        }
+    }
+
+    /// The segments of `block`, of a matrix of `tile_cols` tile columns.
+    #[inline(always)]
+    pub fn segments(self, block: u32, tile_cols: u32) -> Segments {
+        let (start, end) = (self.start(block), self.start(block + 1));
+        let row_block_of = |column: u32| column.checked_div(tile_cols).unwrap_or(0);
+        let (first, last) = (row_block_of(start), row_block_of(end));
+        let mut row_block = last;
+        if row_block * tile_cols >= end {
+            row_block = first;
+        }
+        Segments {
+            start,
+            end,
+            tile_cols,
+            first,
+            row_block,
+            left: end - start,
+        }
+    }
+}
+
+/// The segments of one block's run.
+///
+/// They begin with the row block that a later thread block finishes, so that those partial sums
+/// are written long before they are needed. The rest follows in order.
+#[derive(Clone, Copy)]
+pub struct Segments {
+    start: u32,
+    end: u32,
+    tile_cols: u32,
+    first: u32,
+    row_block: u32,
+    left: u32,
+}
+
+/// A block's share of one row block: its tile columns `from..to`.
+#[derive(Clone, Copy)]
+pub struct Segment {
+    /// Index of the row block.
+    pub row_block: u32,
+    /// First tile column.
+    pub from: u32,
+    /// Past the last tile column.
+    pub to: u32,
+}
+
+impl Segments {
+    /// The next segment.
+    #[inline(always)]
+    pub fn next(&mut self) -> Option<Segment> {
+        if self.left == 0 {
+            return None;
+        }
+        let row_block = self.row_block;
+        let row_block_start = row_block * self.tile_cols;
+        let segment = Segment {
+            row_block,
+            from: self.start.max(row_block_start) - row_block_start,
+            to: self.tile_cols.min(self.end - row_block_start),
+        };
+        self.left -= segment.to - segment.from;
+        self.row_block = if row_block_start + self.tile_cols >= self.end {
+            self.first
+        } else {
+            row_block + 1
+        };
+        Some(segment)
+    }
+}
