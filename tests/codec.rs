@@ -200,7 +200,9 @@ fn threads_do_not_change_the_bytes() {
 
 /// A small matrix with patches in two of its four tiles, compressed.
 fn sample() -> Vec<u8> {
-    let mut bits: Vec<u16> = (0..40 * 70).map(|i| ((i % 9 + 118) << 7) + i % 128).collect();
+    let mut bits: Vec<u16> = (0..40 * 70)
+        .map(|i| ((i % 9 + 118) << 7) + i % 128)
+        .collect();
     bits[0] = 0;
     bits[7] = 0x7F80;
     bits[39 * 70 + 69] = 0xFFFF;

@@ -14,7 +14,12 @@ fuzz_target!(|data: &[u8]| {
     // Few bytes of input fill a matrix of any shape.
     let bytes: Vec<u8> = match weights {
         [] => vec![0; 2 * rows * cols],
-        _ => weights.iter().copied().cycle().take(2 * rows * cols).collect(),
+        _ => weights
+            .iter()
+            .copied()
+            .cycle()
+            .take(2 * rows * cols)
+            .collect(),
     };
     let matrix = Matrix::from_le_bytes(rows, cols, &bytes).expect("the shape fits");
     let compressed = encode(&matrix).expect("the matrix is small");

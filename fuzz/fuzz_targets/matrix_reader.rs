@@ -19,17 +19,29 @@ fuzz_target!(|data: &[u8]| {
     }
     let parsed = CompressedMatrix::from_bytes(&blob);
     let reference = reference::decode(&blob);
-    assert_eq!(parsed.is_ok(), reference.is_ok(), "{parsed:?}, {reference:?}");
+    assert_eq!(
+        parsed.is_ok(),
+        reference.is_ok(),
+        "{parsed:?}, {reference:?}"
+    );
     let (Ok(parsed), Ok(reference)) = (parsed, reference) else {
         return;
     };
-    assert_eq!((parsed.rows(), parsed.cols()), (reference.rows, reference.cols));
+    assert_eq!(
+        (parsed.rows(), parsed.cols()),
+        (reference.rows, reference.cols)
+    );
     let weights = decode(&parsed);
     assert!(weights.iter().map(|w| w.to_bits()).eq(reference.bits));
 
     let matrix = Matrix::from_bf16(parsed.rows(), parsed.cols(), &weights).expect("it fits");
     let again = decode(&encode(&matrix).expect("it is small"));
-    assert!(weights.iter().map(|w| w.to_bits()).eq(again.iter().map(|w| w.to_bits())));
+    assert!(
+        weights
+            .iter()
+            .map(|w| w.to_bits())
+            .eq(again.iter().map(|w| w.to_bits()))
+    );
 });
 
 /// Makes all right that a mutation is unlikely to: magic, versions, length, checksums.
