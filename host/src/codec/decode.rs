@@ -1,12 +1,13 @@
+use multiversion::multiversion;
 use rayon::prelude::*;
 use zipserv_gpu::{decode as lanes, layout::*};
 
-use super::CompressedMatrix;
+use super::{CompressedMatrix, memory::zeroed};
 use crate::Error;
 
 /// Restores the weights of `matrix`, row after row.
 pub fn decode(matrix: &CompressedMatrix) -> Vec<half::bf16> {
-    let mut weights = vec![half::bf16::ZERO; matrix.rows() * matrix.cols()];
+    let mut weights = zeroed(matrix.rows() * matrix.cols());
     decode_all(matrix, bytemuck::cast_slice_mut(&mut weights));
     weights
 }
@@ -90,26 +91,31 @@ fn decode_tile(
 }
 
 /// Restores a full band. Lane-wise, so that the compiler makes vectors of lanes.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn decode_band(base: u8, dense: &[u8; BAND_BYTES], rows: &mut [u8], stride: usize) {
-    let bases = [lanes::base_pair(base); REGISTERS];
     let (bytes, bitmaps) = dense.split_at(BITMAPS_AT);
-    let mut pairs = [[0u32; LANES]; LANE_PAIRS];
-    for lane in 0..LANES {
-        let words = std::array::from_fn(|w| word(bitmaps, w * BITMAP_BYTES + 4 * lane));
-        let step = |s: usize| {
-            let at = s / 2 * HALF_BYTES + lane * 16 + s % 2 * 8;
-            [word(bytes, at), word(bytes, at + 4)]
-        };
-        let fragments = [
-            lanes::kstep::<0>(step(0), words, bases),
-            lanes::kstep::<1>(step(1), words, bases),
-            lanes::kstep::<2>(step(2), words, bases),
-            lanes::kstep::<3>(step(3), words, bases),
-        ];
-        for (pairs, &pair) in pairs.iter_mut().zip(fragments.as_flattened()) {
-            pairs[lane] = pair;
+    let mut byte_words = [[0u32; LANES]; LANE_PAIRS / 2];
+    for (half, byte_words) in bytes
+        .chunks_exact(HALF_BYTES)
+        .zip(byte_words.chunks_exact_mut(4))
+    {
+        for lane in 0..LANES {
+            for (w, byte_words) in byte_words.iter_mut().enumerate() {
+                byte_words[lane] = word(half, 16 * lane + 4 * w);
+            }
         }
     }
+    let bases = lanes::base_pair(base);
+    let mut pairs = [[0u32; LANES]; LANE_PAIRS];
+    macro_rules! decode_pairs {
+        ($($p:literal)*) => {$(
+            for lane in 0..LANES {
+                let words = std::array::from_fn(|w| word(bitmaps, w * BITMAP_BYTES + 4 * lane));
+                pairs[$p][lane] = lanes::pair::<$p>(byte_words[$p / 2][lane], words, bases);
+            }
+        )*};
+    }
+    decode_pairs!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     // Four neighbouring lanes hold eight neighbouring weights.
     for group in 0..LANES / 4 {
         for row_half in 0..2 {

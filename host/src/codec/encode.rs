@@ -1,7 +1,11 @@
+use multiversion::multiversion;
 use rayon::prelude::*;
 use zipserv_gpu::{decode, layout::*};
 
-use super::{CompressedMatrix, HEADER_BYTES, Header, Histogram, Matrix, Sections, combine_crcs};
+use super::{
+    CompressedMatrix, HEADER_BYTES, Header, Histogram, Matrix, Sections, combine_crcs,
+    memory::zeroed,
+};
 use crate::Error;
 
 /// Compresses `matrix`, in parallel on the current rayon pool. Every bit pattern and every shape
@@ -30,7 +34,7 @@ pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
         end,
         ..
     } = encoder.sections();
-    let mut bytes = vec![0; end];
+    let mut bytes = zeroed(end);
     let (dense, rest) = bytes[HEADER_BYTES..].split_at_mut(offsets_at - HEADER_BYTES);
     let (offsets, patches) = rest.split_at_mut(patches_at - offsets_at);
 
@@ -176,6 +180,7 @@ fn encode_tile(base: u8, tile: &[u8], stride: usize, dense: &mut [u8], patches: 
 }
 
 /// Encodes a full band. Lane-wise, so that the compiler makes vectors of lanes.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn encode_band(
     base: u8,
     band: usize,
@@ -196,28 +201,38 @@ fn encode_band(
         }
     }
 
-    let (bytes, bitmaps) = dense.split_at_mut(BITMAPS_AT);
     let bases = u32::from(base) | u32::from(base) << 16;
     let mut codes = [[0u32; LANES]; LANE_PAIRS];
+    let mut packed = [[0u32; LANES]; LANE_PAIRS];
     let mut outliers = [0u32; LANES];
-    for (pair, (pairs, codes)) in pairs.iter().zip(&mut codes).enumerate() {
-        let half = &mut bytes[pair / 8 * HALF_BYTES..][..HALF_BYTES];
+    for pair in 0..LANE_PAIRS {
         for lane in 0..LANES {
-            let weights = pairs[lane];
+            let weights = pairs[pair][lane];
             let sign_mantissa = weights & 0x007F_007F | weights >> 8 & 0x0080_0080;
-            let packed = (sign_mantissa | sign_mantissa >> 8) as u16;
-            half[16 * lane + 2 * (pair % 8)..][..2].copy_from_slice(&packed.to_le_bytes());
+            packed[pair][lane] = (sign_mantissa | sign_mantissa >> 8) & 0xFFFF;
 
             let exponents = weights >> 7 & 0x00FF_00FF;
             // Bit 8 of each half guards its subtraction.
             let relative = (exponents | 0x0100_0100) - bases;
-            codes[lane] = relative & 0x0007_0007;
+            codes[pair][lane] = relative & 0x0007_0007;
             outliers[lane] |= u32::from(relative & 0x01F8_01F8 != 0x0100_0100) << pair;
         }
     }
     for (lane, &outliers) in outliers.iter().enumerate() {
         if outliers != 0 {
             patch_lane(base, band, lane, &pairs, outliers, &mut codes, patches);
+        }
+    }
+    let (bytes, bitmaps) = dense.split_at_mut(BITMAPS_AT);
+    for (half, packed) in bytes
+        .chunks_exact_mut(HALF_BYTES)
+        .zip(packed.chunks_exact(LANE_PAIRS / 2))
+    {
+        for lane in 0..LANES {
+            for (w, pairs) in packed.chunks_exact(2).enumerate() {
+                let word = pairs[0][lane] | pairs[1][lane] << 16;
+                half[16 * lane + 4 * w..][..4].copy_from_slice(&word.to_le_bytes());
+            }
         }
     }
     for lane in 0..LANES {

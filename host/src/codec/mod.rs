@@ -11,6 +11,7 @@ mod decode;
 mod encode;
 mod histogram;
 mod matrix;
+mod memory;
 
 pub use compressed::{CompressedMatrix, HEADER_BYTES, LAYOUT_ID, VERSION};
 pub(crate) use compressed::{Header, Sections, combine_crcs};

@@ -1,0 +1,401 @@
+//! The codec against the plain decoder in `reference.rs`, on every kind of weight and shape.
+
+mod reference;
+
+use half::bf16;
+use proptest::prelude::*;
+use zipserv::{CompressedMatrix, Error, Matrix, decode, decode_into, encode};
+use zipserv_gpu::decode as lanes;
+
+/// Compresses, then restores by every route there is.
+fn round_trip(rows: usize, cols: usize, bits: &[u16]) -> CompressedMatrix<'static> {
+    let matrix = Matrix::from_bits(rows, cols, bits).unwrap();
+    let compressed = encode(&matrix).unwrap();
+
+    let reference = reference::decode(compressed.as_bytes()).unwrap();
+    assert_eq!((reference.rows, reference.cols), (rows, cols));
+    assert!(reference.bits == bits, "the reference decoder differs");
+
+    let parsed = CompressedMatrix::from_bytes(compressed.as_bytes()).unwrap();
+    assert_eq!(parsed, compressed);
+    assert!(restore(&parsed) == bits, "`decode` differs");
+    let mut bytes = vec![0xA5; 2 * bits.len()];
+    decode_into(&parsed, &mut bytes).unwrap();
+    assert!(bytes == matrix.as_le_bytes(), "`decode_into` differs");
+    compressed
+}
+
+fn restore(compressed: &CompressedMatrix) -> Vec<u16> {
+    decode(compressed).into_iter().map(bf16::to_bits).collect()
+}
+
+/// Weights as trained layers have them: 16 exponents, most of them in one window.
+fn typical() -> impl Strategy<Value = u16> {
+    (any::<u16>(), 0u16..8, 0u16..100).prop_map(|(bits, near, rare)| {
+        let exponent = if rare == 0 { 106 + near } else { 114 + near };
+        bits & 0x807F | exponent << 7
+    })
+}
+
+fn nan() -> impl Strategy<Value = u16> {
+    any::<u16>().prop_map(|bits| bits | 0x7F80)
+}
+
+fn subnormal() -> impl Strategy<Value = u16> {
+    any::<u16>().prop_map(|bits| bits & 0x807F)
+}
+
+fn mixed() -> impl Strategy<Value = u16> {
+    prop_oneof![
+        6 => typical(),
+        1 => any::<u16>(),
+        1 => nan(),
+        1 => subnormal(),
+        1 => Just(0),
+    ]
+}
+
+/// Rows, columns and weights of a matrix of up to three tiles each way.
+fn matrix(
+    weight: impl Strategy<Value = u16> + Clone,
+) -> impl Strategy<Value = (usize, usize, Vec<u16>)> {
+    (0usize..=70, 0usize..=140).prop_flat_map(move |(rows, cols)| {
+        let bits = prop::collection::vec(weight.clone(), rows * cols);
+        (Just(rows), Just(cols), bits)
+    })
+}
+
+fn boxed(weight: impl Strategy<Value = u16> + 'static) -> BoxedStrategy<u16> {
+    weight.boxed()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn typical_weights_come_back((rows, cols, bits) in matrix(boxed(typical()))) {
+        round_trip(rows, cols, &bits);
+    }
+
+    #[test]
+    fn any_weights_come_back((rows, cols, bits) in matrix(boxed(any::<u16>()))) {
+        round_trip(rows, cols, &bits);
+    }
+
+    #[test]
+    fn nans_come_back((rows, cols, bits) in matrix(boxed(nan()))) {
+        round_trip(rows, cols, &bits);
+    }
+
+    #[test]
+    fn subnormals_come_back((rows, cols, bits) in matrix(boxed(subnormal()))) {
+        round_trip(rows, cols, &bits);
+    }
+
+    #[test]
+    fn mixtures_come_back((rows, cols, bits) in matrix(boxed(mixed()))) {
+        round_trip(rows, cols, &bits);
+    }
+
+    #[test]
+    fn equal_weights_need_no_patch(rows in 0usize..70, cols in 0usize..140, bits: u16) {
+        let compressed = round_trip(rows, cols, &vec![bits; rows * cols]);
+        prop_assert_eq!(compressed.outliers(), 0);
+    }
+
+    /// The very function that the kernels inline, as compiled for the host.
+    #[test]
+    fn lanes_decode_as_the_reference(
+        bytes: [u8; 32],
+        words: [u32; 3],
+        bases in prop::array::uniform32(0u8..=31),
+    ) {
+        let word = |i: usize| u32::from_le_bytes(bytes[4 * i..][..4].try_into().unwrap());
+        // Any multiple of eight may be the base of a weight that has a patch.
+        let base = |pair: usize, second: usize| u32::from(bases[2 * pair + second]) << 10;
+        let pair_bases = |pair: usize| base(pair, 0) | base(pair, 1) << 16;
+        let step_bases = |step: usize| [0, 1, 2, 3].map(|r| pair_bases(4 * step + r));
+        let step_bytes = |step: usize| [word(2 * step), word(2 * step + 1)];
+        let decoded = [
+            lanes::kstep::<0>(step_bytes(0), words, step_bases(0)),
+            lanes::kstep::<1>(step_bytes(1), words, step_bases(1)),
+            lanes::kstep::<2>(step_bytes(2), words, step_bases(2)),
+            lanes::kstep::<3>(step_bytes(3), words, step_bases(3)),
+        ];
+        for (pair, weights) in decoded.into_iter().flatten().enumerate() {
+            for second in [0, 1] {
+                let byte = u16::from(bytes[2 * pair + second]);
+                let exponent = u16::from(bases[2 * pair + second]) << 3
+                    | reference::code(words, pair, second);
+                let expected = (byte & 0x80) << 8 | exponent << 7 | byte & 0x7F;
+                prop_assert_eq!((weights >> (16 * second)) as u16, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn lane_words_hold_their_codes(words: [u32; 3]) {
+        let codes = std::array::from_fn(|pair| {
+            let code = |second| u32::from(reference::code(words, pair, second));
+            code(0) | code(1) << 16
+        });
+        prop_assert_eq!(lanes::bitmap_words(&codes), words);
+    }
+}
+
+#[test]
+fn all_bit_patterns_come_back() {
+    let bits: Vec<u16> = (0..=u16::MAX).collect();
+    for (rows, cols) in [(256, 256), (1, 65536), (65536, 1), (32, 2048)] {
+        round_trip(rows, cols, &bits);
+    }
+}
+
+#[test]
+fn every_shape_around_a_tile_comes_back() {
+    let sizes = [0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129];
+    for rows in sizes {
+        for cols in sizes {
+            let bits: Vec<u16> = (0..rows * cols).map(|i| (i * 40503) as u16).collect();
+            round_trip(rows, cols, &bits);
+        }
+    }
+}
+
+#[test]
+fn empty_matrices_keep_their_shape() {
+    for (rows, cols) in [(0, 0), (0, u32::MAX as usize), (u32::MAX as usize, 0)] {
+        let compressed = round_trip(rows, cols, &[]);
+        assert_eq!((compressed.rows(), compressed.cols()), (rows, cols));
+    }
+}
+
+#[test]
+fn tiles_of_outliers_keep_all_their_patches() {
+    // Three tiles set the window, all weights of the other lie outside.
+    let mut bits = vec![120 << 7; 4 * 2048];
+    bits[2048..4096].fill(0xFFFF);
+    let compressed = round_trip(128, 64, &bits);
+    assert_eq!(compressed.outliers(), 2048);
+}
+
+#[test]
+fn threads_do_not_change_the_bytes() {
+    let bits: Vec<u16> = (0..1000u32 * 700)
+        .map(|i| (i.wrapping_mul(2654435761) >> 16) as u16 & 0xBFFF)
+        .collect();
+    let matrix = Matrix::from_bits(1000, 700, &bits).unwrap();
+    let by = |threads| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+            .install(|| encode(&matrix).unwrap())
+    };
+    let one = by(1);
+    for threads in [1, 2, 3, 8] {
+        assert!(by(threads) == one, "{threads} threads");
+    }
+}
+
+/// A small matrix with patches in two of its four tiles, compressed.
+fn sample() -> Vec<u8> {
+    let mut bits: Vec<u16> = (0..40 * 70)
+        .map(|i| ((i % 9 + 118) << 7) + i % 128)
+        .collect();
+    bits[0] = 0;
+    bits[7] = 0x7F80;
+    bits[39 * 70 + 69] = 0xFFFF;
+    encode(&Matrix::from_bits(40, 70, &bits).unwrap())
+        .unwrap()
+        .as_bytes()
+        .to_vec()
+}
+
+#[test]
+fn every_flipped_bit_is_refused() {
+    let mut blob = encode(&Matrix::from_bits(1, 2, &[0x3F80, 0]).unwrap())
+        .unwrap()
+        .as_bytes()
+        .to_vec();
+    for bit in 0..8 * blob.len() {
+        blob[bit / 8] ^= 1 << (bit % 8);
+        assert!(CompressedMatrix::from_bytes(&blob).is_err(), "bit {bit}");
+        assert!(reference::decode(&blob).is_err(), "bit {bit}");
+        blob[bit / 8] ^= 1 << (bit % 8);
+    }
+}
+
+#[test]
+fn every_other_length_is_refused() {
+    let mut blob = sample();
+    for len in 0..blob.len() {
+        assert!(
+            matches!(
+                CompressedMatrix::from_bytes(&blob[..len]),
+                Err(Error::Truncated { .. })
+            ),
+            "{len} bytes"
+        );
+        assert!(reference::decode(&blob[..len]).is_err(), "{len} bytes");
+    }
+    blob.push(0);
+    assert!(matches!(
+        CompressedMatrix::from_bytes(&blob),
+        Err(Error::TrailingBytes { .. })
+    ));
+    assert!(reference::decode(&blob).is_err());
+}
+
+/// Overwrites bytes of [`sample`] and makes both checksums right again: what a forger can do.
+fn forged(at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut blob = sample();
+    blob[at..at + bytes.len()].copy_from_slice(bytes);
+    sign(&mut blob);
+    blob
+}
+
+fn sign(blob: &mut [u8]) {
+    let payload = reference::crc32(&blob[128..]);
+    blob[40..44].copy_from_slice(&payload.to_le_bytes());
+    let header = reference::crc32(&blob[..44]);
+    blob[44..48].copy_from_slice(&header.to_le_bytes());
+}
+
+#[test]
+fn forgeries_with_right_checksums_are_refused() {
+    const OFFSETS: usize = 128 + 4 * 2816;
+    const PATCHES: usize = OFFSETS + 32;
+    let huge = u64::MAX.to_le_bytes();
+    let field = |field, offset, value| Error::HeaderField {
+        field,
+        offset,
+        value,
+    };
+    let cases = [
+        (forged(0, b"z"), Error::Magic),
+        (forged(8, &[2]), Error::Version(2)),
+        (forged(10, &[2]), Error::Layout(2)),
+        (forged(12, &[249]), field("base", 12, 249)),
+        (forged(16, &huge), field("rows", 16, u64::MAX)),
+        (forged(24, &huge), field("cols", 24, u64::MAX)),
+        (forged(32, &huge), field("patches", 32, u64::MAX)),
+        (forged(99, &[1]), field("reserved", 99, 1)),
+        (
+            forged(16, &[[255, 255, 255, 255, 0, 0, 0, 0]; 2].concat()),
+            Error::MatrixTooLarge {
+                rows: 0xFFFF_FFFF,
+                cols: 0xFFFF_FFFF,
+            },
+        ),
+        (
+            forged(OFFSETS, &[1]),
+            Error::PatchOffset {
+                tile: 0,
+                offset: OFFSETS as u64,
+            },
+        ),
+        (
+            forged(OFFSETS + 8, &[1]),
+            Error::PatchOffset {
+                tile: 2,
+                offset: OFFSETS as u64 + 8,
+            },
+        ),
+        (
+            forged(OFFSETS + 4, &[255; 4]),
+            Error::PatchOffset {
+                tile: 1,
+                offset: OFFSETS as u64 + 4,
+            },
+        ),
+        // The first patch of the last tile points at the last weight of the tile: padding.
+        (
+            forged(PATCHES + 2 * last_patch(), &[0xFF, 0xFF]),
+            Error::PatchPosition {
+                tile: 3,
+                index: last_patch(),
+            },
+        ),
+        // The second patch repeats the first.
+        (
+            forged(PATCHES + 2, &sample()[PATCHES..][..2]),
+            Error::PatchPosition { tile: 0, index: 1 },
+        ),
+    ];
+    for (blob, expected) in cases {
+        assert_eq!(CompressedMatrix::from_bytes(&blob), Err(expected.clone()));
+        assert!(reference::decode(&blob).is_err(), "{expected}");
+    }
+}
+
+fn last_patch() -> usize {
+    CompressedMatrix::from_bytes(sample()).unwrap().outliers() - 1
+}
+
+#[test]
+fn output_of_another_size_is_refused() {
+    let blob = sample();
+    let matrix = CompressedMatrix::from_bytes(&blob).unwrap();
+    let mut output = vec![0; matrix.original_bytes() + 2];
+    assert!(matches!(
+        decode_into(&matrix, &mut output),
+        Err(Error::OutputSize { .. })
+    ));
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    let bits = [0u16; 6];
+    assert!(Matrix::from_bits(2, 3, &bits).is_ok());
+    for (rows, cols) in [(2, 2), (6, 0), (usize::MAX, 2), (usize::MAX, usize::MAX)] {
+        assert!(matches!(
+            Matrix::from_bits(rows, cols, &bits),
+            Err(Error::MatrixSize { .. })
+        ));
+    }
+    assert!(matches!(
+        Matrix::from_bits(1 << 32, 0, &[]),
+        Err(Error::MatrixTooLarge { .. })
+    ));
+}
+
+/// The fenced blocks of the worked example: the weights, then the bytes that are not zero.
+#[test]
+fn the_example_in_the_format_document_is_true() {
+    let document = include_str!("../docs/FORMAT.md");
+    let (_, example) = document.split_once("## Worked example").unwrap();
+    let mut blocks = example.split("```").skip(1).step_by(2);
+    let mut lines = || blocks.next().unwrap().lines().skip(1);
+
+    let rows: Vec<Vec<u16>> = lines().map(|row| hex(row).collect()).collect();
+    let bits = rows.concat();
+    let mut blob = Vec::new();
+    for line in lines() {
+        let (at, bytes) = line.split_once(':').unwrap();
+        blob.resize(usize::from_str_radix(at, 16).unwrap(), 0);
+        blob.extend(hex(bytes).map(|byte| byte as u8));
+    }
+
+    let compressed = round_trip(rows.len(), rows[0].len(), &bits);
+    assert!(
+        compressed.as_bytes() == blob,
+        "the bytes are\n{}",
+        dump(&compressed)
+    );
+}
+
+fn hex(line: &str) -> impl Iterator<Item = u16> {
+    line.split_whitespace()
+        .map(|word| u16::from_str_radix(word, 16).unwrap())
+}
+
+fn dump(compressed: &CompressedMatrix) -> String {
+    let chunks = compressed.as_bytes().chunks(16).enumerate();
+    let mut text = String::new();
+    for (i, chunk) in chunks.filter(|(_, chunk)| chunk.iter().any(|&byte| byte != 0)) {
+        let bytes: String = chunk.iter().map(|byte| format!(" {byte:02x}")).collect();
+        text += &format!("{:04x}:{bytes}\n", 16 * i);
+    }
+    text + &format!("{:04x}:", compressed.as_bytes().len())
+}

@@ -1,0 +1,175 @@
+//! A decoder written from `docs/FORMAT.md` alone. It is slow and plain, shares no code and no
+//! constant with the crates under test, and asks for each weight in turn where it is stored,
+//! where they ask for each stored word which weights it holds.
+
+/// A decoded matrix: bit patterns of BF16 weights, row after row.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Weights {
+    pub rows: usize,
+    pub cols: usize,
+    pub bits: Vec<u16>,
+}
+
+/// Checks and decodes a compressed matrix, or says what is wrong with it.
+pub fn decode(blob: &[u8]) -> Result<Weights, &'static str> {
+    if blob.len() < 128 {
+        return Err("shorter than a header");
+    }
+    if &blob[..8] != b"ZIPSERV\0" {
+        return Err("magic");
+    }
+    if u16_at(blob, 8) != 1 {
+        return Err("version");
+    }
+    if u16_at(blob, 10) != 1 {
+        return Err("layout");
+    }
+    if u32_at(blob, 44) != crc32(&blob[..44]) {
+        return Err("header checksum");
+    }
+    if blob[48..128].iter().any(|&byte| byte != 0) {
+        return Err("reserved bytes");
+    }
+    let base = u32_at(blob, 12);
+    let (rows, cols, patches) = (u64_at(blob, 16), u64_at(blob, 24), u64_at(blob, 32));
+    if base > 248 {
+        return Err("base");
+    }
+    if [rows, cols, patches].iter().any(|&n| n > 0xFFFF_FFFF) {
+        return Err("counts");
+    }
+
+    // 64-bit counts of 32-bit numbers: the sums below stay under 2^77.
+    let (rows, cols, patches) = (u128::from(rows), u128::from(cols), u128::from(patches));
+    let tile_cols = cols.div_ceil(64);
+    let tiles = rows.div_ceil(32) * tile_cols;
+    if tiles >= 0xFFFF_FFFF {
+        return Err("tiles");
+    }
+    let offsets_at = 128 + 2816 * tiles;
+    let patches_at = (offsets_at + 4 * (tiles + 1)).next_multiple_of(16);
+    let end = (patches_at + 2 * patches).next_multiple_of(16);
+    if blob.len() as u128 != end {
+        return Err("length");
+    }
+    if u32_at(blob, 40) != crc32(&blob[128..]) {
+        return Err("payload checksum");
+    }
+
+    let (rows, cols, tile_cols) = (rows as usize, cols as usize, tile_cols as usize);
+    let (tiles, patches) = (tiles as usize, patches as usize);
+    let (offsets_at, patches_at) = (offsets_at as usize, patches_at as usize);
+    let offset = |tile: usize| u32_at(blob, offsets_at + 4 * tile) as usize;
+    let patch = |index: usize| u16_at(blob, patches_at + 2 * index);
+    if offset(0) != 0 || offset(tiles) != patches {
+        return Err("patch offsets");
+    }
+    if (0..tiles).any(|tile| offset(tile) > offset(tile + 1)) {
+        return Err("patch offsets");
+    }
+    for tile in 0..tiles {
+        let mut last = None;
+        for index in offset(tile)..offset(tile + 1) {
+            let position = patch(index) & 2047;
+            if last.is_some_and(|last| last >= position) {
+                return Err("patch order");
+            }
+            last = Some(position);
+        }
+    }
+
+    let mut used = 0;
+    let mut bits = Vec::new();
+    for index in 0..rows * cols {
+        let (row, col) = (index / cols, index % cols);
+        let tile = row / 32 * tile_cols + col / 64;
+        let place = Place::of(row % 32, col % 64);
+        let band = &blob[128 + 2816 * tile + 1408 * place.band..][..1408];
+
+        let byte = u16::from(band[place.byte()]);
+        let words = [0, 1, 2].map(|w| u32_at(band, 1024 + 128 * w + 4 * place.lane));
+        let code = code(words, place.pair, place.second);
+        let mut of_tile = (offset(tile)..offset(tile + 1)).map(patch);
+        let exponent = match of_tile.find(|patch| patch & 2047 == place.position()) {
+            Some(patch) => {
+                used += 1;
+                patch >> 11 << 3 | code
+            }
+            None => base as u16 + code,
+        };
+        bits.push((byte & 0x80) << 8 | exponent << 7 | byte & 0x7F);
+    }
+    if used != patches {
+        return Err("a patch outside the matrix");
+    }
+    Ok(Weights { rows, cols, bits })
+}
+
+/// Where a weight of a tile is stored.
+struct Place {
+    band: usize,
+    lane: usize,
+    pair: usize,
+    second: usize,
+}
+
+impl Place {
+    fn of(row: usize, col: usize) -> Self {
+        let (group, lower) = (row % 8, row % 16 / 8);
+        let (thread, right) = (col % 8 / 2, col % 16 / 8);
+        Self {
+            band: row / 16,
+            lane: 4 * group + thread,
+            pair: 4 * (col / 16) + 2 * right + lower,
+            second: col % 2,
+        }
+    }
+
+    /// Offset of the sign and mantissa byte in the band.
+    fn byte(&self) -> usize {
+        512 * (self.pair / 8) + 16 * self.lane + 2 * (self.pair % 8) + self.second
+    }
+
+    /// What a patch of the weight has in its low eleven bits.
+    fn position(&self) -> u16 {
+        let (kstep, register) = (self.pair / 4, self.pair % 4);
+        (1024 * self.band + 256 * kstep + 8 * self.lane + 2 * register + self.second) as u16
+    }
+}
+
+/// The three-bit code of one weight of a lane.
+pub fn code(words: [u32; 3], pair: usize, second: usize) -> u16 {
+    let half = words.map(|word| (word >> (16 * second)) as u16);
+    match pair {
+        15 => half[0] >> 15 | half[1] >> 15 << 1 | half[2] >> 15 << 2,
+        _ => half[pair / 5] >> (3 * (pair % 5)) & 7,
+    }
+}
+
+/// CRC-32 as in gzip, bit by bit.
+pub fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = !0u32;
+    for &byte in bytes {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 {
+                0xEDB8_8320 ^ crc >> 1
+            } else {
+                crc >> 1
+            };
+        }
+    }
+    !crc
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap())
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
