@@ -115,6 +115,11 @@ impl<'a> Encoder<'a> {
         }
     }
 
+    /// Patches in all.
+    pub fn patches(&self) -> usize {
+        self.header.patches
+    }
+
     /// Dense bytes of a strip.
     pub fn strip_bytes(&self) -> usize {
         tile_grid(self.matrix.rows(), self.matrix.cols()).1 * TILE_BYTES
