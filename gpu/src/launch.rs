@@ -34,7 +34,10 @@ impl Gemm {
 
     /// The launch of the kernel called `name`.
     const fn launch(self, name: &'static str) -> Launch {
-        assert!(self.blocks * (self.shared_bytes() + 1024) <= 228 * 1024, "more shared memory than Hopper has");
+        assert!(
+            self.blocks * (self.shared_bytes() + 1024) <= 228 * 1024,
+            "more shared memory than Hopper has"
+        );
         Launch {
             name,
             threads: self.threads(),

@@ -5,6 +5,7 @@ compile_error!("weights are little-endian, and so must be the host");
 
 #[cfg(feature = "cuda")]
 pub mod bench;
+pub mod checkpoint;
 mod codec;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -20,7 +20,10 @@ pub unsafe fn init(barrier: u32, arrivals: u32) {
 pub fn fence_init() {
     // SAFETY: a fence.
     unsafe {
-        asm!("fence.mbarrier_init.release.cluster;", options(nostack, preserves_flags));
+        asm!(
+            "fence.mbarrier_init.release.cluster;",
+            options(nostack, preserves_flags)
+        );
     }
 }
 

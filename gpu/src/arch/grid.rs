@@ -7,7 +7,12 @@ use core::arch::asm;
 #[inline(always)]
 pub fn launch_dependents() {
     // SAFETY: a hint to the scheduler.
-    unsafe { asm!("griddepcontrol.launch_dependents;", options(nostack, preserves_flags)) }
+    unsafe {
+        asm!(
+            "griddepcontrol.launch_dependents;",
+            options(nostack, preserves_flags)
+        )
+    }
 }
 
 /// Waits until the previous kernel of the stream has finished and its writes are visible.

@@ -37,7 +37,12 @@ pub fn broadcast(value: u32) -> u32 {
 #[inline(always)]
 pub fn sync_warp() {
     // SAFETY: all lanes of the warp run this.
-    unsafe { asm!("bar.warp.sync 0xffffffff;", options(nostack, preserves_flags)) }
+    unsafe {
+        asm!(
+            "bar.warp.sync 0xffffffff;",
+            options(nostack, preserves_flags)
+        )
+    }
 }
 
 /// Waits for all threads of the block.

@@ -36,7 +36,10 @@ pub unsafe fn decompress(args: &DecompressArgs) {
     if tile >= u64::from(tile_rows) * u64::from(tile_cols) {
         return;
     }
-    let (tile_row, tile_col) = ((tile / u64::from(tile_cols)) as u32, (tile % u64::from(tile_cols)) as u32);
+    let (tile_row, tile_col) = (
+        (tile / u64::from(tile_cols)) as u32,
+        (tile % u64::from(tile_cols)) as u32,
+    );
     let lane = thread::lane();
     let staged = memory::shared() + thread::warp() * DECOMPRESS_WARP_BYTES as u32;
     // SAFETY: the tile exists, so its bytes, offsets and patches do; shared addresses lie in the
@@ -77,7 +80,9 @@ pub unsafe fn decompress(args: &DecompressArgs) {
 
         let (row, col) = (tile_row * TILE_ROWS as u32, tile_col * TILE_COLS as u32);
         let (rows, cols) = ((args.m - row).min(32), (args.k - col).min(64));
-        let out = args.weights.add(row as usize * args.k as usize + col as usize);
+        let out = args
+            .weights
+            .add(row as usize * args.k as usize + col as usize);
         if cols == TILE_COLS as u32 && args.k % 8 == 0 && args.weights as u64 % 16 == 0 {
             for group in 0..TILE_ROWS as u32 / 4 {
                 let r = 4 * group + lane / 8;
@@ -112,7 +117,10 @@ unsafe fn store_band(
     let at = rows + lane / 4 * STRIDE + lane % 4 * 4;
     let store = |kstep: u32, registers: [u32; REGISTERS]| {
         for (register, value) in registers.into_iter().enumerate() {
-            let (row, col) = (8 * (register as u32 & 1), 16 * kstep + 8 * (register as u32 >> 1));
+            let (row, col) = (
+                8 * (register as u32 & 1),
+                16 * kstep + 8 * (register as u32 >> 1),
+            );
             // SAFETY: inside the warp's tile.
             unsafe { memory::store_u32(at + row * STRIDE + 2 * col, value) }
         }

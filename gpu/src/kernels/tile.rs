@@ -70,7 +70,9 @@ impl Patches {
             let mut index = LANES as u32 + lane;
             while index < self.count {
                 // SAFETY: `all` has `count` patches.
-                store(Patch(unsafe { memory::load_global_u16(self.all.add(index as usize)) }));
+                store(Patch(unsafe {
+                    memory::load_global_u16(self.all.add(index as usize))
+                }));
                 index += LANES as u32;
             }
         }
@@ -125,9 +127,15 @@ unsafe fn half<const H: usize, const N_TILES: usize>(
             });
             let [b0, b1, b2, b3] = memory::load_u32x4(dense + (H * HALF_BYTES) as u32 + 16 * lane);
             let (first, second) = if H == 0 {
-                (decode::kstep::<0>([b0, b1], words, bases(0)), decode::kstep::<1>([b2, b3], words, bases(1)))
+                (
+                    decode::kstep::<0>([b0, b1], words, bases(0)),
+                    decode::kstep::<1>([b2, b3], words, bases(1)),
+                )
             } else {
-                (decode::kstep::<2>([b0, b1], words, bases(2)), decode::kstep::<3>([b2, b3], words, bases(3)))
+                (
+                    decode::kstep::<2>([b0, b1], words, bases(2)),
+                    decode::kstep::<3>([b2, b3], words, bases(3)),
+                )
             };
             for (acc, x) in acc[band].iter_mut().zip(&x) {
                 mma::mma_16x8x16(acc, first, [x[0], x[1]]);

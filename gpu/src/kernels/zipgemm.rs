@@ -48,7 +48,13 @@ macro_rules! unroll {
 /// `args` describe a compressed matrix and buffers as the host's `zipgemm` checks; the launch is
 /// that of the shape.
 #[inline(always)]
-pub unsafe fn zipgemm<const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize, const SUM_STAGES: usize>(
+pub unsafe fn zipgemm<
+    const N_TILES: usize,
+    const STRIPS: usize,
+    const GROUPS: usize,
+    const STAGES: usize,
+    const SUM_STAGES: usize,
+>(
     args: &GemmArgs,
 ) {
     let block = Block::<N_TILES, STRIPS, GROUPS, STAGES, SUM_STAGES>::new(args);
@@ -68,13 +74,23 @@ impl<const STAGES: usize> Ring<STAGES> {
     fn advance(&mut self) {
         self.stage += 1;
         if self.stage == STAGES as u32 {
-            *self = Self { stage: 0, parity: self.parity ^ 1 };
+            *self = Self {
+                stage: 0,
+                parity: self.parity ^ 1,
+            };
         }
     }
 }
 
 /// A thread's view of its block.
-struct Block<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize, const SUM_STAGES: usize> {
+struct Block<
+    'a,
+    const N_TILES: usize,
+    const STRIPS: usize,
+    const GROUPS: usize,
+    const STAGES: usize,
+    const SUM_STAGES: usize,
+> {
     args: &'a GemmArgs,
     shared: u32,
     lane: u32,
@@ -97,14 +113,22 @@ struct Cursor<const GROUPS: usize> {
 impl<const GROUPS: usize> Cursor<GROUPS> {
     #[inline(always)]
     fn new(mut segments: Segments) -> Self {
-        let segment = segments.next().unwrap_or(Segment { row_block: 0, from: 0, to: 0 });
+        let segment = segments.next().unwrap_or(Segment {
+            row_block: 0,
+            from: 0,
+            to: 0,
+        });
         Self { segments, segment }
     }
 
     /// Row block, first tile column and number of tile columns; none at the end.
     #[inline(always)]
     fn unit(&self) -> (u32, u32, u32) {
-        let Segment { row_block, from, to } = self.segment;
+        let Segment {
+            row_block,
+            from,
+            to,
+        } = self.segment;
         (row_block, from, (to - from).min(GROUPS as u32))
     }
 
@@ -120,10 +144,23 @@ impl<const GROUPS: usize> Cursor<GROUPS> {
     }
 }
 
-impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const STAGES: usize, const SUM_STAGES: usize>
-    Block<'a, N_TILES, STRIPS, GROUPS, STAGES, SUM_STAGES>
+impl<
+    'a,
+    const N_TILES: usize,
+    const STRIPS: usize,
+    const GROUPS: usize,
+    const STAGES: usize,
+    const SUM_STAGES: usize,
+> Block<'a, N_TILES, STRIPS, GROUPS, STAGES, SUM_STAGES>
 {
-    const SHAPE: Gemm = Gemm { n_tiles: N_TILES, strips: STRIPS, groups: GROUPS, stages: STAGES, sum_stages: SUM_STAGES, blocks: 1 };
+    const SHAPE: Gemm = Gemm {
+        n_tiles: N_TILES,
+        strips: STRIPS,
+        groups: GROUPS,
+        stages: STAGES,
+        sum_stages: SUM_STAGES,
+        blocks: 1,
+    };
     const WARPS: u32 = Self::SHAPE.warps() as u32;
     const ROWS: u32 = Self::SHAPE.rows() as u32;
 
@@ -267,7 +304,10 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
         unsafe {
             let offsets = self.args.offsets.add(tile as usize);
             let tiles = cursor.unit().2 as usize;
-            [memory::load_global_u32(offsets), memory::load_global_u32(offsets.add(tiles))]
+            [
+                memory::load_global_u32(offsets),
+                memory::load_global_u32(offsets.add(tiles)),
+            ]
         }
     }
 
@@ -284,7 +324,12 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
         unsafe {
             barrier::expect(full, dense_bytes + offset_bytes);
             let dense = self.args.dense.add(tile as usize * TILE_BYTES);
-            copy::bulk(at + self.lane * (GROUPS * TILE_BYTES) as u32, dense, dense_bytes, full);
+            copy::bulk(
+                at + self.lane * (GROUPS * TILE_BYTES) as u32,
+                dense,
+                dense_bytes,
+                full,
+            );
             let offsets = self.args.offsets.add((tile & !3) as usize).cast();
             let offsets_at = Self::SHAPE.offsets_at() as u32 + self.lane * offset_bytes;
             copy::bulk(at + offsets_at, offsets, offset_bytes, full);
@@ -304,7 +349,12 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
         // SAFETY: `run`'s; the section is padded, so that whole groups of 16 bytes can be read.
         unsafe {
             barrier::expect(self.full(stage), bytes);
-            copy::bulk(at, self.args.patches.add(first as usize).cast(), bytes, self.full(stage));
+            copy::bulk(
+                at,
+                self.args.patches.add(first as usize).cast(),
+                bytes,
+                self.full(stage),
+            );
         }
     }
 
@@ -318,7 +368,10 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
             return;
         }
         let (k, n) = (self.args.k, self.args.n);
-        let (at, full) = (self.stage(stage) + Self::SHAPE.x_at() as u32, self.full(stage));
+        let (at, full) = (
+            self.stage(stage) + Self::SHAPE.x_at() as u32,
+            self.full(stage),
+        );
         let stride = Self::SHAPE.x_stride() as u32;
         let first = col * TILE_COLS as u32;
         // SAFETY: `run`'s.
@@ -329,7 +382,10 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
                     let index = i * LANES as u32 + self.lane;
                     let (token, c) = (index / chunks, index % chunks * CHUNK);
                     let bytes = if token < n && first + c < k { 16 } else { 0 };
-                    let from = self.args.x.wrapping_add(token as usize * k as usize + (first + c) as usize);
+                    let from = self
+                        .args
+                        .x
+                        .wrapping_add(token as usize * k as usize + (first + c) as usize);
                     copy::chunk(at + token * stride + 2 * c, from.cast(), bytes);
                 }
                 copy::arrive_after_chunks(full);
@@ -339,7 +395,10 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
                     while c < (GROUPS * TILE_COLS) as u32 {
                         let mut value = 0;
                         if token < n && first + c < k {
-                            value = *self.args.x.add(token as usize * k as usize + (first + c) as usize);
+                            value = *self
+                                .args
+                                .x
+                                .add(token as usize * k as usize + (first + c) as usize);
                         }
                         memory::store_u16(at + token * stride + 2 * c, value);
                         c += LANES as u32;
@@ -360,8 +419,16 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
         let dense_at = (strip * GROUPS as u32 + group) * TILE_BYTES as u32;
         let mut segments = self.segments;
         let mut ring = Ring::<STAGES>::default();
-        let mut sums = Ring::<SUM_STAGES> { stage: 0, parity: 1 };
-        while let Some(Segment { row_block, from, to }) = segments.next() {
+        let mut sums = Ring::<SUM_STAGES> {
+            stage: 0,
+            parity: 1,
+        };
+        while let Some(Segment {
+            row_block,
+            from,
+            to,
+        }) = segments.next()
+        {
             let matrix_strip = row_block * STRIPS as u32 + strip;
             let mut tile = matrix_strip * self.tile_cols + from + group;
             let mut left = to - from;
@@ -398,7 +465,8 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
     /// The patches of a tile.
     #[inline(always)]
     unsafe fn patches(&self, stage: u32, strip: u32, group: u32, tile: u32) -> Patches {
-        let offsets = stage + Self::SHAPE.offsets_at() as u32 + 4 * strip * Self::SHAPE.offset_words() as u32;
+        let offsets =
+            stage + Self::SHAPE.offsets_at() as u32 + 4 * strip * Self::SHAPE.offset_words() as u32;
         // The first tile's patches start in the stage's first 16 bytes of patches.
         let unit = (tile - group) & 3;
         // SAFETY: `run`'s; slots past the stage's room are replaced.
@@ -411,14 +479,20 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
             let all = self.args.patches.add(first as usize);
             let room = Self::SHAPE.patch_room() as u32;
             let own = if last - unit_first <= room {
-                let at = stage + Self::SHAPE.patches_at() as u32 + 2 * (strip * room + slot.min(room - 1));
+                let at = stage
+                    + Self::SHAPE.patches_at() as u32
+                    + 2 * (strip * room + slot.min(room - 1));
                 memory::load_u16(at)
             } else if self.lane < count {
                 memory::load_global_u16(all.add(self.lane as usize))
             } else {
                 0
             };
-            Patches { count, own: Patch(own), all }
+            Patches {
+                count,
+                own: Patch(own),
+                all,
+            }
         }
     }
 
@@ -538,7 +612,10 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
         let values = sums.map(mma::to_bf16);
         // SAFETY: `row < m` and `token < n`.
         unsafe {
-            let y = self.args.y.add(token as usize * self.args.m as usize + row as usize);
+            let y = self
+                .args
+                .y
+                .add(token as usize * self.args.m as usize + row as usize);
             if self.args.m % 4 == 0 && self.args.y as u64 % 8 == 0 {
                 let pair = |a: u16, b: u16| u32::from(a) | u32::from(b) << 16;
                 let [a, b, c, d] = values;
@@ -604,5 +681,10 @@ impl<'a, const N_TILES: usize, const STRIPS: usize, const GROUPS: usize, const S
 
 #[inline(always)]
 fn add(sum: &mut [f32; 4], part: [f32; 4]) {
-    *sum = [sum[0] + part[0], sum[1] + part[1], sum[2] + part[2], sum[3] + part[3]];
+    *sum = [
+        sum[0] + part[0],
+        sum[1] + part[1],
+        sum[2] + part[2],
+        sum[3] + part[3],
+    ];
 }

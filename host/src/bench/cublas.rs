@@ -108,7 +108,11 @@ impl Cublas {
     /// The operands are as large as the problem says.
     pub unsafe fn gemm(&self, p: Problem, at: Operands) -> Result<(), CublasError> {
         let (one, zero) = (1f32, 0f32);
-        let out = if p.f32_out { blas::cudaDataType::CUDA_R_32F } else { blas::cudaDataType::CUDA_R_16BF };
+        let out = if p.f32_out {
+            blas::cudaDataType::CUDA_R_32F
+        } else {
+            blas::cudaDataType::CUDA_R_16BF
+        };
         // Row-major Y is column-major Y^T = W X^T.
         // SAFETY: the caller's promise.
         unsafe {
@@ -142,7 +146,11 @@ impl Cublas {
     /// # Errors
     /// [`CublasError`].
     pub fn algorithms(&self, p: Problem, limit: usize) -> Result<Vec<Algorithm>, CublasError> {
-        let out = if p.f32_out { lt::cudaDataType::CUDA_R_32F } else { lt::cudaDataType::CUDA_R_16BF };
+        let out = if p.f32_out {
+            lt::cudaDataType::CUDA_R_32F
+        } else {
+            lt::cudaDataType::CUDA_R_16BF
+        };
         let bf16 = lt::cudaDataType::CUDA_R_16BF;
         let f32 = lt::cudaDataType::CUDA_R_32F;
         use cublaslt::result as r;

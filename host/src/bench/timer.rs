@@ -20,7 +20,9 @@ impl Timer {
         let event = || {
             let mut event = ptr::null_mut();
             // SAFETY: writes the new event.
-            check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, 0) })?;
+            check("cuEventCreate", unsafe {
+                sys::cuEventCreate(&mut event, 0)
+            })?;
             Ok::<_, CudaError>(event)
         };
         Ok(Self {
@@ -46,9 +48,15 @@ impl Timer {
         // SAFETY: the stream and the events live as long as `self`; the graph is destroyed once,
         // after the stream is idle.
         unsafe {
-            check("cuStreamBeginCapture", sys::cuStreamBeginCapture_v2(self.stream, mode))?;
+            check(
+                "cuStreamBeginCapture",
+                sys::cuStreamBeginCapture_v2(self.stream, mode),
+            )?;
             let recorded = record();
-            check("cuStreamEndCapture", sys::cuStreamEndCapture(self.stream, &mut graph))?;
+            check(
+                "cuStreamEndCapture",
+                sys::cuStreamEndCapture(self.stream, &mut graph),
+            )?;
             recorded?;
             check(
                 "cuGraphInstantiate",

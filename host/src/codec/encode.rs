@@ -42,8 +42,9 @@ pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
         .par_chunks_mut(encoder.strip_bytes().max(1))
         .enumerate()
         .map(|(strip, dense)| {
-            let mut buffer = StripBuffer::default();
-            encoder.encode_strip(strip, dense, &mut buffer);
+            let mut buffer = TileBuffer::default();
+            let first = strip * encoder.strip_bytes() / TILE_BYTES;
+            encoder.encode_tiles(first, dense, &mut buffer);
             (buffer, crc32fast::hash(dense), dense.len() as u64)
         })
         .collect();
@@ -77,9 +78,9 @@ pub(crate) struct Encoder<'a> {
     sections: Sections,
 }
 
-/// The variable part of an encoded strip.
+/// The variable part of a run of encoded tiles.
 #[derive(Default)]
-pub(crate) struct StripBuffer {
+pub(crate) struct TileBuffer {
     /// Patches of each tile.
     pub counts: Vec<u32>,
     /// The patches, tile after tile, as stored.
@@ -118,9 +119,9 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// Rows of tiles.
-    pub fn strips(&self) -> usize {
-        tile_grid(self.matrix.rows(), self.matrix.cols()).0
+    /// Patches in all.
+    pub fn patches(&self) -> usize {
+        self.header.patches
     }
 
     /// Dense bytes of a strip.
@@ -128,13 +129,15 @@ impl<'a> Encoder<'a> {
         tile_grid(self.matrix.rows(), self.matrix.cols()).1 * TILE_BYTES
     }
 
-    /// Encodes one strip: fills its `dense` bytes and appends to `buffer`.
-    pub fn encode_strip(&self, strip: usize, dense: &mut [u8], buffer: &mut StripBuffer) {
-        let rows = self.matrix.strip(strip);
+    /// Encodes the tiles from `first` on that fill `dense`, and appends to `buffer`.
+    pub fn encode_tiles(&self, first: usize, dense: &mut [u8], buffer: &mut TileBuffer) {
         let cols = self.matrix.cols();
-        let full = rows.len() == TILE_ROWS * cols * 2;
+        let (_, tile_cols) = tile_grid(self.matrix.rows(), cols);
         for (index, dense) in dense.chunks_exact_mut(TILE_BYTES).enumerate() {
-            let col = index * TILE_COLS;
+            let (strip, tile_col) = ((first + index) / tile_cols, (first + index) % tile_cols);
+            let rows = self.matrix.strip(strip);
+            let full = rows.len() == TILE_ROWS * cols * 2;
+            let col = tile_col * TILE_COLS;
             let before = buffer.patches.len();
             if full && col + TILE_COLS <= cols {
                 let tile = &rows[2 * col..];

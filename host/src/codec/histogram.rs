@@ -1,3 +1,5 @@
+use std::ops::AddAssign;
+
 use rayon::prelude::*;
 use zipserv_gpu::layout::{MAX_BASE, WINDOW};
 
@@ -24,13 +26,23 @@ impl Histogram {
         // Large enough that adding up the tables costs nothing, small enough that a 32-bit
         // count cannot overflow.
         const PIECE: usize = 1 << 20;
-        let counts = matrix.as_le_bytes().par_chunks(PIECE).map(count).reduce(
-            || [0; 256],
-            |mut a, b| {
-                a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        matrix
+            .as_le_bytes()
+            .par_chunks(PIECE)
+            .map(Self::of_piece)
+            .reduce(Self::empty, |mut a, b| {
+                a += &b;
                 a
-            },
-        );
+            })
+    }
+
+    pub(crate) fn empty() -> Self {
+        Self { counts: [0; 256] }
+    }
+
+    /// Counts the exponents of less than 2^32 little-endian weights, on the current thread.
+    pub(crate) fn of_piece(bytes: &[u8]) -> Self {
+        let counts = count(bytes);
         Self { counts }
     }
 
@@ -68,6 +80,14 @@ impl Histogram {
             -p * p.log2()
         });
         8.0 + bits.sum::<f64>()
+    }
+}
+
+impl AddAssign<&Histogram> for Histogram {
+    fn add_assign(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(other.counts) {
+            *count += more;
+        }
     }
 }
 

@@ -15,9 +15,9 @@ mod memory;
 
 pub use compressed::{CompressedMatrix, HEADER_BYTES, LAYOUT_ID, VERSION};
 pub(crate) use compressed::{Header, Sections, combine_crcs};
-pub(crate) use decode::decode_strip;
+pub(crate) use decode::decode_panel;
 pub use decode::{decode, decode_into};
 pub use encode::encode;
-pub(crate) use encode::{Encoder, StripBuffer};
+pub(crate) use encode::{Encoder, TileBuffer};
 pub use histogram::{Histogram, Window};
 pub use matrix::Matrix;

@@ -1,9 +1,5 @@
 use cudarc::driver::sys::CUdeviceptr;
-use zipserv_gpu::{
-    args::DecompressArgs,
-    launch::KERNELS,
-    layout::tile_grid,
-};
+use zipserv_gpu::{args::DecompressArgs, launch::KERNELS, layout::tile_grid};
 
 use super::{CudaError, DeviceMatrix, Gpu, RawStream};
 

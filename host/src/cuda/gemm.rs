@@ -86,7 +86,10 @@ pub unsafe fn zipgemm(
     workspace: &Workspace,
 ) -> Result<(), CudaError> {
     if n > 8 * plan.shape.n_tiles {
-        return Err(CudaError::Argument(format!("{n} tokens are too many for {}", plan.kernel)));
+        return Err(CudaError::Argument(format!(
+            "{n} tokens are too many for {}",
+            plan.kernel
+        )));
     }
     let args = GemmArgs {
         y: y as *mut u16,

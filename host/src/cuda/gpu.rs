@@ -74,7 +74,9 @@ impl Gpu {
             Family::Hopper => include_str!("../../../gpu/ptx/zipserv_sm_90a.ptx"),
             Family::Portable => include_str!("../../../gpu/ptx/zipserv_sm_80.ptx"),
         };
-        let env = std::env::var("ZIPSERV_PTX").ok().map(|p| std::fs::read_to_string(p).unwrap());
+        let env = std::env::var("ZIPSERV_PTX")
+            .ok()
+            .map(|p| std::fs::read_to_string(p).unwrap());
         let ptx = env.as_deref().unwrap_or(ptx);
         let module = Module::from_ptx(ptx, &[ModuleJitOption::MaxRegisters(255)])?;
         let mut functions = HashMap::new();
@@ -83,7 +85,8 @@ impl Gpu {
                 continue;
             };
             let raw: sys::CUfunction = function.to_raw().cast();
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let attribute =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: a function of a live module.
             check("cuFuncSetAttribute", unsafe {
                 sys::cuFuncSetAttribute(raw, attribute, launch.shared_bytes as i32)

@@ -28,7 +28,9 @@ impl DeviceMatrix {
             base: matrix.base(),
             dense: DeviceBuffer::from_slice(matrix.dense())?,
             // Kernels copy offsets in whole groups, past the last one's end.
-            offsets: DeviceBuffer::from_slice(&[matrix.patch_offsets(), &[0; OFFSETS_PADDING]].concat())?,
+            offsets: DeviceBuffer::from_slice(
+                &[matrix.patch_offsets(), &[0; OFFSETS_PADDING]].concat(),
+            )?,
             patches: DeviceBuffer::from_slice(matrix.patches())?,
         })
     }

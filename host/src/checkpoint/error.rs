@@ -1,0 +1,270 @@
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+/// What went wrong with a file or folder. Its [`source`](std::error::Error::source) is the cause
+/// below it, where there is one.
+#[derive(Debug)]
+pub struct Error {
+    path: PathBuf,
+    kind: ErrorKind,
+}
+
+impl Error {
+    pub(crate) fn new(path: impl Into<PathBuf>, kind: impl Into<ErrorKind>) -> Self {
+        Self {
+            path: path.into(),
+            kind: kind.into(),
+        }
+    }
+
+    /// The file or folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is wrong with it.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.kind)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.kind.source()
+    }
+}
+
+/// Names the file in the error of a result.
+pub(crate) trait At<T> {
+    fn at(self, path: &Path) -> Result<T, Error>;
+}
+
+impl<T, E: Into<ErrorKind>> At<T> for Result<T, E> {
+    fn at(self, path: &Path) -> Result<T, Error> {
+        self.map_err(|kind| Error::new(path, kind))
+    }
+}
+
+/// What can be wrong with a checkpoint. Offsets count bytes from the start of the file, except
+/// for the data offsets of tensors, which count from the end of the header as in the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The operating system refused.
+    #[error("input or output failed")]
+    Io(#[from] io::Error),
+    /// There is something under the name of the output.
+    #[error("already exists; --force replaces it")]
+    OutputExists,
+    /// The output cannot be a file or folder of that name.
+    #[error("cannot be replaced by the output: {0}")]
+    OutputName(&'static str),
+    /// The input changed while it was read.
+    #[error("changed while it was being compressed")]
+    Changed,
+    /// The folder has no `.safetensors` file.
+    #[error("no .safetensors file in this folder")]
+    NoCheckpoint,
+    /// Something in the folder is neither a file nor a folder.
+    #[error("neither a file nor a folder")]
+    FileType,
+    /// Two inputs must both be files or both be folders.
+    #[error("one input is a folder, the other is not")]
+    FolderAndFile,
+    /// The index of a sharded checkpoint is not the JSON that it should be.
+    #[error("not an index of shards")]
+    IndexJson(#[source] serde_json::Error),
+    /// The index places a tensor outside of the folder.
+    #[error(
+        "the index places tensor `{tensor}` in `{shard}`, which is not a file name within the folder"
+    )]
+    IndexPath {
+        /// The tensor's name.
+        tensor: String,
+        /// The shard's name in the index.
+        shard: String,
+    },
+    /// The index names a shard that is not there.
+    #[error("the index places tensor `{tensor}` in `{shard}`, which does not exist")]
+    IndexShard {
+        /// The tensor's name.
+        tensor: String,
+        /// The shard's name in the index.
+        shard: String,
+    },
+
+    /// The file is too short for a safetensors file.
+    #[error("{0} bytes are too few for a safetensors file")]
+    TooShort(u64),
+    /// The header is longer than the file.
+    #[error(
+        "the header length at offset 0 is {length}, but only {available} bytes follow: truncated, or not a safetensors file"
+    )]
+    HeaderTruncated {
+        /// The stored length.
+        length: u64,
+        /// Bytes after the length.
+        available: u64,
+    },
+    /// The header is longer than safetensors readers allow.
+    #[error("a header of {0} bytes is longer than the limit of {max}", max = super::header::MAX_HEADER_BYTES)]
+    HeaderTooLong(u64),
+    /// The header is not UTF-8.
+    #[error("the header is not UTF-8 at offset {offset}", offset = 8 + .0.valid_up_to())]
+    HeaderUtf8(#[source] std::str::Utf8Error),
+    /// The header is not the JSON that it should be.
+    #[error("the header is not that of a safetensors file")]
+    HeaderJson(#[source] serde_json::Error),
+    /// Two tensors have the same name.
+    #[error("tensor `{0}` occurs twice in the header")]
+    DuplicateTensor(String),
+    /// A tensor has too many dimensions.
+    #[error("tensor `{tensor}` has {dims} dimensions; the limit is {max}", max = super::header::MAX_DIMS)]
+    Dimensions {
+        /// The tensor's name.
+        tensor: String,
+        /// Its dimensions.
+        dims: usize,
+    },
+    /// The number of bytes of a tensor does not fit in 64 bits.
+    #[error("the shape {shape:?} of tensor `{tensor}` overflows")]
+    ShapeOverflow {
+        /// The tensor's name.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<u64>,
+    },
+    /// The data of a tensor ends before it starts.
+    #[error("tensor `{tensor}` ends at data offset {end}, before its start at {start}")]
+    OffsetOrder {
+        /// The tensor's name.
+        tensor: String,
+        /// Where its data starts.
+        start: u64,
+        /// Where its data ends.
+        end: u64,
+    },
+    /// Two tensors share bytes.
+    #[error(
+        "tensor `{tensor}` starts at data offset {start}, inside the tensor before it, which ends at {expected}"
+    )]
+    Overlap {
+        /// The tensor's name.
+        tensor: String,
+        /// Where its data starts.
+        start: u64,
+        /// Where the data before it ends.
+        expected: u64,
+    },
+    /// Bytes that belong to no tensor.
+    #[error("nothing lies between data offset {expected} and tensor `{tensor}` at {start}")]
+    Hole {
+        /// The tensor after the hole.
+        tensor: String,
+        /// Where its data starts.
+        start: u64,
+        /// Where the data before it ends.
+        expected: u64,
+    },
+    /// A tensor's bytes do not fit its dtype and shape.
+    #[error("tensor `{tensor}` has {found} bytes, but {dtype} of shape {shape:?} takes {expected}")]
+    TensorSize {
+        /// The tensor's name.
+        tensor: String,
+        /// Its dtype.
+        dtype: String,
+        /// Its shape.
+        shape: Vec<u64>,
+        /// Bytes that dtype and shape ask for.
+        expected: u64,
+        /// Bytes in the file.
+        found: u64,
+    },
+    /// The file is shorter than its tensors.
+    #[error("the data is truncated: tensors take {expected} bytes, but {found} follow the header")]
+    DataTruncated {
+        /// Bytes of all tensors.
+        expected: u64,
+        /// Bytes after the header.
+        found: u64,
+    },
+    /// The file goes on after its tensors.
+    #[error("tensors take {expected} bytes, but {found} follow the header")]
+    TrailingData {
+        /// Bytes of all tensors.
+        expected: u64,
+        /// Bytes after the header.
+        found: u64,
+    },
+
+    /// The input of compression is the output of compression.
+    #[error("already compressed by zipserv")]
+    AlreadyCompressed,
+    /// The file was not written by zipserv.
+    #[error("not compressed by zipserv: no `{key}` in its metadata", key = super::container::VERSION_KEY)]
+    NotCompressed,
+    /// A version of the container that this build does not read.
+    #[error("container version `{0}` is not supported; this build reads version {version}", version = super::container::VERSION)]
+    Version(String),
+    /// What zipserv noted in the metadata is missing or wrong.
+    #[error("metadata `{0}` is missing or not what zipserv writes")]
+    Metadata(&'static str),
+    /// The header of the original file, as stored, is damaged.
+    #[error("the stored header of the original file is damaged")]
+    OriginalHeader(#[source] Box<ErrorKind>),
+    /// A tensor of the original file is not in the compressed one.
+    #[error("tensor `{0}` of the original file is missing")]
+    MissingTensor(String),
+    /// The compressed file has a tensor that the original has not.
+    #[error("tensor `{0}` does not belong to the original file")]
+    UnexpectedTensor(String),
+    /// A tensor is not as the original header describes it.
+    #[error("tensor `{0}` differs in dtype, shape or size from the original header")]
+    TensorMismatch(String),
+    /// The compressed matrix of a tensor has another shape than the tensor.
+    #[error("tensor `{tensor}` of shape {shape:?} is stored as a {rows} x {cols} matrix")]
+    MatrixShape {
+        /// The tensor's name.
+        tensor: String,
+        /// Its shape in the original header.
+        shape: Vec<u64>,
+        /// Rows of the stored matrix.
+        rows: usize,
+        /// Columns of the stored matrix.
+        cols: usize,
+    },
+    /// A tensor's compressed matrix cannot be read or made.
+    #[error("tensor `{tensor}` at offset {offset}")]
+    Tensor {
+        /// The tensor's name.
+        tensor: String,
+        /// Where its data starts in the file.
+        offset: u64,
+        /// What is wrong, with offsets from there.
+        source: crate::Error,
+    },
+    /// The restored file is not the original.
+    #[error(
+        "checksum of the restored file is {found:08x}, but {expected:08x} was stored: the data is damaged"
+    )]
+    Checksum {
+        /// The stored checksum.
+        expected: u32,
+        /// The checksum of the restored bytes.
+        found: u32,
+    },
+}
+
+impl ErrorKind {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(self)
+    }
+}

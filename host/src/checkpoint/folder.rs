@@ -1,0 +1,86 @@
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    path::{Component, Path, PathBuf},
+};
+
+use serde::Deserialize;
+use walkdir::WalkDir;
+
+use super::{Error, ErrorKind, error::At, input::Input};
+
+const INDEX_SUFFIX: &str = ".safetensors.index.json";
+
+/// What is in a checkpoint folder, with paths relative to it.
+#[derive(Default)]
+pub(crate) struct Listing {
+    pub folders: Vec<PathBuf>,
+    /// The `.safetensors` files.
+    pub checkpoints: Vec<PathBuf>,
+    /// All other files.
+    pub others: Vec<PathBuf>,
+}
+
+pub(crate) fn is_checkpoint(name: &OsStr) -> bool {
+    Path::new(name).extension() == Some(OsStr::new("safetensors"))
+}
+
+impl Listing {
+    /// Lists a folder and the folders in it. Links are followed: a download cache is made of
+    /// them. Indexes of shards must name shards in the folder.
+    pub fn of(root: &Path) -> Result<Self, Error> {
+        let mut listing = Self::default();
+        let walk = WalkDir::new(root).min_depth(1).follow_links(true);
+        for entry in walk.sort_by_file_name() {
+            let entry = entry.map_err(|error| {
+                let path = error.path().unwrap_or(root).to_path_buf();
+                Error::new(path, std::io::Error::from(error))
+            })?;
+            let relative = entry.path().strip_prefix(root).expect("below the root");
+            let list = match entry.file_type() {
+                kind if kind.is_dir() => &mut listing.folders,
+                kind if !kind.is_file() => {
+                    return Err(Error::new(entry.path(), ErrorKind::FileType));
+                }
+                _ if is_checkpoint(entry.file_name()) => &mut listing.checkpoints,
+                _ => &mut listing.others,
+            };
+            list.push(relative.into());
+        }
+        if listing.checkpoints.is_empty() {
+            return Err(Error::new(root, ErrorKind::NoCheckpoint));
+        }
+        for path in &listing.others {
+            if path.to_string_lossy().ends_with(INDEX_SUFFIX) {
+                check_index(&root.join(path))?;
+            }
+        }
+        Ok(listing)
+    }
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Checks that an index names only files beside it.
+fn check_index(path: &Path) -> Result<(), Error> {
+    let input = Input::open(path)?;
+    let index: Index = serde_json::from_slice(&input)
+        .map_err(ErrorKind::IndexJson)
+        .at(path)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    for (tensor, shard) in index.weight_map {
+        let plain = |part| matches!(part, Component::Normal(_));
+        let kind = if shard.is_empty() || !Path::new(&shard).components().all(plain) {
+            ErrorKind::IndexPath { tensor, shard }
+        } else if !folder.join(&shard).is_file() {
+            ErrorKind::IndexShard { tensor, shard }
+        } else {
+            continue;
+        };
+        return Err(Error::new(path, kind));
+    }
+    Ok(())
+}

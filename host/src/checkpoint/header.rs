@@ -1,0 +1,299 @@
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    ops::Range,
+};
+
+use serde::{
+    Deserialize, Serialize, Serializer,
+    de::{Deserializer, MapAccess, Visitor},
+    ser::SerializeMap,
+};
+
+use super::ErrorKind;
+
+/// The longest header that safetensors readers accept.
+pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// As many as NumPy and PyTorch allow, so that a header cannot take much more memory than bytes.
+pub(crate) const MAX_DIMS: usize = 64;
+/// Bytes of the length in front of the header.
+pub(crate) const LENGTH_BYTES: usize = 8;
+/// The data of a file that we write starts at a multiple of this.
+const DATA_ALIGN: usize = 64;
+const METADATA: &str = "__metadata__";
+
+/// One tensor in the header of a safetensors file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tensor {
+    pub name: String,
+    /// As in the file: a dtype that this build has never heard of is just bytes.
+    pub dtype: String,
+    pub shape: Vec<u64>,
+    /// Bytes from the end of the header.
+    pub data: Range<u64>,
+}
+
+impl Tensor {
+    pub fn bytes(&self) -> u64 {
+        self.data.end - self.data.start
+    }
+
+    /// Rows and columns of a BF16 tensor of two or more dimensions; the leading ones count as
+    /// rows.
+    pub fn matrix_shape(&self) -> Option<(usize, usize)> {
+        match self.shape.as_slice() {
+            [leading @ .., cols] if !leading.is_empty() && self.dtype == "BF16" => {
+                let rows = leading.iter().product::<u64>();
+                Some((usize::try_from(rows).ok()?, usize::try_from(*cols).ok()?))
+            }
+            _ => None,
+        }
+    }
+
+    /// Bits of an element, if the dtype is known.
+    pub fn dtype_bits(&self) -> Option<u64> {
+        Some(match self.dtype.as_str() {
+            "F4" => 4,
+            "F6_E2M3" | "F6_E3M2" => 6,
+            "BOOL" | "U8" | "I8" | "F8_E4M3" | "F8_E5M2" | "F8_E8M0" => 8,
+            "U16" | "I16" | "F16" | "BF16" => 16,
+            "U32" | "I32" | "F32" => 32,
+            "U64" | "I64" | "F64" | "C64" => 64,
+            _ => return None,
+        })
+    }
+
+    fn check(&self) -> Result<(), ErrorKind> {
+        let Range { start, end } = self.data;
+        if start > end {
+            return Err(ErrorKind::OffsetOrder {
+                tensor: self.name.clone(),
+                start,
+                end,
+            });
+        }
+        if self.shape.len() > MAX_DIMS {
+            return Err(ErrorKind::Dimensions {
+                tensor: self.name.clone(),
+                dims: self.shape.len(),
+            });
+        }
+        let expected = self
+            .shape
+            .iter()
+            .try_fold(1u64, |n, &dim| n.checked_mul(dim))
+            .and_then(|n| n.checked_mul(self.dtype_bits().unwrap_or(1)))
+            .ok_or_else(|| ErrorKind::ShapeOverflow {
+                tensor: self.name.clone(),
+                shape: self.shape.clone(),
+            })?
+            .div_ceil(8);
+        if self.dtype_bits().is_some() && expected != self.bytes() {
+            return Err(ErrorKind::TensorSize {
+                tensor: self.name.clone(),
+                dtype: self.dtype.clone(),
+                shape: self.shape.clone(),
+                expected,
+                found: self.bytes(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The header of a safetensors file: tensors that follow each other without holes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Header {
+    pub metadata: BTreeMap<String, String>,
+    /// In the order of their data.
+    pub tensors: Vec<Tensor>,
+    /// Where the data starts in the file.
+    pub data_at: u64,
+}
+
+impl Header {
+    /// Reads and checks the header of a whole file. Nothing is allocated before the length in it
+    /// is known to fit.
+    pub fn of_file(file: &[u8]) -> Result<Self, ErrorKind> {
+        let found = file.len() as u64;
+        let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
+            return Err(ErrorKind::TooShort(found));
+        };
+        let length = u64::from_le_bytes(*length);
+        let available = rest.len() as u64;
+        if length > available {
+            return Err(ErrorKind::HeaderTruncated { length, available });
+        }
+        let json = std::str::from_utf8(&rest[..length as usize]).map_err(ErrorKind::HeaderUtf8)?;
+        let header = Self::of_json(json)?;
+        let (expected, found) = (header.data_bytes(), available - length);
+        if found < expected {
+            return Err(ErrorKind::DataTruncated { expected, found });
+        }
+        if found > expected {
+            return Err(ErrorKind::TrailingData { expected, found });
+        }
+        Ok(header)
+    }
+
+    /// Reads and checks a header without its length and data.
+    pub fn of_json(json: &str) -> Result<Self, ErrorKind> {
+        if json.len() as u64 > MAX_HEADER_BYTES {
+            return Err(ErrorKind::HeaderTooLong(json.len() as u64));
+        }
+        let Entries { metadata, tensors } =
+            serde_json::from_str(json).map_err(ErrorKind::HeaderJson)?;
+        let mut header = Self {
+            metadata,
+            tensors,
+            data_at: (LENGTH_BYTES + json.len()) as u64,
+        };
+        header.check_names()?;
+        header
+            .tensors
+            .sort_by_key(|tensor| (tensor.data.start, tensor.data.end));
+        let mut expected = 0;
+        for tensor in &header.tensors {
+            tensor.check()?;
+            let start = tensor.data.start;
+            if start != expected {
+                let tensor = tensor.name.clone();
+                return Err(if start < expected {
+                    ErrorKind::Overlap {
+                        tensor,
+                        start,
+                        expected,
+                    }
+                } else {
+                    ErrorKind::Hole {
+                        tensor,
+                        start,
+                        expected,
+                    }
+                });
+            }
+            expected = tensor.data.end;
+        }
+        // Later sums of offsets cannot overflow.
+        if expected.checked_add(header.data_at).is_none() {
+            return Err(ErrorKind::DataTruncated { expected, found: 0 });
+        }
+        Ok(header)
+    }
+
+    fn check_names(&self) -> Result<(), ErrorKind> {
+        let mut names = HashSet::with_capacity(self.tensors.len());
+        match self.tensors.iter().find(|t| !names.insert(&t.name)) {
+            Some(twice) => Err(ErrorKind::DuplicateTensor(twice.name.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes of all tensors.
+    pub fn data_bytes(&self) -> u64 {
+        self.tensors.last().map_or(0, |tensor| tensor.data.end)
+    }
+
+    /// Bytes of the whole file.
+    pub fn file_bytes(&self) -> u64 {
+        self.data_at + self.data_bytes()
+    }
+
+    /// Where the data of a tensor lies in the file.
+    pub fn file_range(&self, tensor: &Tensor) -> Range<u64> {
+        self.data_at + tensor.data.start..self.data_at + tensor.data.end
+    }
+
+    /// The bytes of a tensor in the file that this header describes.
+    pub fn slice<'a>(&self, file: &'a [u8], tensor: &Tensor) -> &'a [u8] {
+        let Range { start, end } = self.file_range(tensor);
+        &file[start as usize..end as usize]
+    }
+
+    /// The length and the header as they stand in a file, padded so that the data is aligned.
+    /// `data_at` becomes the end of them.
+    pub fn to_bytes(&mut self) -> Result<Vec<u8>, ErrorKind> {
+        let mut bytes = vec![0; LENGTH_BYTES];
+        serde_json::to_writer(&mut bytes, &*self).map_err(ErrorKind::HeaderJson)?;
+        bytes.resize(bytes.len().next_multiple_of(DATA_ALIGN), b' ');
+        let length = (bytes.len() - LENGTH_BYTES) as u64;
+        if length > MAX_HEADER_BYTES {
+            return Err(ErrorKind::HeaderTooLong(length));
+        }
+        bytes[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+        self.data_at = bytes.len() as u64;
+        Ok(bytes)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct TensorInfo<S, T> {
+    dtype: S,
+    shape: T,
+    data_offsets: (u64, u64),
+}
+
+impl Serialize for Header {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if !self.metadata.is_empty() {
+            map.serialize_entry(METADATA, &self.metadata)?;
+        }
+        for tensor in &self.tensors {
+            let info = TensorInfo {
+                dtype: &tensor.dtype,
+                shape: &tensor.shape,
+                data_offsets: (tensor.data.start, tensor.data.end),
+            };
+            map.serialize_entry(&tensor.name, &info)?;
+        }
+        map.end()
+    }
+}
+
+/// The entries of a header as they stand in the file. A map would hide names that occur twice.
+struct Entries {
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<Tensor>,
+}
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntriesVisitor;
+
+        impl<'de> Visitor<'de> for EntriesVisitor {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a map of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut metadata = None;
+                let mut tensors = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == METADATA {
+                        let value: Option<BTreeMap<_, _>> = map.next_value()?;
+                        if metadata.replace(value.unwrap_or_default()).is_some() {
+                            return Err(serde::de::Error::duplicate_field(METADATA));
+                        }
+                        continue;
+                    }
+                    let info: TensorInfo<String, Vec<u64>> = map.next_value()?;
+                    tensors.push(Tensor {
+                        name,
+                        dtype: info.dtype,
+                        shape: info.shape,
+                        data: info.data_offsets.0..info.data_offsets.1,
+                    });
+                }
+                Ok(Entries {
+                    metadata: metadata.unwrap_or_default(),
+                    tensors,
+                })
+            }
+        }
+
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}

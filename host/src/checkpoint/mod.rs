@@ -1,0 +1,45 @@
+//! Checkpoints in files: `.safetensors` files and the folders that model hubs hand out.
+//!
+//! A compressed checkpoint is itself made of valid `.safetensors` files. Each BF16 tensor of two
+//! or more dimensions that shrinks is a U8 tensor under its name plus a suffix, which holds a
+//! [`CompressedMatrix`](crate::CompressedMatrix) of the leading dimensions by the last one; every
+//! other tensor is as it was. The metadata holds what it takes to restore the original file byte
+//! for byte.
+//!
+//! ```no_run
+//! use zipserv::checkpoint::{self, Options};
+//!
+//! let options = Options::default();
+//! let report = checkpoint::compress("model.safetensors", "small.safetensors", &options)?;
+//! println!("{:.1} % of the original", 100.0 * report.ratio());
+//! let verdict = checkpoint::verify("small.safetensors", "model.safetensors", &options)?;
+//! assert_eq!(verdict.difference, None);
+//! checkpoint::decompress("small.safetensors", "restored.safetensors", &options)?;
+//! # Ok::<(), checkpoint::Error>(())
+//! ```
+
+mod checksum;
+mod compress;
+mod container;
+mod decompress;
+mod error;
+mod folder;
+mod header;
+mod input;
+mod inspect;
+mod options;
+mod output;
+mod plan;
+mod report;
+mod scan;
+mod source;
+mod transform;
+mod verify;
+
+pub use compress::compress;
+pub use decompress::decompress;
+pub use error::{Error, ErrorKind};
+pub use inspect::inspect;
+pub use options::{Options, Progress};
+pub use report::{FileReport, Report, Storage, TensorReport};
+pub use verify::{Difference, DifferenceKind, Verdict, verify};

@@ -1,0 +1,173 @@
+use std::{
+    ffi::OsStr,
+    fs::{self, File, Permissions},
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use tempfile::{Builder, NamedTempFile, TempDir};
+
+use super::{Error, ErrorKind, error::At, folder};
+
+/// A file that appears under its name when it is whole. Until then, and if it never is, it has
+/// another name in the same folder, and is removed if the process lives to do so.
+pub(crate) struct OutputFile {
+    temporary: NamedTempFile,
+    target: Target,
+}
+
+/// A folder that appears under its name when it is whole, as [`OutputFile`] does.
+pub(crate) struct OutputFolder {
+    temporary: TempDir,
+    target: Target,
+}
+
+struct Target {
+    path: PathBuf,
+    parent: PathBuf,
+    force: bool,
+}
+
+impl Target {
+    fn new(path: &Path, force: bool) -> Result<Self, Error> {
+        if path.file_name().is_none() {
+            return Err(Error::new(path, ErrorKind::OutputName("not a name")));
+        }
+        if !force && path.symlink_metadata().is_ok() {
+            return Err(Error::new(path, ErrorKind::OutputExists));
+        }
+        let parent = match path.parent() {
+            Some(parent) if parent != "" => parent,
+            _ => Path::new("."),
+        };
+        Ok(Self {
+            path: path.into(),
+            parent: parent.into(),
+            force,
+        })
+    }
+
+    /// `mode` is subject to the umask, like that of any new file.
+    fn temporary<T>(
+        &self,
+        mode: u32,
+        create: impl FnOnce(&Builder, &Path) -> io::Result<T>,
+    ) -> Result<T, Error> {
+        let mut builder = Builder::new();
+        builder.prefix(".zipserv-").suffix(".partial");
+        builder.permissions(Permissions::from_mode(mode));
+        create(&builder, &self.parent).at(&self.path)
+    }
+
+    fn renamed(&self, result: io::Result<()>) -> Result<(), Error> {
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(Error::new(&self.path, ErrorKind::OutputExists))
+            }
+            result => result.at(&self.path),
+        }?;
+        sync(&self.parent).at(&self.path)
+    }
+}
+
+impl OutputFile {
+    pub fn create(path: &Path, force: bool) -> Result<Self, Error> {
+        let target = Target::new(path, force)?;
+        if path.is_dir() {
+            return Err(Error::new(path, ErrorKind::OutputName("it is a folder")));
+        }
+        Ok(Self {
+            temporary: target.temporary(0o666, |builder, parent| builder.tempfile_in(parent))?,
+            target,
+        })
+    }
+
+    pub fn file(&self) -> &File {
+        self.temporary.as_file()
+    }
+
+    pub fn commit(self) -> Result<(), Error> {
+        let Self { temporary, target } = self;
+        temporary.as_file().sync_all().at(&target.path)?;
+        let result = if target.force {
+            temporary.persist(&target.path)
+        } else {
+            temporary.persist_noclobber(&target.path)
+        };
+        target.renamed(result.map(drop).map_err(|e| e.error))
+    }
+}
+
+impl OutputFolder {
+    /// `input` is not to be lost when the output replaces a folder.
+    pub fn create(path: &Path, input: &Path, force: bool) -> Result<Self, Error> {
+        let target = Target::new(path, force)?;
+        if path.symlink_metadata().is_ok() {
+            check_replaceable(path, input)?;
+        }
+        Ok(Self {
+            temporary: target.temporary(0o777, |builder, parent| builder.tempdir_in(parent))?,
+            target,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    pub fn commit(self) -> Result<(), Error> {
+        let Self { temporary, target } = self;
+        sync_folders(temporary.path()).at(&target.path)?;
+        // Swapped, the old folder goes away with the temporary name, and there is no moment
+        // without one of the two.
+        let exists = target.force && target.path.symlink_metadata().is_ok();
+        let flags = match exists {
+            true => RenameFlags::EXCHANGE,
+            false => RenameFlags::NOREPLACE,
+        };
+        let result = renameat_with(CWD, temporary.path(), CWD, &target.path, flags);
+        target.renamed(result.map_err(io::Error::from))
+    }
+}
+
+/// A folder that is replaced is lost with all in it, so it must look like our own output.
+fn check_replaceable(path: &Path, input: &Path) -> Result<(), Error> {
+    let refuse = |why| Err(Error::new(path, ErrorKind::OutputName(why)));
+    if !path.symlink_metadata().at(path)?.is_dir() {
+        return refuse("it is not a folder");
+    }
+    let (old, input) = (
+        path.canonicalize().at(path)?,
+        input.canonicalize().at(input)?,
+    );
+    if input.starts_with(&old) {
+        return refuse("it contains the input");
+    }
+    let names = fs::read_dir(path).at(path)?;
+    let names = names
+        .map(|entry| Ok(entry?.file_name()))
+        .collect::<io::Result<Vec<_>>>()
+        .at(path)?;
+    let is_checkpoint = |name| folder::is_checkpoint(OsStr::new(name));
+    if !names.is_empty() && !names.iter().any(is_checkpoint) {
+        return refuse("it is a folder without a .safetensors file");
+    }
+    Ok(())
+}
+
+/// Makes the names in a folder last.
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn sync_folders(root: &Path) -> io::Result<()> {
+    for entry in walkdir::WalkDir::new(root) {
+        let entry = entry?;
+        if entry.file_type().is_dir() {
+            sync(entry.path())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+use std::{cmp::Reverse, collections::HashSet};
+
+use super::{
+    ErrorKind,
+    container::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION, VERSION_KEY},
+    header::{Header, LENGTH_BYTES, Tensor},
+    report::{FileReport, Storage, TensorReport},
+    scan::Scan,
+    source::{Original, Source},
+};
+use crate::{Histogram, Matrix, codec::Encoder};
+
+/// Everything about the compressed form of a file but the bytes of its matrices.
+pub(crate) struct Plan<'a> {
+    /// Length and header.
+    pub header_bytes: Vec<u8>,
+    pub header: Header,
+    /// How the tensors of `header` come about.
+    pub items: Vec<Item<'a>>,
+    pub report: FileReport,
+}
+
+/// One tensor of the compressed file.
+pub(crate) struct Item<'a> {
+    /// Index of the tensor in the original header.
+    pub tensor: usize,
+    /// For a tensor that is not stored as it was.
+    pub encoder: Option<Encoder<'a>>,
+}
+
+impl<'a> Plan<'a> {
+    pub fn new(original: &'a Original, scan: Scan) -> Result<Self, ErrorKind> {
+        let tensors = &original.header().tensors;
+        let mut items = Vec::with_capacity(tensors.len());
+        let mut reports = Vec::with_capacity(tensors.len());
+        for (index, (tensor, exponents)) in tensors.iter().zip(scan.exponents).enumerate() {
+            let (storage, encoder) = match encoder(original, index, exponents.as_deref()) {
+                Ok(encoder) => (Storage::Compressed, Some(encoder)),
+                Err(storage) => (storage, None),
+            };
+            let stored = encoder.as_ref().map(|e| e.sections().end as u64);
+            reports.push(TensorReport {
+                name: tensor.name.clone(),
+                dtype: tensor.dtype.clone(),
+                shape: tensor.shape.clone(),
+                original_bytes: tensor.bytes(),
+                stored_bytes: stored.unwrap_or(tensor.bytes()),
+                storage,
+                exponents,
+            });
+            items.push(Item {
+                tensor: index,
+                encoder,
+            });
+        }
+        // Matrices first: their sizes are multiples of 16 bytes, so all of them are aligned for
+        // an upload. Then the widest dtypes, which keeps the others aligned too.
+        items.sort_by_key(|item| match &item.encoder {
+            Some(_) => Reverse(u64::MAX),
+            None => Reverse(tensors[item.tensor].dtype_bits().unwrap_or(0)),
+        });
+
+        let suffix = suffix(tensors);
+        let mut end = 0;
+        let stored = items.iter().map(|item| {
+            let tensor = &tensors[item.tensor];
+            let start = end;
+            match &item.encoder {
+                Some(encoder) => {
+                    let bytes = encoder.sections().end as u64;
+                    end += bytes;
+                    Tensor {
+                        name: format!("{}{suffix}", tensor.name),
+                        dtype: "U8".into(),
+                        shape: vec![bytes],
+                        data: start..end,
+                    }
+                }
+                None => {
+                    end += tensor.bytes();
+                    Tensor {
+                        data: start..end,
+                        ..tensor.clone()
+                    }
+                }
+            }
+        });
+        let mut header = Header {
+            tensors: stored.collect(),
+            metadata: original.header().metadata.clone(),
+            data_at: 0,
+        };
+        let json = &original.header_bytes()[LENGTH_BYTES..];
+        let json = std::str::from_utf8(json).map_err(ErrorKind::HeaderUtf8)?;
+        header.metadata.extend([
+            (VERSION_KEY.into(), VERSION.into()),
+            (SUFFIX_KEY.into(), suffix),
+            (HEADER_KEY.into(), json.into()),
+            (CRC_KEY.into(), format!("{:08x}", scan.crc)),
+        ]);
+        let header_bytes = header.to_bytes()?;
+        Ok(Self {
+            report: FileReport {
+                path: original.input().path().into(),
+                original_bytes: original.input().len() as u64,
+                stored_bytes: header.file_bytes(),
+                tensors: reports,
+            },
+            header_bytes,
+            header,
+            items,
+        })
+    }
+}
+
+/// The encoder of a tensor, or why it is stored as it is.
+fn encoder<'a>(
+    original: &'a Original,
+    index: usize,
+    exponents: Option<&Histogram>,
+) -> Result<Encoder<'a>, Storage> {
+    let tensor = &original.header().tensors[index];
+    let exponents = exponents.ok_or(Storage::Dtype)?;
+    if tensor.shape.len() < 2 {
+        return Err(Storage::Shape);
+    }
+    let encoder = tensor.matrix_shape().and_then(|(rows, cols)| {
+        let matrix = Matrix::from_le_bytes(rows, cols, original.tensor(index)).ok()?;
+        Encoder::new(&matrix, exponents).ok()
+    });
+    encoder
+        .filter(|encoder| (encoder.sections().end as u64) < tensor.bytes())
+        .ok_or(Storage::Incompressible)
+}
+
+/// What is added to the names of compressed tensors: no name becomes one that there is.
+fn suffix(tensors: &[Tensor]) -> String {
+    let names: HashSet<_> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let taken = |suffix: &str| {
+        names
+            .iter()
+            .any(|name| name.strip_suffix(suffix).is_some_and(|n| names.contains(n)))
+    };
+    let numbered = (2..).map(|n| format!(".zipserv{n}"));
+    std::iter::once(".zipserv".into())
+        .chain(numbered)
+        .find(|suffix| !taken(suffix))
+        .expect("names are finite")
+}

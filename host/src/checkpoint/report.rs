@@ -1,0 +1,136 @@
+use std::path::PathBuf;
+
+use crate::Histogram;
+
+/// What a job did, or what an inspection found.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Report {
+    /// The `.safetensors` files, one or as many as the folder has.
+    pub files: Vec<FileReport>,
+    /// Other files of a folder, which are copied.
+    pub other_files: usize,
+}
+
+/// One `.safetensors` file.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct FileReport {
+    /// Its path in the folder, or its path as given.
+    pub path: PathBuf,
+    /// Bytes of the original file.
+    pub original_bytes: u64,
+    /// Bytes of the compressed file.
+    pub stored_bytes: u64,
+    /// Its tensors, in the order of their data in the original file.
+    pub tensors: Vec<TensorReport>,
+}
+
+/// One tensor.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TensorReport {
+    /// Its name in the original file.
+    pub name: String,
+    /// Its dtype in the original file.
+    pub dtype: String,
+    /// Its shape in the original file.
+    pub shape: Vec<u64>,
+    /// Bytes in the original file.
+    pub original_bytes: u64,
+    /// Bytes in the compressed file.
+    pub stored_bytes: u64,
+    /// How it is stored.
+    pub storage: Storage,
+    /// The exponents of a BF16 tensor. Restoring does not count them.
+    pub exponents: Option<Box<Histogram>>,
+}
+
+/// How a tensor is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Storage {
+    /// As a compressed matrix.
+    Compressed,
+    /// As it was: its dtype is not BF16.
+    Dtype,
+    /// As it was: it has less than two dimensions.
+    Shape,
+    /// As it was: it would not shrink.
+    Incompressible,
+}
+
+impl TensorReport {
+    /// Elements of the tensor.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    /// Stored bits for each element, or nothing when there are none.
+    pub fn bits_per_weight(&self) -> Option<f64> {
+        bits(self.stored_bytes, self.elements())
+    }
+
+    /// Bits for each element below which no code of single exponents can go.
+    pub fn entropy_bits_per_weight(&self) -> Option<f64> {
+        let exponents = self.exponents.as_ref()?;
+        (exponents.total() > 0).then(|| exponents.entropy_bits())
+    }
+}
+
+impl Report {
+    /// All tensors.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorReport> {
+        self.files.iter().flat_map(|file| &file.tensors)
+    }
+
+    /// The tensors that are stored compressed.
+    pub fn compressed(&self) -> impl Iterator<Item = &TensorReport> {
+        self.tensors()
+            .filter(|tensor| tensor.storage == Storage::Compressed)
+    }
+
+    /// Bytes of the original `.safetensors` files, headers included.
+    pub fn original_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.original_bytes).sum()
+    }
+
+    /// Bytes of the compressed `.safetensors` files, headers included.
+    pub fn stored_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.stored_bytes).sum()
+    }
+
+    /// Stored bytes for each original byte.
+    pub fn ratio(&self) -> f64 {
+        self.stored_bytes() as f64 / self.original_bytes() as f64
+    }
+
+    /// Stored bits for each weight of the compressed tensors, if there are any.
+    pub fn bits_per_weight(&self) -> Option<f64> {
+        let stored = self.compressed().map(|tensor| tensor.stored_bytes).sum();
+        bits(stored, self.compressed().map(TensorReport::elements).sum())
+    }
+
+    /// The exponents of the compressed tensors, taken together.
+    pub fn exponents(&self) -> Histogram {
+        let mut all = Histogram::empty();
+        for exponents in self.compressed().filter_map(|t| t.exponents.as_ref()) {
+            all += exponents;
+        }
+        all
+    }
+
+    /// The entropy bounds of the compressed tensors, averaged over their weights.
+    pub fn entropy_bits_per_weight(&self) -> Option<f64> {
+        let bits = self.compressed().map(|tensor| {
+            let each = tensor.entropy_bits_per_weight().unwrap_or_default();
+            each * tensor.elements() as f64
+        });
+        let bits: f64 = bits.sum();
+        let weights: u64 = self.compressed().map(TensorReport::elements).sum();
+        (weights > 0 && bits > 0.0).then(|| bits / weights as f64)
+    }
+}
+
+fn bits(bytes: u64, elements: u64) -> Option<f64> {
+    (elements > 0).then(|| 8.0 * bytes as f64 / elements as f64)
+}
