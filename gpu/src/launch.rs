@@ -24,9 +24,11 @@ pub struct Gemm {
 }
 
 impl Gemm {
-    /// Warps that add up and write the output: with the producer four, one for each quarter of a
-    /// multiprocessor, and so the most registers for all.
-    pub const WRITERS: usize = 3;
+    /// Warps that add up and write the output.
+    pub const WRITERS: usize = 2;
+    /// Warps that do not multiply: one copies weights, one activations, and the writers. With four
+    /// of them, one for each quarter of a multiprocessor, all get the most registers.
+    pub const HELPERS: usize = 2 + Self::WRITERS;
     /// What a place for partial sums holds while there are none: a NaN that no sum is.
     pub const EMPTY: u32 = u32::MAX;
     /// Bytes of one warp's table of bases: one BF16 exponent field for each weight of a tile.
@@ -51,9 +53,9 @@ impl Gemm {
         self.strips * self.groups
     }
 
-    /// Threads in a block: its warps that multiply, one that fills the ring, and the writers.
+    /// Threads in a block.
     pub const fn threads(self) -> usize {
-        32 * (self.warps() + 1 + Self::WRITERS)
+        32 * (self.warps() + Self::HELPERS)
     }
 
     /// Output features of a unit.
@@ -144,7 +146,7 @@ impl Gemm {
 pub struct Launch {
     /// Name of the entry in the PTX.
     pub name: &'static str,
-    /// Threads in a block: its warps that multiply, one that fills the ring, and the writers.
+    /// Threads in a block.
     pub threads: usize,
     /// Blocks that must fit on one multiprocessor.
     pub min_blocks: usize,

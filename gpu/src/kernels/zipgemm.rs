@@ -1,12 +1,12 @@
 //! Y[N, M] = X[N, K] W[M, K]^T from compressed W, for up to 64 tokens.
 //!
 //! ```text
-//!  producer warp          warps that multiply                 writer warp
+//!  two warps that copy    warps that multiply                 two writers
 //!
 //!  tiles, offsets,  full  A fragments from bytes, words and   sums  add over groups, then over
-//!  patches and X   ----->  bases, B fragments from X, mma    -----> blocks, in a fixed order;
+//!  patches; X      ----->  bases, B fragments from X, mma    -----> blocks, in a fixed order;
 //!  into a stage     empty  into registers, tile after tile          round; store Y
-//!  by bulk copies  <-----                                    <-----
+//!                  <-----                                    <-----
 //! ```
 //!
 //! A persistent block takes a run of the line of tiles ([`super::work`]). Each stage of the ring
@@ -226,12 +226,15 @@ impl<
         // SAFETY: addresses lie in the block's shared memory by the shape's arithmetic; global
         // ranges are the caller's promise.
         unsafe {
-            if self.warp == Self::WARPS {
-                self.produce();
-            } else if self.warp < Self::WARPS {
+            if self.warp < Self::WARPS {
                 tile::fill_bases(self.args, self.bases(), self.lane);
                 thread::sync_block();
                 self.multiply();
+            } else if self.warp == Self::WARPS {
+                self.copy_weights();
+            } else if self.warp == Self::WARPS + 1 {
+                thread::sync_block();
+                self.copy_activations();
             } else {
                 thread::sync_block();
                 self.write();
@@ -239,14 +242,15 @@ impl<
         }
     }
 
-    /// Keeps the ring full.
+    /// Prepares the barriers and keeps the ring full of weights. They never depend on an earlier
+    /// kernel of the stream.
     #[inline(always)]
-    unsafe fn produce(&self) {
+    unsafe fn copy_weights(&self) {
         // SAFETY: `run`'s.
         unsafe {
             if self.lane == 0 {
                 for stage in 0..STAGES as u32 {
-                    barrier::init(self.full(stage), LANES as u32);
+                    barrier::init(self.full(stage), LANES as u32 + 1);
                     barrier::init(self.empty(stage), Self::WARPS);
                 }
                 for stage in 0..SUM_STAGES as u32 {
@@ -255,33 +259,49 @@ impl<
                 }
                 barrier::fence_init();
             }
-            thread::sync_warp();
-            // Weights never depend on an earlier kernel, activations do.
-            let mut weights = Cursor::<GROUPS>::new(self.segments);
-            let mut x = weights;
+            thread::sync_block();
+            let mut unit = Cursor::<GROUPS>::new(self.segments);
+            let mut ahead = unit;
+            // Patch ranges are asked for a ring ahead of their use.
             let mut ranges = [[0; 2]; STAGES];
             unroll!(S < STAGES => {
-                ranges[S] = self.patch_range(&weights);
-                self.copy_tiles(&weights, S as u32);
-                weights.advance();
+                ranges[S] = self.patch_range(&ahead);
+                ahead.advance();
             });
-            let mut range = self.patch_range(&weights);
-            unroll!(S < STAGES => { self.copy_patches(ranges[S], S as u32) });
-            thread::sync_block();
-            grid::wait_dependencies();
-            for stage in 0..STAGES as u32 {
-                self.copy_x(&mut x, stage);
+            let mut parity = 1;
+            while unit.unit().2 > 0 {
+                unroll!(S < STAGES => {
+                    if unit.unit().2 > 0 {
+                        barrier::wait(self.empty(S as u32), parity);
+                        self.copy_unit(&unit, ranges[S], S as u32);
+                        thread::sync_warp();
+                        if self.lane == 0 {
+                            barrier::arrive(self.full(S as u32));
+                        }
+                        unit.advance();
+                        ranges[S] = self.patch_range(&ahead);
+                        ahead.advance();
+                    }
+                });
+                parity ^= 1;
             }
-            let mut ring = Ring::<STAGES>::default();
-            while x.unit().2 > 0 {
+        }
+    }
+
+    /// Keeps the ring full of activations.
+    #[inline(always)]
+    unsafe fn copy_activations(&self) {
+        grid::wait_dependencies();
+        let mut unit = Cursor::<GROUPS>::new(self.segments);
+        let mut ring = Ring::<STAGES> { stage: 0, parity: 1 };
+        while unit.unit().2 > 0 {
+            // SAFETY: `run`'s.
+            unsafe {
                 barrier::wait(self.empty(ring.stage), ring.parity);
-                self.copy_tiles(&weights, ring.stage);
-                self.copy_patches(range, ring.stage);
-                weights.advance();
-                range = self.patch_range(&weights);
-                self.copy_x(&mut x, ring.stage);
-                ring.advance();
+                self.copy_x(unit.unit().1, ring.stage);
             }
+            unit.advance();
+            ring.advance();
         }
     }
 
@@ -311,62 +331,39 @@ impl<
         }
     }
 
-    /// Starts the copies of a unit's tiles and patch offsets, a lane for each strip.
+    /// Starts the copies of a unit's tiles, patch offsets and patches, a lane for each strip.
     #[inline(always)]
-    unsafe fn copy_tiles(&self, cursor: &Cursor<GROUPS>, stage: u32) {
+    unsafe fn copy_unit(&self, cursor: &Cursor<GROUPS>, [from, to]: [u32; 2], stage: u32) {
         let Some(tile) = self.first_tile(cursor) else {
             return;
         };
         let (at, full) = (self.stage(stage), self.full(stage));
         let dense_bytes = cursor.unit().2 * TILE_BYTES as u32;
         let offset_bytes = 4 * Self::SHAPE.offset_words() as u32;
+        let room = Self::SHAPE.patch_room() as u32;
         // SAFETY: `run`'s; the sections are padded, so that whole groups of 16 bytes can be read.
         unsafe {
             barrier::expect(full, dense_bytes + offset_bytes);
             let dense = self.args.dense.add(tile as usize * TILE_BYTES);
-            copy::bulk(
-                at + self.lane * (GROUPS * TILE_BYTES) as u32,
-                dense,
-                dense_bytes,
-                full,
-            );
+            copy::bulk(at + self.lane * (GROUPS * TILE_BYTES) as u32, dense, dense_bytes, full);
             let offsets = self.args.offsets.add((tile & !3) as usize).cast();
             let offsets_at = Self::SHAPE.offsets_at() as u32 + self.lane * offset_bytes;
             copy::bulk(at + offsets_at, offsets, offset_bytes, full);
+            if from < to {
+                let first = from & !7;
+                let bytes = 2 * (to.next_multiple_of(8) - first).min(room);
+                let at = at + Self::SHAPE.patches_at() as u32 + 2 * self.lane * room;
+                barrier::expect(full, bytes);
+                copy::bulk(at, self.args.patches.add(first as usize).cast(), bytes, full);
+            }
         }
     }
 
-    /// Starts the copy of the patches of a unit's tiles in this lane's strip.
+    /// Starts the copies of the activations from tile column `col`. Columns past K and tokens past
+    /// N become zeros.
     #[inline(always)]
-    unsafe fn copy_patches(&self, [from, to]: [u32; 2], stage: u32) {
-        if from == to {
-            return;
-        }
-        let room = Self::SHAPE.patch_room() as u32;
-        let first = from & !7;
-        let bytes = 2 * (to.next_multiple_of(8) - first).min(room);
-        let at = self.stage(stage) + Self::SHAPE.patches_at() as u32 + 2 * self.lane * room;
-        // SAFETY: `run`'s; the section is padded, so that whole groups of 16 bytes can be read.
-        unsafe {
-            barrier::expect(self.full(stage), bytes);
-            copy::bulk(
-                at,
-                self.args.patches.add(first as usize).cast(),
-                bytes,
-                self.full(stage),
-            );
-        }
-    }
-
-    /// Starts the copies of a unit's activations, completes the stage's copies, and moves to the
-    /// next unit. Columns past K and tokens past N become zeros.
-    #[inline(always)]
-    unsafe fn copy_x(&self, cursor: &mut Cursor<GROUPS>, stage: u32) {
+    unsafe fn copy_x(&self, col: u32, stage: u32) {
         const CHUNK: u32 = 8;
-        let (_, col, tiles) = cursor.unit();
-        if tiles == 0 {
-            return;
-        }
         let (k, n) = (self.args.k, self.args.n);
         let (at, full) = (
             self.stage(stage) + Self::SHAPE.x_at() as u32,
@@ -407,7 +404,6 @@ impl<
                 barrier::arrive(full);
             }
         }
-        cursor.advance();
     }
 
     /// Multiplies this warp's tile of every unit.
@@ -534,7 +530,7 @@ impl<
     #[inline(always)]
     unsafe fn write(&self) {
         grid::wait_dependencies();
-        let thread = (self.warp - Self::WARPS - 1) * LANES as u32 + self.lane;
+        let thread = (self.warp - Self::WARPS - 2) * LANES as u32 + self.lane;
         let mut segments = self.segments;
         let mut ring = Ring::<SUM_STAGES>::default();
         while let Some(segment) = segments.next() {
