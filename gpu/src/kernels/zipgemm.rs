@@ -82,6 +82,9 @@ impl<const STAGES: usize> Ring<STAGES> {
     }
 }
 
+/// Most *fours*, sums of four rows and one token, that a writer's thread has of eight tokens.
+const FOURS_AT_MOST: usize = 8;
+
 /// A thread's view of its block.
 struct Block<
     'a,
@@ -293,7 +296,10 @@ impl<
     unsafe fn copy_activations(&self) {
         grid::wait_dependencies();
         let mut unit = Cursor::<GROUPS>::new(self.segments);
-        let mut ring = Ring::<STAGES> { stage: 0, parity: 1 };
+        let mut ring = Ring::<STAGES> {
+            stage: 0,
+            parity: 1,
+        };
         while unit.unit().2 > 0 {
             // SAFETY: `run`'s.
             unsafe {
@@ -345,7 +351,12 @@ impl<
         unsafe {
             barrier::expect(full, dense_bytes + offset_bytes);
             let dense = self.args.dense.add(tile as usize * TILE_BYTES);
-            copy::bulk(at + self.lane * (GROUPS * TILE_BYTES) as u32, dense, dense_bytes, full);
+            copy::bulk(
+                at + self.lane * (GROUPS * TILE_BYTES) as u32,
+                dense,
+                dense_bytes,
+                full,
+            );
             let offsets = self.args.offsets.add((tile & !3) as usize).cast();
             let offsets_at = Self::SHAPE.offsets_at() as u32 + self.lane * offset_bytes;
             copy::bulk(at + offsets_at, offsets, offset_bytes, full);
@@ -354,7 +365,12 @@ impl<
                 let bytes = 2 * (to.next_multiple_of(8) - first).min(room);
                 let at = at + Self::SHAPE.patches_at() as u32 + 2 * self.lane * room;
                 barrier::expect(full, bytes);
-                copy::bulk(at, self.args.patches.add(first as usize).cast(), bytes, full);
+                copy::bulk(
+                    at,
+                    self.args.patches.add(first as usize).cast(),
+                    bytes,
+                    full,
+                );
             }
         }
     }
@@ -534,15 +550,27 @@ impl<
         let mut segments = self.segments;
         let mut ring = Ring::<SUM_STAGES>::default();
         while let Some(segment) = segments.next() {
-            for j in 0..N_TILES as u32 {
-                // SAFETY: `run`'s.
-                unsafe {
-                    // Written long ago, unless this block is ahead of the others.
-                    let mut sums = [[0f32; 4]; Self::FOURS_AT_MOST];
-                    if segment.from > 0 && segment.to == self.tile_cols {
-                        let row_block_start = segment.row_block * self.tile_cols;
-                        for block in self.work.block_of(row_block_start)..self.block {
-                            self.take_over(block, j, thread, &mut sums);
+            let mut sums = [[[0f32; 4]; FOURS_AT_MOST]; N_TILES];
+            // SAFETY: `run`'s.
+            unsafe {
+                let row_block_start = segment.row_block * self.tile_cols;
+                let before = if segment.from > 0 && segment.to == self.tile_cols {
+                    self.work.block_of(row_block_start)..self.block
+                } else {
+                    0..0
+                };
+                // While this block's warps multiply, if registers can hold all sums.
+                if Self::EARLY {
+                    unroll!(J < N_TILES => {
+                        for block in before.clone() {
+                            self.take_over(block, J as u32, thread, &mut sums[J]);
+                        }
+                    });
+                }
+                unroll!(J < N_TILES => {
+                    if !Self::EARLY {
+                        for block in before.clone() {
+                            self.take_over(block, J as u32, thread, &mut sums[J]);
                         }
                     }
                     barrier::wait(self.sums_full(ring.stage), ring.parity);
@@ -552,7 +580,7 @@ impl<
                             let part = self.sums(ring.stage) + 4 * (token * Self::SHAPE.sums_stride() as u32 + row);
                             for group in 0..GROUPS as u32 {
                                 let part = part + 4 * group * 8 * Self::SHAPE.sums_stride() as u32;
-                                add(&mut sums[I], memory::load_u32x4(part).map(f32::from_bits));
+                                add(&mut sums[J][I], memory::load_u32x4(part).map(f32::from_bits));
                             }
                         }
                     });
@@ -560,29 +588,29 @@ impl<
                     if self.lane == 0 {
                         barrier::arrive(self.sums_empty(ring.stage));
                     }
+                    ring.advance();
                     unroll!(I < Self::fours() => {
                         let (token, row) = Self::four(I, thread);
                         if token < 8 {
                             if segment.to < self.tile_cols {
-                                self.hand_over(Self::place(j, token, row), sums[I]);
+                                self.hand_over(Self::place(J as u32, token, row), sums[J][I]);
                             } else {
-                                self.store(segment.row_block * Self::ROWS + row, 8 * j + token, sums[I]);
+                                self.store(segment.row_block * Self::ROWS + row, 8 * J as u32 + token, sums[J][I]);
                             }
                         }
                     });
-                }
-                ring.advance();
+                });
             }
         }
     }
 
-    /// Sums of four rows and one token that a thread of the writers looks after, at a time.
-    const FOURS_AT_MOST: usize = 8;
+    /// Whether a writer's thread has registers for the sums of all tokens.
+    const EARLY: bool = N_TILES * Self::fours() <= 16;
 
     #[inline(always)]
     const fn fours() -> usize {
         let fours = (Self::SHAPE.rows() * 8 / 4).div_ceil(Gemm::WRITERS * LANES);
-        assert!(fours <= Self::FOURS_AT_MOST);
+        assert!(fours <= FOURS_AT_MOST);
         fours
     }
 
@@ -648,12 +676,12 @@ impl<
     /// Waits for the sums of an earlier block, adds them, and leaves their places empty for the
     /// next launch. Blocks start in order, so that the one waited for runs or has run.
     #[inline(always)]
-    unsafe fn take_over(&self, block: u32, j: u32, thread: u32, sums: &mut [[f32; 4]; 8]) {
-        let from = |i| {
+    unsafe fn take_over(&self, block: u32, j: u32, thread: u32, sums: &mut [[f32; 4]; FOURS_AT_MOST]) {
+        let from = |i: usize| {
             let (token, row) = Self::four(i, thread);
             (token < 8).then(|| self.partial(block, Self::place(j, token, row)))
         };
-        let mut parts = [[0u32; 4]; 8];
+        let mut parts = [[0u32; 4]; FOURS_AT_MOST];
         // SAFETY: the workspace has room for every block of the launch.
         unsafe {
             // All are in flight before the first is looked at.
