@@ -160,18 +160,11 @@ pub struct Launch {
 macro_rules! gemm_kernels {
     ($use:ident) => {
         $use! {
-            zipgemm_n8_2x4: 1 2 4 2 1 2;
-            zipgemm_n8_2x4s: 1 2 4 6 2 1;
             zipgemm_n8_2x8: 1 2 8 2 1 1;
-            zipgemm_n8_3x4: 1 3 4 4 1 1;
-            zipgemm_n16_4x4: 2 4 4 2 2 1;
             zipgemm_n16_2x4: 2 2 4 5 2 1;
-            zipgemm_n32_4x2: 4 4 2 4 2 1;
             zipgemm_n32_2x4: 4 2 4 4 2 1;
-            zipgemm_n32_8x1: 4 8 1 5 2 1;
-            zipgemm_n64_4x2: 8 4 2 3 2 1;
             zipgemm_n64_2x4: 8 2 4 2 2 1;
-            zipgemm_n64_8x1: 8 8 1 4 2 1;
+            zipgemm_n64_4x2: 8 4 2 3 2 1;
         }
     };
 }

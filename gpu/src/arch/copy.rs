@@ -44,3 +44,13 @@ pub unsafe fn arrive_after_chunks(barrier: u32) {
             options(nostack, preserves_flags));
     }
 }
+
+/// Brings the line at `address` to the L2 cache, if it is in global memory: a hint that has no
+/// other effect.
+#[inline(always)]
+pub fn prefetch(address: *const u8) {
+    // SAFETY: a hint; addresses that are not mapped are ignored.
+    unsafe {
+        asm!("prefetch.global.L2 [{}];", in(reg64) address, options(nostack, preserves_flags));
+    }
+}

@@ -44,32 +44,25 @@ impl Work {
     pub fn segments(self, block: u32, tile_cols: u32) -> Segments {
         let (start, end) = (self.start(block), self.start(block + 1));
         let row_block_of = |column: u32| column.checked_div(tile_cols).unwrap_or(0);
-        let (first, last) = (row_block_of(start), row_block_of(end));
-        let mut row_block = last;
-        if row_block * tile_cols >= end {
-            row_block = first;
-        }
         Segments {
             start,
             end,
             tile_cols,
-            first,
-            row_block,
+            row_block: row_block_of(end),
             left: end - start,
         }
     }
 }
 
-/// The segments of one block's run.
+/// The segments of one block's run, last row block first.
 ///
-/// They begin with the row block that a later thread block finishes, so that those partial sums
-/// are written long before they are needed. The rest follows in order.
+/// So it begins with the one that a later thread block finishes, whose partial sums are thus
+/// written long before they are needed, and ends with the one that needs an earlier block's.
 #[derive(Clone, Copy)]
 pub struct Segments {
     start: u32,
     end: u32,
     tile_cols: u32,
-    first: u32,
     row_block: u32,
     left: u32,
 }
@@ -92,19 +85,17 @@ impl Segments {
         if self.left == 0 {
             return None;
         }
-        let row_block = self.row_block;
-        let row_block_start = row_block * self.tile_cols;
+        if self.row_block * self.tile_cols >= self.end {
+            self.row_block -= 1;
+        }
+        let row_block_start = self.row_block * self.tile_cols;
         let segment = Segment {
-            row_block,
+            row_block: self.row_block,
             from: self.start.max(row_block_start) - row_block_start,
             to: self.tile_cols.min(self.end - row_block_start),
         };
+        self.end = row_block_start;
         self.left -= segment.to - segment.from;
-        self.row_block = if row_block_start + self.tile_cols >= self.end {
-            self.first
-        } else {
-            row_block + 1
-        };
         Some(segment)
     }
 }

@@ -17,6 +17,8 @@
 //! Budget: [`super::tile`]'s 190 instructions a tile and warp, 15 for the rings and the loop: 3.2
 //! issue slots for each of a lane's 64 weights, where 132 multiprocessors at 3 TB/s leave 13.6.
 
+use core::ops::Range;
+
 use super::{
     tile::{self, Patches, Tile},
     work::{Segment, Segments, Work},
@@ -294,6 +296,11 @@ impl<
     /// Keeps the ring full of activations.
     #[inline(always)]
     unsafe fn copy_activations(&self) {
+        let mut ahead = Cursor::<GROUPS>::new(self.segments);
+        for _ in 0..STAGES {
+            self.prefetch_x(&ahead);
+            ahead.advance();
+        }
         grid::wait_dependencies();
         let mut unit = Cursor::<GROUPS>::new(self.segments);
         let mut ring = Ring::<STAGES> {
@@ -372,6 +379,21 @@ impl<
                     full,
                 );
             }
+        }
+    }
+
+    /// Brings a unit's activations to the L2 cache, without any promise about what they hold.
+    #[inline(always)]
+    fn prefetch_x(&self, cursor: &Cursor<GROUPS>) {
+        let (_, col, tiles) = cursor.unit();
+        let mut index = self.lane;
+        while index < GROUPS as u32 * self.args.n {
+            let (token, tile) = (index / GROUPS as u32, index % GROUPS as u32);
+            if tile < tiles {
+                let at = token * self.args.k + (col + tile) * TILE_COLS as u32;
+                copy::prefetch(self.args.x.wrapping_add(at as usize).cast());
+            }
+            index += LANES as u32;
         }
     }
 
@@ -561,16 +583,14 @@ impl<
                 };
                 // While this block's warps multiply, if registers can hold all sums.
                 if Self::EARLY {
-                    unroll!(J < N_TILES => {
-                        for block in before.clone() {
-                            self.take_over(block, J as u32, thread, &mut sums[J]);
-                        }
-                    });
+                    for block in before.clone() {
+                        self.take_over(block, 0..N_TILES, thread, &mut sums);
+                    }
                 }
                 unroll!(J < N_TILES => {
                     if !Self::EARLY {
                         for block in before.clone() {
-                            self.take_over(block, J as u32, thread, &mut sums[J]);
+                            self.take_over(block, J..J + 1, thread, &mut sums);
                         }
                     }
                     barrier::wait(self.sums_full(ring.stage), ring.parity);
@@ -676,28 +696,39 @@ impl<
     /// Waits for the sums of an earlier block, adds them, and leaves their places empty for the
     /// next launch. Blocks start in order, so that the one waited for runs or has run.
     #[inline(always)]
-    unsafe fn take_over(&self, block: u32, j: u32, thread: u32, sums: &mut [[f32; 4]; FOURS_AT_MOST]) {
-        let from = |i: usize| {
+    unsafe fn take_over(
+        &self,
+        block: u32,
+        chunks: Range<usize>,
+        thread: u32,
+        sums: &mut [[[f32; 4]; FOURS_AT_MOST]; N_TILES],
+    ) {
+        let from = |j: usize, i: usize| {
             let (token, row) = Self::four(i, thread);
-            (token < 8).then(|| self.partial(block, Self::place(j, token, row)))
+            let mine = token < 8 && chunks.contains(&j);
+            mine.then(|| self.partial(block, Self::place(j as u32, token, row)))
         };
-        let mut parts = [[0u32; 4]; FOURS_AT_MOST];
+        let mut parts = [[[0u32; 4]; FOURS_AT_MOST]; N_TILES];
         // SAFETY: the workspace has room for every block of the launch.
         unsafe {
             // All are in flight before the first is looked at.
-            unroll!(I < Self::fours() => {
-                if let Some(from) = from(I) {
-                    parts[I] = memory::observe_u32x4(from);
-                }
-            });
-            unroll!(I < Self::fours() => {
-                if let Some(from) = from(I) {
-                    while parts[I].map(|sum| sum == Gemm::EMPTY) != [false; 4] {
-                        parts[I] = memory::observe_u32x4(from);
+            unroll!(J < N_TILES => {
+                unroll!(I < Self::fours() => {
+                    if let Some(from) = from(J, I) {
+                        parts[J][I] = memory::observe_u32x4(from);
                     }
-                    add(&mut sums[I], parts[I].map(f32::from_bits));
-                    memory::publish_u32x4(from, [Gemm::EMPTY; 4]);
-                }
+                });
+            });
+            unroll!(J < N_TILES => {
+                unroll!(I < Self::fours() => {
+                    if let Some(from) = from(J, I) {
+                        while parts[J][I].map(|sum| sum == Gemm::EMPTY) != [false; 4] {
+                            parts[J][I] = memory::observe_u32x4(from);
+                        }
+                        add(&mut sums[J][I], parts[J][I].map(f32::from_bits));
+                        memory::publish_u32x4(from, [Gemm::EMPTY; 4]);
+                    }
+                });
             });
         }
     }
