@@ -10,6 +10,7 @@ mod codec;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod error;
+pub mod synthetic;
 
 pub use codec::{
     CompressedMatrix, HEADER_BYTES, Histogram, LAYOUT_ID, Matrix, VERSION, Window, decode,
