@@ -1,6 +1,6 @@
 use std::{path::PathBuf, process::ExitCode};
 
-use zipserv::checkpoint::{self, Options};
+use zipserv::checkpoint;
 
 use super::{Common, Outcome, console, json};
 
@@ -17,9 +17,8 @@ pub struct Compress {
 
 impl Compress {
     pub fn run(&self, common: &Common) -> Outcome {
-        let (report, time) = console::timed("compress", |progress| {
-            let options = Options::default().force(self.force).progress(progress);
-            checkpoint::compress(&self.input, &self.output, &options)
+        let (report, time) = console::timed("compress", self.force, |options| {
+            checkpoint::compress(&self.input, &self.output, options)
         });
         let report = report?;
         console::note_passed_through(&report);

@@ -10,7 +10,7 @@ use std::{
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
-use zipserv::checkpoint::{Progress, Report, Storage, TensorReport};
+use zipserv::checkpoint::{Options, Progress, Report, Storage, TensorReport};
 
 /// Prints a line of results.
 pub fn print(line: impl Display) -> io::Result<()> {
@@ -43,13 +43,15 @@ pub fn error(error: &dyn Error) {
 }
 
 /// Runs a job with a progress bar, if standard error is a terminal, and times it.
-pub fn timed<T>(name: &'static str, job: impl FnOnce(&dyn Progress) -> T) -> (T, Duration) {
+pub fn timed<T>(name: &'static str, force: bool, job: impl FnOnce(&Options) -> T) -> (T, Duration) {
     let bar = ProgressBar::no_length();
     let style = "{prefix:>12} [{wide_bar}] {decimal_bytes}/{decimal_total_bytes} {eta}";
     bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
     bar.set_prefix(name);
+    let progress = Bar(&bar);
+    let options = Options::default().force(force).progress(&progress);
     let start = Instant::now();
-    let result = job(&Bar(&bar));
+    let result = job(&options);
     let time = start.elapsed();
     bar.finish_and_clear();
     (result, time)

@@ -1,6 +1,6 @@
 use std::{path::PathBuf, process::ExitCode};
 
-use zipserv::checkpoint::{self, Options};
+use zipserv::checkpoint;
 
 use super::{Common, Outcome, console, json};
 
@@ -17,9 +17,8 @@ pub struct Decompress {
 
 impl Decompress {
     pub fn run(&self, common: &Common) -> Outcome {
-        let (report, time) = console::timed("decompress", |progress| {
-            let options = Options::default().force(self.force).progress(progress);
-            checkpoint::decompress(&self.input, &self.output, &options)
+        let (report, time) = console::timed("decompress", self.force, |options| {
+            checkpoint::decompress(&self.input, &self.output, options)
         });
         let report = report?;
         if common.json {

@@ -8,10 +8,7 @@ use std::{
 use indicatif::DecimalBytes;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use zipserv::{
-    checkpoint::{self, Options},
-    synthetic::Model,
-};
+use zipserv::{checkpoint, synthetic::Model};
 
 use super::{
     Common, DIFFERENT, Outcome, console,
@@ -64,41 +61,40 @@ impl Demo {
     fn run_in(&self, folder: &Path, common: &Common) -> Outcome {
         let [original, compressed, restored] = ["original", "compressed", "restored"]
             .map(|name| folder.join(name).with_extension("safetensors"));
-        let options = |progress| Options::default().force(self.force).progress(progress);
         let say = |line: String| match common.json {
             true => Ok(()),
             false => console::print(line),
         };
 
-        let (bytes, time) = console::timed("generate", |progress| {
-            Model::new(self.size, self.seed).write(&original, &options(progress))
+        let (bytes, time) = console::timed("generate", self.force, |options| {
+            Model::new(self.size, self.seed).write(&original, options)
         });
         let bytes = bytes?;
         let speed = |time| console::throughput(bytes, time);
         say(format!("generate    {}", speed(time)))?;
 
-        let (report, compress) = console::timed("compress", |progress| {
-            checkpoint::compress(&original, &compressed, &options(progress))
+        let (report, compress) = console::timed("compress", self.force, |options| {
+            checkpoint::compress(&original, &compressed, options)
         });
         let report = report?;
         let stored = DecimalBytes(report.stored_bytes());
         say(format!("compress    {}, to {stored}", speed(compress)))?;
 
-        let (verdict, verify) = console::timed("verify", |progress| {
-            checkpoint::verify(&compressed, &original, &options(progress))
+        let (verdict, verify) = console::timed("verify", self.force, |options| {
+            checkpoint::verify(&compressed, &original, options)
         });
         let difference = verdict?.difference.map(|difference| difference.to_string());
         let found = difference.as_deref().unwrap_or("no difference");
         say(format!("verify      {}: {found}", speed(verify)))?;
 
-        let (inspected, _) = console::timed("inspect", |progress| {
-            checkpoint::inspect(&compressed, &options(progress))
+        let (inspected, _) = console::timed("inspect", self.force, |options| {
+            checkpoint::inspect(&compressed, options)
         });
         let inspected = inspected?;
         say(format!("inspect\n{}", table(&inspected)))?;
 
-        let (result, decompress) = console::timed("decompress", |progress| {
-            checkpoint::decompress(&compressed, &restored, &options(progress))
+        let (result, decompress) = console::timed("decompress", self.force, |options| {
+            checkpoint::decompress(&compressed, &restored, options)
         });
         result?;
         say(format!("decompress  {}", speed(decompress)))?;

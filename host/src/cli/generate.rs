@@ -1,7 +1,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use serde::Serialize;
-use zipserv::{checkpoint::Options, synthetic::Model};
+use zipserv::synthetic::Model;
 
 use super::{Common, Outcome, console, json::Speed, size};
 
@@ -29,9 +29,8 @@ struct Generated {
 
 impl Generate {
     pub fn run(&self, common: &Common) -> Outcome {
-        let (bytes, time) = console::timed("generate", |progress| {
-            let options = Options::default().force(self.force).progress(progress);
-            Model::new(self.size, self.seed).write(&self.output, &options)
+        let (bytes, time) = console::timed("generate", self.force, |options| {
+            Model::new(self.size, self.seed).write(&self.output, options)
         });
         let bytes = bytes?;
         if common.json {

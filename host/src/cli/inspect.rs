@@ -1,6 +1,6 @@
 use std::{path::PathBuf, process::ExitCode};
 
-use zipserv::checkpoint::{self, Options};
+use zipserv::checkpoint;
 
 use super::{Common, Outcome, console, json::ReportJson, plot::plot, table::table};
 
@@ -18,8 +18,8 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(&self, common: &Common) -> Outcome {
-        let (report, _) = console::timed("inspect", |progress| {
-            checkpoint::inspect(&self.file, &Options::default().progress(progress))
+        let (report, _) = console::timed("inspect", false, |options| {
+            checkpoint::inspect(&self.file, options)
         });
         let report = report?;
         if let Some(path) = &self.plot {

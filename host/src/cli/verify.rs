@@ -4,7 +4,7 @@ use std::{
 };
 
 use serde::Serialize;
-use zipserv::checkpoint::{self, Difference, DifferenceKind, Options};
+use zipserv::checkpoint::{self, Difference, DifferenceKind};
 
 use super::{Common, DIFFERENT, Outcome, console, json::Speed};
 
@@ -57,9 +57,8 @@ impl<'a> DifferenceJson<'a> {
 
 impl Verify {
     pub fn run(&self, common: &Common) -> Outcome {
-        let (verdict, time) = console::timed("verify", |progress| {
-            let options = Options::default().progress(progress);
-            checkpoint::verify(&self.compressed, &self.original, &options)
+        let (verdict, time) = console::timed("verify", false, |options| {
+            checkpoint::verify(&self.compressed, &self.original, options)
         });
         let verdict = verdict?;
         let difference = verdict.difference.as_ref();
