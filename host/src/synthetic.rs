@@ -47,7 +47,7 @@ impl Model {
         // As wide as leaves room for two layers.
         let hidden = (6..=12)
             .map(|log| 1 << log)
-            .take_while(|&hidden| hidden == HEAD || layer_bytes(hidden) <= bytes / 5 * 2)
+            .take_while(|&hidden| hidden == HEAD || 2 * layer_bytes(hidden) <= bytes / 8 * 7)
             .last()
             .expect("the first is always taken");
         let layers = (bytes / 8 * 7 / layer_bytes(hidden)).max(1);

@@ -1,6 +1,6 @@
 //! The table of `inspect`.
 
-use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use zipserv::checkpoint::{Report, Storage, TensorReport};
 
 use super::console::{self, reason};
@@ -8,7 +8,7 @@ use super::console::{self, reason};
 /// A row for each tensor, and the totals below.
 pub fn table(report: &Report) -> String {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header([
+    table.load_preset(UTF8_BORDERS_ONLY).set_header([
         "tensor",
         "shape",
         "bits a weight",
