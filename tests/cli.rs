@@ -85,7 +85,7 @@ fn restores_what_it_compressed() {
         .success()
         .stdout(contains("bits a weight"))
         .stderr(
-            contains("model.rotary_emb.inv_freq (128.00 B): F32, not BF16")
+            contains("model.rotary_emb.inv_freq (128 B): F32, not BF16")
                 .and(contains("more (").and(contains("fewer than two dimensions"))),
         );
     verify(&compressed, &folder.original())

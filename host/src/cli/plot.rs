@@ -37,7 +37,7 @@ fn draw(exponents: &Histogram, path: &Path) -> Result<(), Box<dyn Error>> {
     let base = i32::from(exponents.window().base);
     let window = base..base + i32::from(WINDOW);
     // Far exponents are too rare to be seen.
-    let seen = || (0..256).filter(|&exponent| share(exponent) > 0.001);
+    let seen = || (0..256).filter(|&exponent| share(exponent) > 0.01);
     let first = seen().next().map_or(base, |first| first.min(base)) - 1;
     let last = seen().last().map_or(base, |last| last.max(window.end)) + 1;
     let top = seen().map(share).fold(0.0, f64::max) * 1.1;
@@ -64,6 +64,7 @@ fn draw(exponents: &Histogram, path: &Path) -> Result<(), Box<dyn Error>> {
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .max_light_lines(0)
         .x_desc("exponent (power of two)")
         .y_desc("% of weights")
         .x_labels((last - first) as usize)
