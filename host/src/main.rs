@@ -1,3 +1,7 @@
-//! The program.
+//! The program `zipserv`: the library on the command line.
 
-fn main() {}
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -36,6 +36,10 @@ mod source;
 mod transform;
 mod verify;
 
+pub(crate) use error::At;
+pub(crate) use header::{Header, Tensor};
+pub(crate) use output::OutputFile;
+
 pub use compress::compress;
 pub use decompress::decompress;
 pub use error::{Error, ErrorKind};

@@ -71,6 +71,11 @@ impl Histogram {
             .expect("there is at least one base")
     }
 
+    /// The share of the weights that lie in [`window`](Self::window); one for no weights.
+    pub fn coverage(&self) -> f64 {
+        1.0 - self.window().outliers as f64 / self.total().max(1) as f64
+    }
+
     /// Bits a weight that no code of single exponents can beat: their entropy, plus eight bits
     /// for sign and mantissa, which trained weights fill almost evenly. Eight for no weights.
     pub fn entropy_bits(&self) -> f64 {

@@ -1,0 +1,36 @@
+use std::{path::PathBuf, process::ExitCode};
+
+use zipserv::checkpoint;
+
+use super::{Common, Outcome, console, json};
+
+/// Compress a .safetensors file or a checkpoint folder
+#[derive(clap::Args)]
+pub struct Compress {
+    input: PathBuf,
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Replace the output if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+impl Compress {
+    pub fn run(&self, common: &Common) -> Outcome {
+        let (report, time) = console::timed("compress", self.force, |options| {
+            checkpoint::compress(&self.input, &self.output, options)
+        });
+        let report = report?;
+        console::note_passed_through(&report);
+        if common.json {
+            console::print_json(&json::Job::new(&self.input, &self.output, &report, time))?;
+        } else {
+            let speed = console::throughput(report.original_bytes(), time);
+            console::print(format_args!(
+                "compressed {}\n{speed}",
+                console::sizes(&report)
+            ))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

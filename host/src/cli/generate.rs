@@ -1,0 +1,45 @@
+use std::{path::PathBuf, process::ExitCode};
+
+use serde::Serialize;
+use zipserv::synthetic::Model;
+
+use super::{Common, Outcome, console, json::Speed, size};
+
+/// Make a checkpoint with weights like those of trained layers
+#[derive(clap::Args)]
+pub struct Generate {
+    output: PathBuf,
+    /// Size of the file, about
+    #[arg(long, default_value = "64MB", value_parser = size::parse)]
+    size: u64,
+    /// The same seed gives the same weights
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Replace the output if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Serialize)]
+struct Generated {
+    bytes: u64,
+    #[serde(flatten)]
+    speed: Speed,
+}
+
+impl Generate {
+    pub fn run(&self, common: &Common) -> Outcome {
+        let (bytes, time) = console::timed("generate", self.force, |options| {
+            Model::new(self.size, self.seed).write(&self.output, options)
+        });
+        let bytes = bytes?;
+        if common.json {
+            let speed = Speed::new(bytes, time);
+            console::print_json(&Generated { bytes, speed })?;
+        } else {
+            let speed = console::throughput(bytes, time);
+            console::print(format_args!("generated {speed}"))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,138 @@
+//! The JSON that all subcommands share.
+
+use std::{path::Path, time::Duration};
+
+use serde::Serialize;
+use zipserv::checkpoint::{FileReport, Report, Storage, TensorReport};
+
+use super::console::{bytes_per_second, reason};
+
+/// A report.
+#[derive(Serialize)]
+pub struct ReportJson<'a> {
+    tensors: Vec<TensorJson<'a>>,
+    total: Total,
+    other_files: usize,
+}
+
+#[derive(Serialize)]
+struct TensorJson<'a> {
+    file: &'a Path,
+    name: &'a str,
+    dtype: &'a str,
+    shape: &'a [u64],
+    original_bytes: u64,
+    stored_bytes: u64,
+    bits_per_weight: Option<f64>,
+    /// Null when the tensor is not compressed, and when its exponents were not counted.
+    entropy_bits_per_weight: Option<f64>,
+    compressed: bool,
+    /// Why it is not compressed.
+    reason: Option<String>,
+    window: Option<WindowJson>,
+}
+
+#[derive(Serialize)]
+struct WindowJson {
+    /// The lowest exponent, biased.
+    base: u8,
+    outliers: u64,
+    /// Share of the weights in the window.
+    coverage: f64,
+}
+
+#[derive(Serialize)]
+struct Total {
+    original_bytes: u64,
+    stored_bytes: u64,
+    ratio: f64,
+    /// Of the weights of compressed tensors, as is the next.
+    bits_per_weight: Option<f64>,
+    entropy_bits_per_weight: Option<f64>,
+}
+
+impl<'a> ReportJson<'a> {
+    pub fn new(report: &'a Report) -> Self {
+        let of_file = |file: &'a FileReport| {
+            let tensors = file.tensors.iter();
+            tensors.map(|tensor| TensorJson::new(&file.path, tensor))
+        };
+        Self {
+            tensors: report.files.iter().flat_map(of_file).collect(),
+            total: Total {
+                original_bytes: report.original_bytes(),
+                stored_bytes: report.stored_bytes(),
+                ratio: report.ratio(),
+                bits_per_weight: report.bits_per_weight(),
+                entropy_bits_per_weight: report.entropy_bits_per_weight(),
+            },
+            other_files: report.other_files,
+        }
+    }
+}
+
+impl<'a> TensorJson<'a> {
+    fn new(file: &'a Path, tensor: &'a TensorReport) -> Self {
+        let compressed = tensor.storage == Storage::Compressed;
+        let exponents = tensor.exponents.as_ref().filter(|_| compressed);
+        Self {
+            file,
+            name: &tensor.name,
+            dtype: &tensor.dtype,
+            shape: &tensor.shape,
+            original_bytes: tensor.original_bytes,
+            stored_bytes: tensor.stored_bytes,
+            bits_per_weight: tensor.bits_per_weight(),
+            entropy_bits_per_weight: exponents.and_then(|_| tensor.entropy_bits_per_weight()),
+            compressed,
+            reason: reason(tensor),
+            window: exponents.map(|exponents| {
+                let window = exponents.window();
+                WindowJson {
+                    base: window.base,
+                    outliers: window.outliers,
+                    coverage: exponents.coverage(),
+                }
+            }),
+        }
+    }
+}
+
+/// How long a job took.
+#[derive(Serialize)]
+pub struct Speed {
+    seconds: f64,
+    /// Bytes of original files.
+    bytes_per_second: f64,
+}
+
+impl Speed {
+    pub fn new(bytes: u64, time: Duration) -> Self {
+        Self {
+            seconds: time.as_secs_f64(),
+            bytes_per_second: bytes_per_second(bytes, time),
+        }
+    }
+}
+
+/// What `compress` and `decompress` did.
+#[derive(Serialize)]
+pub struct Job<'a> {
+    input: &'a Path,
+    output: &'a Path,
+    #[serde(flatten)]
+    report: ReportJson<'a>,
+    #[serde(flatten)]
+    speed: Speed,
+}
+
+impl<'a> Job<'a> {
+    pub fn new(input: &'a Path, output: &'a Path, report: &'a Report, time: Duration) -> Self {
+        Self {
+            input,
+            output,
+            report: ReportJson::new(report),
+            speed: Speed::new(report.original_bytes(), time),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Arguments, and what every subcommand shares.
+
+mod compress;
+mod console;
+mod decompress;
+mod demo;
+mod generate;
+mod inspect;
+mod json;
+mod plot;
+mod size;
+mod table;
+mod verify;
+
+use std::{error::Error, num::NonZeroUsize, process::ExitCode};
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+/// What a subcommand comes to: an exit code, or an error, which has the exit code 2.
+type Outcome = Result<ExitCode, Box<dyn Error>>;
+
+/// The exit code when files differ.
+const DIFFERENT: u8 = 1;
+/// The exit code of bad input; clap gives it for bad usage too.
+const ERROR: u8 = 2;
+
+/// Lossless compression of BF16 LLM weights.
+///
+/// Exit codes: 0 done, 1 difference found, 2 bad usage or input.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Common {
+    /// Print one JSON document on standard output
+    #[arg(long, global = true)]
+    json: bool,
+    /// Threads to use [default: one for each core]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Log what happens to standard error; twice for more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Compress(compress::Compress),
+    Decompress(decompress::Decompress),
+    Verify(verify::Verify),
+    Inspect(inspect::Inspect),
+    Demo(demo::Demo),
+    Generate(generate::Generate),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let Cli { common, command } = Cli::parse();
+    match common.set_up().and_then(|()| command.run(&common)) {
+        Ok(code) => code,
+        Err(error) => {
+            console::error(&*error);
+            ExitCode::from(ERROR)
+        }
+    }
+}
+
+impl Common {
+    fn set_up(&self) -> Result<(), Box<dyn Error>> {
+        let level = match self.verbose {
+            0 => tracing::Level::WARN,
+            1 => tracing::Level::DEBUG,
+            _ => tracing::Level::TRACE,
+        };
+        tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_writer(std::io::stderr)
+            .init();
+        let threads = self.threads.map_or(0, NonZeroUsize::get);
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()?;
+        Ok(())
+    }
+}
+
+impl Command {
+    fn run(&self, common: &Common) -> Outcome {
+        match self {
+            Self::Compress(command) => command.run(common),
+            Self::Decompress(command) => command.run(common),
+            Self::Verify(command) => command.run(common),
+            Self::Inspect(command) => command.run(common),
+            Self::Demo(command) => command.run(common),
+            Self::Generate(command) => command.run(common),
+        }
+    }
+}

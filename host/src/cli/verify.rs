@@ -1,0 +1,83 @@
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use serde::Serialize;
+use zipserv::checkpoint::{self, Difference, DifferenceKind};
+
+use super::{Common, DIFFERENT, Outcome, console, json::Speed};
+
+/// Compare a compressed file or folder with its original
+///
+/// The exit code is 1 if they differ.
+#[derive(clap::Args)]
+pub struct Verify {
+    compressed: PathBuf,
+    original: PathBuf,
+}
+
+#[derive(Serialize)]
+struct VerdictJson<'a> {
+    equal: bool,
+    original_bytes: u64,
+    difference: Option<DifferenceJson<'a>>,
+    #[serde(flatten)]
+    speed: Speed,
+}
+
+#[derive(Serialize)]
+struct DifferenceJson<'a> {
+    file: &'a Path,
+    message: String,
+    tensor: Option<&'a str>,
+    index: Option<u64>,
+    coordinates: Option<&'a [u64]>,
+}
+
+impl<'a> DifferenceJson<'a> {
+    fn new(difference: &'a Difference) -> Self {
+        let (tensor, index, coordinates) = match &difference.kind {
+            DifferenceKind::Tensor {
+                name,
+                index,
+                coordinates,
+            } => (Some(&**name), Some(*index), Some(&**coordinates)),
+            _ => (None, None, None),
+        };
+        Self {
+            file: &difference.file,
+            message: difference.to_string(),
+            tensor,
+            index,
+            coordinates,
+        }
+    }
+}
+
+impl Verify {
+    pub fn run(&self, common: &Common) -> Outcome {
+        let (verdict, time) = console::timed("verify", false, |options| {
+            checkpoint::verify(&self.compressed, &self.original, options)
+        });
+        let verdict = verdict?;
+        let difference = verdict.difference.as_ref();
+        if common.json {
+            console::print_json(&VerdictJson {
+                equal: difference.is_none(),
+                original_bytes: verdict.bytes,
+                difference: difference.map(DifferenceJson::new),
+                speed: Speed::new(verdict.bytes, time),
+            })?;
+        } else if let Some(difference) = difference {
+            console::print(format_args!("different: {difference}"))?;
+        } else {
+            let speed = console::throughput(verdict.bytes, time);
+            console::print(format_args!("equal: {speed}"))?;
+        }
+        Ok(match difference {
+            None => ExitCode::SUCCESS,
+            Some(_) => ExitCode::from(DIFFERENT),
+        })
+    }
+}

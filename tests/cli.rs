@@ -1,0 +1,304 @@
+//! The program as its users run it: exit codes, output, files.
+
+use std::{
+    fs,
+    io::{Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    process::{Command as Process, Stdio},
+};
+
+use assert_cmd::Command;
+use predicates::{prelude::*, str::contains};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder with a small generated checkpoint.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = Self(TempDir::new().unwrap());
+        zipserv()
+            .args(["generate", "--size", "1MB"])
+            .arg(folder.original())
+            .assert()
+            .success();
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn original(&self) -> PathBuf {
+        self.path("original.safetensors")
+    }
+
+    fn compressed(&self) -> PathBuf {
+        let path = self.path("compressed.safetensors");
+        compress(&self.original(), &path).assert().success();
+        path
+    }
+}
+
+fn zipserv() -> Command {
+    Command::cargo_bin("zipserv").unwrap()
+}
+
+fn compress(input: &Path, output: &Path) -> Command {
+    let mut command = zipserv();
+    command.arg("compress").arg(input).arg("-o").arg(output);
+    command
+}
+
+fn decompress(input: &Path, output: &Path) -> Command {
+    let mut command = zipserv();
+    command.arg("decompress").arg(input).arg("-o").arg(output);
+    command
+}
+
+fn verify(compressed: &Path, original: &Path) -> Command {
+    let mut command = zipserv();
+    command.arg("verify").arg(compressed).arg(original);
+    command
+}
+
+fn inspect(path: &Path) -> Command {
+    let mut command = zipserv();
+    command.arg("inspect").arg(path);
+    command
+}
+
+/// What a command prints with `--json`, which must be one document and nothing else.
+fn json(mut command: Command) -> Value {
+    let output = command.arg("--json").output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn restores_what_it_compressed() {
+    let folder = Folder::new();
+    let restored = folder.path("restored.safetensors");
+    let compressed = folder.path("compressed.safetensors");
+    compress(&folder.original(), &compressed)
+        .assert()
+        .success()
+        .stdout(contains("bits a weight"))
+        .stderr(
+            contains("model.rotary_emb.inv_freq (128 B): F32, not BF16")
+                .and(contains("more (").and(contains("fewer than two dimensions"))),
+        );
+    verify(&compressed, &folder.original())
+        .assert()
+        .success()
+        .stdout(contains("equal"));
+    decompress(&compressed, &restored).assert().success();
+    assert!(fs::read(restored).unwrap() == fs::read(folder.original()).unwrap());
+}
+
+#[test]
+fn threads_do_not_matter() {
+    let folder = Folder::new();
+    let [one, many] = ["one", "many"].map(|name| folder.path(name));
+    for (path, threads) in [(&one, "1"), (&many, "3")] {
+        compress(&folder.original(), path)
+            .args(["--threads", threads])
+            .assert()
+            .success();
+    }
+    assert!(fs::read(one).unwrap() == fs::read(many).unwrap());
+}
+
+#[test]
+fn replaces_files_only_with_force() {
+    let folder = Folder::new();
+    let compressed = folder.compressed();
+    let restored = folder.path("restored.safetensors");
+    fs::write(&restored, "precious").unwrap();
+    decompress(&compressed, &restored)
+        .assert()
+        .code(2)
+        .stdout("")
+        .stderr(contains("error: ").and(contains("already exists; --force replaces it")));
+    assert_eq!(fs::read(&restored).unwrap(), b"precious");
+    decompress(&compressed, &restored)
+        .arg("--force")
+        .assert()
+        .success();
+    assert!(fs::read(restored).unwrap() == fs::read(folder.original()).unwrap());
+}
+
+#[test]
+fn names_the_first_difference() {
+    let folder = Folder::new();
+    let compressed = folder.compressed();
+    // The last four bytes are the last F32 of the last tensor.
+    let mut original = fs::OpenOptions::new()
+        .write(true)
+        .open(folder.original())
+        .unwrap();
+    original.seek(SeekFrom::End(-4)).unwrap();
+    original.write_all(b"oops").unwrap();
+    let command = || verify(&compressed, &folder.original());
+    command().assert().code(1).stdout(contains(
+        "tensor `model.rotary_emb.inv_freq` differs at index 31",
+    ));
+    let verdict = json(command());
+    assert_eq!(verdict["equal"], false);
+    assert_eq!(verdict["difference"]["tensor"], "model.rotary_emb.inv_freq");
+    assert_eq!(verdict["difference"]["index"], 31);
+}
+
+#[test]
+fn inspects_in_json() {
+    let folder = Folder::new();
+    let document = json(inspect(&folder.compressed()));
+    let tensors = document["tensors"].as_array().unwrap();
+    let tensor = |name: &str| tensors.iter().find(|t| t["name"] == name).unwrap();
+
+    let embedding = tensor("model.embed_tokens.weight");
+    assert_eq!(embedding["dtype"], "BF16");
+    assert_eq!(embedding["shape"].as_array().unwrap().len(), 2);
+    let bits = embedding["bits_per_weight"].as_f64().unwrap();
+    let bound = embedding["entropy_bits_per_weight"].as_f64().unwrap();
+    assert!(10.0 < bound && bound < bits && bits < 11.5);
+    let bytes = |field: &str| embedding[field].as_u64().unwrap();
+    assert!(bytes("stored_bytes") < bytes("original_bytes"));
+
+    let norm = tensor("model.norm.weight");
+    assert_eq!(norm["entropy_bits_per_weight"], Value::Null);
+    assert_eq!(norm["stored_bytes"], norm["original_bytes"]);
+    assert_eq!(norm["reason"], "fewer than two dimensions");
+
+    let total = &document["total"];
+    let original = fs::metadata(folder.original()).unwrap().len();
+    assert_eq!(total["original_bytes"], original);
+    let ratio = total["stored_bytes"].as_f64().unwrap() / original as f64;
+    assert_eq!(total["ratio"], ratio);
+    assert!(total["bits_per_weight"].as_f64().unwrap() < 11.5);
+
+    // An original file tells what compressing it would give.
+    let before = json(inspect(&folder.original()));
+    assert_eq!(before["total"], document["total"]);
+}
+
+#[test]
+fn jobs_report_in_json() {
+    let folder = Folder::new();
+    let compressed = folder.path("compressed.safetensors");
+    let document = json(compress(&folder.original(), &compressed));
+    assert!(document["total"]["ratio"].as_f64().unwrap() < 0.8);
+    assert!(document["bytes_per_second"].as_f64().unwrap() > 0.0);
+    assert_eq!(json(verify(&compressed, &folder.original()))["equal"], true);
+    let restored = folder.path("restored.safetensors");
+    let document = json(decompress(&compressed, &restored));
+    assert_eq!(
+        document["total"]["original_bytes"],
+        fs::metadata(restored).unwrap().len()
+    );
+}
+
+#[test]
+fn prints_a_table() {
+    let folder = Folder::new();
+    inspect(&folder.compressed())
+        .assert()
+        .success()
+        .stdout(contains("entropy bound").and(contains("model.layers.0.mlp.up_proj.weight")));
+}
+
+#[test]
+fn plots() {
+    let folder = Folder::new();
+    let plot = folder.path("exponents.png");
+    let command = || {
+        let mut command = inspect(&folder.original());
+        command.arg("--plot").arg(&plot);
+        command
+    };
+    command().assert().success();
+    assert!(fs::read(&plot).unwrap().starts_with(b"\x89PNG"));
+    command().assert().code(2);
+    command().arg("--force").assert().success();
+}
+
+#[test]
+fn demonstrates() {
+    zipserv()
+        .args(["demo", "--size", "2MB"])
+        .assert()
+        .success()
+        .stdout(contains("SHA-256").and(contains("\nequal\n")));
+
+    let folder = TempDir::new().unwrap();
+    let mut command = zipserv();
+    command.args(["demo", "--size", "2MB", "--keep"]);
+    command.arg(folder.path());
+    let document = json(command);
+    assert_eq!(document["equal"], true);
+    assert_eq!(document["original_sha256"], document["restored_sha256"]);
+    for name in ["original", "compressed", "restored"] {
+        let path = folder.path().join(name).with_extension("safetensors");
+        assert!(path.is_file());
+    }
+}
+
+#[test]
+fn bad_input_has_exit_code_2_and_a_cause() {
+    let folder = TempDir::new().unwrap();
+    let [missing, other, output] = ["missing", "other", "out"].map(|name| folder.path().join(name));
+    compress(&missing, &output)
+        .assert()
+        .code(2)
+        .stdout("")
+        .stderr(
+            contains("error: ")
+                .and(contains("missing"))
+                .and(contains("caused by: No such file or directory")),
+        );
+    fs::write(&other, "not a checkpoint").unwrap();
+    for mut command in [
+        compress(&other, &output),
+        decompress(&other, &output),
+        verify(&other, &other),
+        inspect(&other),
+    ] {
+        command.assert().code(2).stderr(contains("error: "));
+    }
+    assert!(!output.exists());
+}
+
+#[test]
+fn bad_usage_has_exit_code_2() {
+    for arguments in [
+        &[][..],
+        &["compress"],
+        &["inspect", "x", "--threads", "0"],
+        &["demo", "--size", "big"],
+        &["unknown"],
+    ] {
+        zipserv().args(arguments).assert().code(2).stdout("");
+    }
+}
+
+#[test]
+fn survives_a_reader_that_stops() {
+    let folder = Folder::new();
+    let mut child = Process::new(assert_cmd::cargo::cargo_bin("zipserv"))
+        .arg("inspect")
+        .arg(folder.original())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut said = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(said, "");
+}
