@@ -1,6 +1,6 @@
 //! Compressed checkpoints are safetensors files, and give the original back byte for byte.
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{fs, io::Write, os::unix::fs::symlink, path::Path};
 
 use safetensors::{Dtype, SafeTensors};
 use tempfile::tempdir;
@@ -440,4 +440,39 @@ fn threads_do_not_change_the_result() {
             assert_eq!(sha256(restored), sha256(at("original".into())));
         });
     }
+}
+
+/// `ZIPSERV_PYTHON` names a Python that has `safetensors` and `torch`, if `python3` has not.
+#[test]
+fn the_stock_python_package_opens_it() {
+    let python = std::env::var("ZIPSERV_PYTHON").unwrap_or("python3".into());
+    let run = |arguments: &[&std::ffi::OsStr]| {
+        let output = std::process::Command::new(&python).args(arguments).output();
+        output.map_or((false, String::new()), |output| {
+            let text = String::from_utf8_lossy(&output.stderr).into();
+            (output.status.success(), text)
+        })
+    };
+    if !run(&["-c".as_ref(), "import safetensors, torch".as_ref()]).0 {
+        // Not by `println!`, which the test harness keeps from sight.
+        let line = format!("SKIPPED: {python} lacks safetensors or torch\n");
+        return std::io::stderr().write_all(line.as_bytes()).unwrap();
+    }
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let tensors = [
+        matrix("a \"name\"", &[64, 128]),
+        matrix("b", &[3, 40, 500]),
+        matrix("vector", &[7]),
+        matrix("empty", &[0, 5]),
+        tensor("f32", "F32", &[3, 3], weights(18, 3)),
+        tensor("bool", "BOOL", &[3], vec![0, 1, 1]),
+        tensor("f8", "F8_E4M3", &[2, 2], vec![1, 2, 3, 4]),
+    ];
+    fs::write(at("original"), checkpoint(&tensors)).unwrap();
+    compress(at("original"), at("compressed"), &options()).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/stock_reader.py");
+    let (compressed, original) = (at("compressed"), at("original"));
+    let (fine, text) = run(&[script.as_ref(), compressed.as_ref(), original.as_ref()]);
+    assert!(fine, "{text}");
 }
