@@ -11,7 +11,10 @@ use super::{
     report::{FileReport, Storage, TensorReport},
     source::{PIECE_BYTES, Piece, Source},
 };
-use crate::{CompressedMatrix, Histogram, codec::decode_panel};
+use crate::{
+    CompressedMatrix, Histogram,
+    codec::{Header as MatrixHeader, decode_panel},
+};
 
 /// Keys in the metadata of a compressed file.
 pub(crate) const VERSION_KEY: &str = "zipserv.version";
@@ -74,14 +77,23 @@ impl Container {
             .map_err(|e| ErrorKind::OriginalHeader(Box::new(e)))
             .at(&path)?;
         let places = places(&stored, &original, &suffix).at(&path)?;
-        Ok(Self {
+        let this = Self {
             input,
             stored,
             original_json,
             original,
             crc,
             places,
-        })
+        };
+        // A few bytes can claim a matrix of any size. That is found out here, before an output
+        // of that size is made; the matrices themselves are checked when they are decoded.
+        for index in 0..this.places.len() {
+            if this.places[index].is_matrix {
+                let found = MatrixHeader::parse(this.stored_slice(index));
+                this.check_shape(index, found.map(|(header, _)| (header.rows, header.cols)))?;
+            }
+        }
+        Ok(this)
     }
 
     /// Compares the checksum of the restored file with that of the original.
@@ -140,27 +152,35 @@ impl Container {
         if !place.is_matrix {
             return Ok(None);
         }
+        let matrix = CompressedMatrix::from_bytes(self.stored_slice(index));
+        let shape = matrix.as_ref().map(|m| (m.rows(), m.cols()));
+        self.check_shape(index, shape.map_err(Clone::clone))?;
+        Ok(matrix.ok())
+    }
+
+    /// Compares what the stored matrix says of itself with the original header.
+    fn check_shape(
+        &self,
+        index: usize,
+        found: Result<(usize, usize), crate::Error>,
+    ) -> Result<(), Error> {
         let tensor = &self.original.tensors[index];
-        let matrix = CompressedMatrix::from_bytes(self.stored_slice(index))
-            .map_err(|source| ErrorKind::Tensor {
-                tensor: tensor.name.clone(),
-                offset: self
-                    .stored
-                    .file_range(&self.stored.tensors[place.index])
-                    .start,
-                source,
-            })
-            .at(self.input.path())?;
-        if tensor.matrix_shape() != Some((matrix.rows(), matrix.cols())) {
-            let kind = ErrorKind::MatrixShape {
+        let stored = &self.stored.tensors[self.places[index].index];
+        let kind = match found {
+            Ok(shape) if tensor.matrix_shape() == Some(shape) => return Ok(()),
+            Ok((rows, cols)) => ErrorKind::MatrixShape {
                 tensor: tensor.name.clone(),
                 shape: tensor.shape.clone(),
-                rows: matrix.rows(),
-                cols: matrix.cols(),
-            };
-            return Err(Error::new(self.input.path(), kind));
-        }
-        Ok(Some(matrix))
+                rows,
+                cols,
+            },
+            Err(source) => ErrorKind::Tensor {
+                tensor: tensor.name.clone(),
+                offset: self.stored.file_range(stored).start,
+                source,
+            },
+        };
+        Err(Error::new(self.input.path(), kind))
     }
 
     /// Runs of tensors of about [`GROUP_BYTES`] in all, at least one each.

@@ -126,6 +126,9 @@ pub enum ErrorKind {
     /// Two tensors have the same name.
     #[error("tensor `{0}` occurs twice in the header")]
     DuplicateTensor(String),
+    /// There are too many tensors, or too many entries in the metadata.
+    #[error("more than {max} {0} in the header", max = super::header::MAX_ENTRIES)]
+    TooManyEntries(&'static str),
     /// A tensor has too many dimensions.
     #[error("tensor `{tensor}` has {dims} dimensions; the limit is {max}", max = super::header::MAX_DIMS)]
     Dimensions {

@@ -6,7 +6,7 @@ use std::{
 
 use serde::{
     Deserialize, Serialize, Serializer,
-    de::{Deserializer, MapAccess, Visitor},
+    de::{Deserializer, MapAccess, SeqAccess, Visitor},
     ser::SerializeMap,
 };
 
@@ -16,6 +16,9 @@ use super::ErrorKind;
 pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// As many as NumPy and PyTorch allow, so that a header cannot take much more memory than bytes.
 pub(crate) const MAX_DIMS: usize = 64;
+/// Tensors, or entries of metadata, in one file. A short entry takes ten times its bytes in
+/// memory; the largest models have fewer tensors than this in all their shards.
+pub(crate) const MAX_ENTRIES: usize = 1 << 17;
 /// Bytes of the length in front of the header.
 pub(crate) const LENGTH_BYTES: usize = 8;
 /// The data of a file that we write starts at a multiple of this.
@@ -70,12 +73,6 @@ impl Tensor {
                 tensor: self.name.clone(),
                 start,
                 end,
-            });
-        }
-        if self.shape.len() > MAX_DIMS {
-            return Err(ErrorKind::Dimensions {
-                tensor: self.name.clone(),
-                dims: self.shape.len(),
             });
         }
         let expected = self
@@ -141,8 +138,14 @@ impl Header {
         if json.len() as u64 > MAX_HEADER_BYTES {
             return Err(ErrorKind::HeaderTooLong(json.len() as u64));
         }
-        let Entries { metadata, tensors } =
-            serde_json::from_str(json).map_err(ErrorKind::HeaderJson)?;
+        let Entries {
+            metadata,
+            tensors,
+            error,
+        } = serde_json::from_str(json).map_err(ErrorKind::HeaderJson)?;
+        if let Some(error) = error {
+            return Err(error);
+        }
         let mut header = Self {
             metadata,
             tensors,
@@ -255,6 +258,71 @@ impl Serialize for Header {
 struct Entries {
     metadata: BTreeMap<String, String>,
     tensors: Vec<Tensor>,
+    /// What is wrong with the entries though they are good JSON. Those after it are not kept.
+    error: Option<ErrorKind>,
+}
+
+/// A shape of which no more than [`MAX_DIMS`] dimensions are kept.
+struct Shape {
+    kept: Vec<u64>,
+    dims: usize,
+}
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ShapeVisitor;
+
+        impl<'de> Visitor<'de> for ShapeVisitor {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a list of dimensions")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
+                let (mut kept, mut dims) = (Vec::new(), 0);
+                while let Some(dim) = seq.next_element()? {
+                    dims += 1;
+                    if dims <= MAX_DIMS {
+                        kept.push(dim);
+                    }
+                }
+                Ok(Shape { kept, dims })
+            }
+        }
+
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
+
+/// Metadata of which no more than [`MAX_ENTRIES`] entries, and one, are kept.
+#[derive(Default)]
+struct Metadata(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MetadataVisitor;
+
+        impl<'de> Visitor<'de> for MetadataVisitor {
+            type Value = Metadata;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a map of strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
+                let mut entries = BTreeMap::new();
+                while let Some((key, value)) = map.next_entry()? {
+                    if entries.len() <= MAX_ENTRIES {
+                        entries.insert(key, value);
+                    }
+                }
+                Ok(Metadata(entries))
+            }
+        }
+
+        deserializer.deserialize_map(MetadataVisitor)
+    }
 }
 
 impl<'de> Deserialize<'de> for Entries {
@@ -271,25 +339,41 @@ impl<'de> Deserialize<'de> for Entries {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
                 let mut metadata = None;
                 let mut tensors = Vec::new();
+                let mut error = None;
                 while let Some(name) = map.next_key::<String>()? {
                     if name == METADATA {
-                        let value: Option<BTreeMap<_, _>> = map.next_value()?;
-                        if metadata.replace(value.unwrap_or_default()).is_some() {
+                        let value: Option<Metadata> = map.next_value()?;
+                        let Metadata(value) = value.unwrap_or_default();
+                        if value.len() > MAX_ENTRIES {
+                            error.get_or_insert(ErrorKind::TooManyEntries("entries of metadata"));
+                        }
+                        if metadata.replace(value).is_some() {
                             return Err(serde::de::Error::duplicate_field(METADATA));
                         }
                         continue;
                     }
-                    let info: TensorInfo<String, Vec<u64>> = map.next_value()?;
+                    let info: TensorInfo<String, Shape> = map.next_value()?;
+                    if info.shape.dims > MAX_DIMS {
+                        error.get_or_insert_with(|| ErrorKind::Dimensions {
+                            tensor: name.clone(),
+                            dims: info.shape.dims,
+                        });
+                    }
+                    if tensors.len() == MAX_ENTRIES {
+                        error.get_or_insert(ErrorKind::TooManyEntries("tensors"));
+                        continue;
+                    }
                     tensors.push(Tensor {
                         name,
                         dtype: info.dtype,
-                        shape: info.shape,
+                        shape: info.shape.kept,
                         data: info.data_offsets.0..info.data_offsets.1,
                     });
                 }
                 Ok(Entries {
                     metadata: metadata.unwrap_or_default(),
                     tensors,
+                    error,
                 })
             }
         }

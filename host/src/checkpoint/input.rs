@@ -1,5 +1,5 @@
 use std::{
-    fs::{File, Metadata},
+    fs::{self, File, Metadata},
     ops::Deref,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -19,11 +19,12 @@ pub(crate) struct Input {
 
 impl Input {
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).at(path)?;
-        let metadata = file.metadata().at(path)?;
-        if !metadata.is_file() {
+        // Before it is opened: opening a pipe would wait for a writer.
+        if !fs::metadata(path).at(path)?.is_file() {
             return Err(Error::new(path, ErrorKind::FileType));
         }
+        let file = File::open(path).at(path)?;
+        let metadata = file.metadata().at(path)?;
         // SAFETY: the map is read-only and used as bytes, of which any value is valid. What
         // remains is the known gap of all memory-mapped input: another process that writes to
         // the file meanwhile changes bytes behind a shared reference, and one that truncates it

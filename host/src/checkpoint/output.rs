@@ -73,8 +73,15 @@ impl Target {
 }
 
 impl OutputFile {
-    pub fn create(path: &Path, force: bool) -> Result<Self, Error> {
+    /// `input` is not to be replaced by what is made of it.
+    pub fn create(path: &Path, input: &Path, force: bool) -> Result<Self, Error> {
         let target = Target::new(path, force)?;
+        if path.canonicalize().is_ok_and(|path| {
+            let input = input.canonicalize();
+            input.is_ok_and(|input| input == path)
+        }) {
+            return Err(Error::new(path, ErrorKind::OutputName("it is the input")));
+        }
         if path.is_dir() {
             return Err(Error::new(path, ErrorKind::OutputName("it is a folder")));
         }
@@ -104,6 +111,14 @@ impl OutputFolder {
     /// `input` is not to be lost when the output replaces a folder.
     pub fn create(path: &Path, input: &Path, force: bool) -> Result<Self, Error> {
         let target = Target::new(path, force)?;
+        // Else the output would be part of what the next run or a verification reads.
+        let inside = |parent: PathBuf| input.canonicalize().is_ok_and(|i| parent.starts_with(i));
+        if target.parent.canonicalize().is_ok_and(inside) {
+            return Err(Error::new(
+                path,
+                ErrorKind::OutputName("it is inside the input"),
+            ));
+        }
         if path.symlink_metadata().is_ok() {
             check_replaceable(path, input)?;
         }

@@ -5,8 +5,8 @@ use std::{
 };
 
 use super::{
-    Error, ErrorKind, Options, container::Container, error::At, folder::Listing, header::Header,
-    input::Input, source::Source,
+    Error, ErrorKind, Options, checksum::Checksum, container::Container, error::At,
+    folder::Listing, header::Header, input::Input, source::Source,
 };
 
 /// What a comparison found.
@@ -197,8 +197,11 @@ impl Pair {
             return found(DifferenceKind::Header { offset });
         }
         let first = AtomicU64::new(u64::MAX);
+        let checksum = Checksum::default();
+        checksum.add(0, &header);
         self.container.for_each_piece(&|piece| {
             options.progress.advance(piece.bytes.len() as u64);
+            checksum.add(piece.offset, piece.bytes);
             let rest = usize::try_from(piece.offset)
                 .ok()
                 .and_then(|offset| self.original.get(offset..))
@@ -210,7 +213,11 @@ impl Pair {
         })?;
         let restored = self.container.header().file_bytes();
         match first.into_inner() {
-            u64::MAX if restored == self.original.len() as u64 => Ok(None),
+            u64::MAX if restored == self.original.len() as u64 => {
+                // What decompression would refuse must not pass here.
+                self.container.check_crc(checksum.finish())?;
+                Ok(None)
+            }
             u64::MAX => found(DifferenceKind::Length {
                 restored,
                 original: self.original.len() as u64,

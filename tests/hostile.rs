@@ -1,0 +1,240 @@
+//! Hostile files are refused by their own error, fast, in little memory, and leave nothing behind.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use tempfile::tempdir;
+use zipserv::checkpoint::{Error, compress, decompress, inspect, verify};
+
+#[path = "hostile/expected.rs"]
+mod expected;
+#[path = "hostile/generate.rs"]
+mod generate;
+mod support;
+use support::*;
+
+/// Counts the bytes in use, and the most there have been.
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn grow(bytes: usize) {
+    let now = NOW.fetch_add(bytes, Relaxed) + bytes;
+    PEAK.fetch_max(now, Relaxed);
+}
+
+// SAFETY: all calls go to the system's allocator as they are. Its `realloc` and `alloc_zeroed`
+// come from the default methods, which call these two.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        grow(layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Only one test at a time may look at the counters.
+static COUNTERS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+const SLACK: usize = 64 << 20;
+const LIMIT: Duration = Duration::from_secs(1);
+
+fn corpus_file(name: &str) -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/hostile");
+    tests.join(format!("{name}.safetensors"))
+}
+
+/// Runs a job on an input of `bytes` bytes that it must refuse within bounds.
+fn refused<T>(bytes: u64, job: impl FnOnce() -> Result<T, Error>) -> String {
+    let (start, before) = (Instant::now(), NOW.load(Relaxed));
+    PEAK.store(before, Relaxed);
+    let result = job();
+    let took = start.elapsed();
+    let peak = PEAK.load(Relaxed).saturating_sub(before);
+    assert!(took < LIMIT, "took {took:?}");
+    assert!(peak <= bytes as usize + SLACK, "{peak} bytes for {bytes}");
+    match result {
+        Ok(_) => "accepted".into(),
+        Err(error) => text(&error),
+    }
+}
+
+/// What the four jobs say of an input.
+fn all_jobs(input: &Path, bytes: u64, folder: &Path) -> [String; 4] {
+    let original = folder.join("original.safetensors");
+    fs::write(&original, generate::original()).unwrap();
+    let before = names(folder);
+    let mut different = false;
+    let mut found = [
+        refused(bytes, || {
+            decompress(input, folder.join("output"), &options())
+        }),
+        refused(bytes, || {
+            let verdict = verify(input, &original, &options())?;
+            different = verdict.difference.is_some();
+            Ok(())
+        }),
+        refused(bytes, || inspect(input, &options())),
+        refused(bytes, || compress(input, folder.join("output"), &options())),
+    ];
+    assert_eq!(names(folder), before, "something is left behind");
+    // Verification may find a difference before it finds what is wrong: that is no less true.
+    if different {
+        found[1] = found[0].clone();
+    }
+    found
+}
+
+#[test]
+fn every_file_is_refused_by_its_error() {
+    let _alone = COUNTERS.lock();
+    let files = generate::corpus();
+    let mut wrong = String::new();
+    for (name, bytes) in &files {
+        let folder = tempdir().unwrap();
+        let found = all_jobs(&corpus_file(name), bytes.len() as u64, folder.path());
+        let expected = expected::ERRORS.iter().find(|(file, _)| file == name);
+        let expected = expected.map_or("", |(_, text)| text);
+        // Compression has its own word on files that are compressed.
+        let fits = |text: &String| text == expected;
+        let already = found[3] == "already compressed by zipserv";
+        if !found[..3].iter().all(fits) || !(fits(&found[3]) || already) {
+            wrong += &format!(
+                "    (\n        {name:?},\n        {:?},\n    ),\n",
+                found[0]
+            );
+            wrong += &format!("// {found:?}\n");
+        }
+    }
+    assert!(wrong.is_empty(), "not as expected:\n{wrong}");
+    assert_eq!(files.len(), expected::ERRORS.len());
+}
+
+#[test]
+fn the_corpus_is_what_the_generator_makes() {
+    for (name, bytes) in generate::corpus() {
+        let stored = fs::read(corpus_file(name)).expect(name);
+        assert!(stored == bytes, "{name}");
+    }
+}
+
+#[test]
+#[ignore = "writes tests/hostile"]
+fn write_the_corpus() {
+    for (name, bytes) in generate::corpus() {
+        fs::write(corpus_file(name), bytes).unwrap();
+    }
+}
+
+/// Files too large for a repository.
+#[test]
+fn bombs_are_refused() {
+    let _alone = COUNTERS.lock();
+    let folder = tempdir().unwrap();
+    let bomb = folder.path().join("bomb.safetensors");
+    let check = |expected: &str| {
+        let bytes = bomb.metadata().unwrap().len();
+        for found in all_jobs(&bomb, bytes, folder.path()) {
+            assert_eq!(found, expected);
+        }
+    };
+
+    // Zeros as far as the file goes: it takes no room on the disk.
+    let file_of_zeros = File::create(&bomb).unwrap();
+    let length = 100_000_001u64;
+    std::io::Write::write_all(&mut &file_of_zeros, &length.to_le_bytes()).unwrap();
+    file_of_zeros.set_len(8 + length).unwrap();
+    check("a header of 100000001 bytes is longer than the limit of 100000000");
+
+    let dims = 5_000_000;
+    let json = format!(
+        r#"{{"a":{{"dtype":"U8","shape":[{}0],"data_offsets":[0,0]}}}}"#,
+        "0,".repeat(dims - 1)
+    );
+    fs::write(&bomb, file(&json, b"")).unwrap();
+    check("tensor `a` has 5000000 dimensions; the limit is 64");
+
+    let entry = |i| format!(r#""{i}":{{"dtype":"","shape":[],"data_offsets":[0,0]}}"#);
+    let entries: Vec<_> = (0..200_000).map(entry).collect();
+    let json = format!("{{{}}}", entries.join(","));
+    fs::write(&bomb, file(&json, b"")).unwrap();
+    check("more than 131072 tensors in the header");
+
+    let entries: Vec<_> = (0..400_000).map(|i| format!(r#""{i}":"""#)).collect();
+    let json = format!(r#"{{"__metadata__":{{{}}}}}"#, entries.join(","));
+    fs::write(&bomb, file(&json, b"")).unwrap();
+    check("more than 131072 entries of metadata in the header");
+}
+
+/// Indexes that reach out of their folder, or name what is not there.
+#[test]
+fn indexes_do_not_reach_out_of_the_folder() {
+    let folder = tempdir().unwrap();
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    fs::write(folder.path().join("secret.safetensors"), b"secret").unwrap();
+    fs::write(model.join("a.safetensors"), generate::good()).unwrap();
+    let outside = |shard: &str| {
+        format!(
+            "the index places tensor `w` in `{shard}`, which is not a file name within the folder"
+        )
+    };
+    let absolute = folder.path().join("secret.safetensors");
+    let absolute = absolute.to_str().unwrap();
+    for (shard, expected) in [
+        ("../secret.safetensors", outside("../secret.safetensors")),
+        (
+            "x/../../secret.safetensors",
+            outside("x/../../secret.safetensors"),
+        ),
+        (absolute, outside(absolute)),
+        ("", outside("")),
+        (
+            "b.safetensors",
+            "the index places tensor `w` in `b.safetensors`, which does not exist".into(),
+        ),
+    ] {
+        let index = format!(r#"{{"weight_map":{{"w":{shard:?}}}}}"#);
+        fs::write(model.join("model.safetensors.index.json"), index).unwrap();
+        let output = folder.path().join("output");
+        let errors = [
+            compress(&model, &output, &options()).unwrap_err(),
+            decompress(&model, &output, &options()).unwrap_err(),
+            inspect(&model, &options()).unwrap_err(),
+            verify(&model, &model, &options()).unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!(text(&error), expected);
+        }
+        assert_eq!(names(folder.path()), ["model", "secret.safetensors"]);
+    }
+    let index = format!(r#"{{"weight_map":{}"#, "[".repeat(100_000));
+    fs::write(model.join("model.safetensors.index.json"), index).unwrap();
+    let error = inspect(&model, &options()).unwrap_err();
+    assert!(text(&error).starts_with("not an index of shards: "));
+}
+
+/// The file that all others are made of is good: each is refused for the one thing changed.
+#[test]
+fn the_good_file_is_accepted() {
+    let folder = tempdir().unwrap();
+    let at = |name| folder.path().join(name);
+    fs::write(at("good"), generate::good()).unwrap();
+    decompress(at("good"), at("restored"), &options()).unwrap();
+    assert!(fs::read(at("restored")).unwrap() == generate::original());
+}

@@ -1,0 +1,384 @@
+//! Makes the hostile files of this folder, the same on every run.
+//!
+//! Each is a small good file with one thing wrong. `cargo test --test hostile -- --ignored` writes
+//! them anew; the other tests see that they are still what this code makes.
+
+use crate::support::file;
+use zipserv::{Matrix, encode};
+
+/// The weights of the one matrix in the good file, from the worked example of `docs/FORMAT.md`.
+const WEIGHTS: [u16; 20] = [
+    0x3c7e, 0xbca7, 0x3be9, 0x3cf7, 0xba6c, 0x3c39, 0x0000, 0xbcd2, 0x3c5c, 0x3fc0, 0xbbc8, 0x3c9b,
+    0x3d29, 0xbb58, 0x3c89, 0xbcf4, 0x3d55, 0x3af9, 0xbc27, 0x3cc5,
+];
+const ORIGINAL_JSON: &str = r#"{"w":{"dtype":"BF16","shape":[2,10],"data_offsets":[0,40]},"b":{"dtype":"F32","shape":[2],"data_offsets":[40,48]}}"#;
+/// Sections of the compressed matrix.
+const OFFSETS_AT: usize = 128 + 2816;
+const PATCHES_AT: usize = OFFSETS_AT + 16;
+
+/// The original of all compressed files here.
+pub fn original() -> Vec<u8> {
+    file(ORIGINAL_JSON, &data())
+}
+
+fn data() -> Vec<u8> {
+    let mut data: Vec<u8> = WEIGHTS.iter().flat_map(|w| w.to_le_bytes()).collect();
+    data.extend_from_slice(b"eight by");
+    data
+}
+
+fn blob() -> Vec<u8> {
+    let data = data();
+    let matrix = Matrix::from_le_bytes(2, 10, &data[..40]).unwrap();
+    encode(&matrix).unwrap().as_bytes().to_vec()
+}
+
+/// A compressed file, of parts that may be changed one by one.
+struct Container {
+    version: &'static str,
+    suffix: &'static str,
+    header: String,
+    crc: String,
+    blob: Vec<u8>,
+    /// What stands in front of the closing brace.
+    more: String,
+    /// Data of the tensors in `more`.
+    rest: Vec<u8>,
+}
+
+impl Container {
+    fn good() -> Self {
+        Self {
+            version: "1",
+            suffix: ".zipserv",
+            header: ORIGINAL_JSON.into(),
+            crc: format!("{:08x}", crc32fast::hash(&original())),
+            blob: blob(),
+            more: r#","b":{"dtype":"F32","shape":[2],"data_offsets":[BLOB,END]}"#.into(),
+            rest: b"eight by".to_vec(),
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let (version, suffix, crc) = (self.version, self.suffix, &self.crc);
+        let header = serde_json::to_string(&self.header).unwrap();
+        let len = self.blob.len();
+        let more = self.more.replace("BLOB", &len.to_string());
+        let more = more.replace("END", &(len + self.rest.len()).to_string());
+        let json = format!(
+            r#"{{"__metadata__":{{"zipserv.version":"{version}","zipserv.suffix":"{suffix}","zipserv.header":{header},"zipserv.crc32":"{crc}"}},"w.zipserv":{{"dtype":"U8","shape":[{len}],"data_offsets":[0,{len}]}}{more}}}"#
+        );
+        file(&json, &[&self.blob[..], &self.rest].concat())
+    }
+}
+
+/// The compressed file before anything is changed.
+pub fn good() -> Vec<u8> {
+    Container::good().bytes()
+}
+
+/// A compressed file with one thing changed.
+fn container(change: impl Fn(&mut Container)) -> Vec<u8> {
+    let mut container = Container::good();
+    change(&mut container);
+    container.bytes()
+}
+
+/// A compressed file whose matrix was changed by someone who knows how to make checksums.
+fn forged(change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
+    container(|c| {
+        change(&mut c.blob);
+        let payload = crc32fast::hash(&c.blob[128..]);
+        c.blob[40..44].copy_from_slice(&payload.to_le_bytes());
+        let header = crc32fast::hash(&c.blob[..44]);
+        c.blob[44..48].copy_from_slice(&header.to_le_bytes());
+    })
+}
+
+fn put(bytes: &mut [u8], at: usize, new: &[u8]) {
+    bytes[at..at + new.len()].copy_from_slice(new);
+}
+
+/// One entry of a header.
+fn entry(name: &str, dtype: &str, shape: &str, offsets: &str) -> String {
+    format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}"#)
+}
+
+/// A file that is not compressed, with a header of these entries and 16 bytes of data.
+fn plain(entries: &[String]) -> Vec<u8> {
+    file(&format!("{{{}}}", entries.join(",")), &[7; 16])
+}
+
+/// The names and bytes of all files.
+pub fn corpus() -> Vec<(&'static str, Vec<u8>)> {
+    let good = good();
+    let a = |offsets: &str| entry("a", "U8", "[8]", offsets);
+    let b = |offsets: &str| entry("b", "U8", "[8]", offsets);
+    let max = u64::MAX;
+    let mut not_utf8 = good.clone();
+    not_utf8[20] = 0xff;
+    vec![
+        // The file as a whole.
+        ("empty", vec![]),
+        ("truncated_length", good[..7].to_vec()),
+        ("truncated_header", good[..100].to_vec()),
+        ("truncated_data", good[..good.len() - 9].to_vec()),
+        ("trailing_data", [&good[..], b"!"].concat()),
+        (
+            "header_length_of_100_mb",
+            [&100_000_000u64.to_le_bytes()[..], &good[8..]].concat(),
+        ),
+        (
+            "header_length_beyond_all",
+            [&[0xff; 8][..], &good[8..]].concat(),
+        ),
+        ("header_length_zero", [&[0; 8][..], &good[8..]].concat()),
+        ("header_not_utf8", not_utf8),
+        // The JSON of the header.
+        ("json_cut_off", file(r#"{"a":{"dtype":"U8","#, b"")),
+        ("json_is_a_list", file("[]", b"")),
+        (
+            "json_deep",
+            file(&format!(r#"{{"a":{}"#, "[".repeat(50_000)), b""),
+        ),
+        (
+            "json_deep_in_an_unknown_field",
+            file(&format!(r#"{{"a":{{"x":{}"#, "[".repeat(50_000)), b""),
+        ),
+        (
+            "json_huge_number",
+            plain(&[entry(
+                "a",
+                "U8",
+                &format!("[{}]", "9".repeat(50_000)),
+                "[0,16]",
+            )]),
+        ),
+        (
+            "json_huge_exponent",
+            plain(&[entry("a", "U8", "[1e999999999]", "[0,16]")]),
+        ),
+        (
+            "json_negative",
+            plain(&[entry("a", "U8", "[-16]", "[0,16]")]),
+        ),
+        (
+            "json_fraction",
+            plain(&[entry("a", "U8", "[16.0]", "[0,16]")]),
+        ),
+        (
+            "json_three_offsets",
+            plain(&[entry("a", "U8", "[16]", "[0,16,16]")]),
+        ),
+        (
+            "json_no_shape",
+            file(r#"{"a":{"dtype":"U8","data_offsets":[0,0]}}"#, b""),
+        ),
+        (
+            "json_metadata_is_a_number",
+            file(r#"{"__metadata__":{"a":1}}"#, b""),
+        ),
+        (
+            "json_metadata_twice",
+            file(r#"{"__metadata__":{},"__metadata__":{}}"#, b""),
+        ),
+        // The tensors in it.
+        ("duplicate_tensor", plain(&[a("[0,8]"), a("[8,16]")])),
+        (
+            "duplicate_escaped",
+            plain(&[a("[0,8]"), entry("\\u0061", "U8", "[8]", "[8,16]")]),
+        ),
+        ("overlap", plain(&[a("[0,8]"), b("[4,12]")])),
+        ("same_place", plain(&[a("[0,8]"), b("[0,8]")])),
+        (
+            "hole",
+            plain(&[a("[0,8]"), entry("b", "U8", "[7]", "[9,16]")]),
+        ),
+        ("hole_in_front", plain(&[a("[8,16]")])),
+        ("offsets_reversed", plain(&[a("[8,0]")])),
+        (
+            "offsets_beyond_all",
+            plain(&[entry("a", "X", "[1]", &format!("[0,{max}]"))]),
+        ),
+        (
+            "offset_of_65_bits",
+            plain(&[entry("a", "U8", "[16]", "[0,18446744073709551616]")]),
+        ),
+        (
+            "shape_overflows",
+            plain(&[entry("a", "U8", "[4294967296,4294967296]", "[0,16]")]),
+        ),
+        (
+            "shape_overflows_in_bits",
+            plain(&[entry("a", "F32", "[576460752303423488]", "[0,16]")]),
+        ),
+        (
+            "shape_overflows_before_zero",
+            plain(&[entry("a", "U8", &format!("[{max},{max},0]"), "[0,0]")]),
+        ),
+        (
+            "too_many_dimensions",
+            plain(&[entry(
+                "a",
+                "U8",
+                &format!("[{}1]", "1,".repeat(64)),
+                "[0,1]",
+            )]),
+        ),
+        ("wrong_size", plain(&[entry("a", "F32", "[5]", "[0,16]")])),
+        // What zipserv adds to a header.
+        ("container_version", container(|c| c.version = "2")),
+        ("container_suffix", container(|c| c.suffix = ".other")),
+        (
+            "container_crc_missing",
+            container(|c| c.crc = "\",\"x\":\"".into()),
+        ),
+        (
+            "container_crc_not_a_number",
+            container(|c| c.crc = "0x123456".into()),
+        ),
+        (
+            "container_crc_wrong",
+            container(|c| c.crc = "01234567".into()),
+        ),
+        ("container_header_empty", container(|c| c.header.clear())),
+        (
+            "container_header_overflows",
+            container(|c| c.header = c.header.replace("[2,10]", "[4294967296,4294967296]")),
+        ),
+        (
+            "container_header_overlap",
+            container(|c| c.header = c.header.replace("[40,48]", "[32,40]")),
+        ),
+        (
+            "container_header_other_shape",
+            container(|c| c.header = c.header.replace("[2,10]", "[10,2]")),
+        ),
+        (
+            "container_header_vector",
+            container(|c| c.header = c.header.replace("[2,10]", "[20]")),
+        ),
+        (
+            "container_header_petabytes",
+            container(|c| {
+                // What it claims to restore to would fill any disk.
+                c.header = ORIGINAL_JSON
+                    .replace("[2,10]", "[1073741824,536870912]")
+                    .replace("[0,40]", "[0,1152921504606846976]")
+                    .replace("[40,48]", "[1152921504606846976,1152921504606846984]");
+            }),
+        ),
+        (
+            "container_header_other_dtype",
+            container(|c| c.header = c.header.replace("F32", "I32")),
+        ),
+        (
+            "container_header_f16",
+            container(|c| c.header = c.header.replace("BF16", "F16")),
+        ),
+        (
+            "container_tensor_missing",
+            container(|c| {
+                c.more.clear();
+                c.rest.clear();
+            }),
+        ),
+        (
+            "container_tensor_too_many",
+            container(|c| {
+                c.header = c.header.replace(
+                    r#","b":{"dtype":"F32","shape":[2],"data_offsets":[40,48]}"#,
+                    "",
+                )
+            }),
+        ),
+        (
+            "container_tensor_twice",
+            container(|c| {
+                c.more = r#","b":{"dtype":"F32","shape":[2],"data_offsets":[BLOB,END]},"w":{"dtype":"BF16","shape":[2,0],"data_offsets":[BLOB,BLOB]}"#.into();
+            }),
+        ),
+        ("container_raw_damaged", container(|c| c.rest[0] ^= 1)),
+        // The compressed matrix.
+        ("blob_empty", container(|c| c.blob.clear())),
+        ("blob_short", container(|c| c.blob.truncate(2960))),
+        ("blob_long", container(|c| c.blob.resize(2992, 0))),
+        ("blob_magic", container(|c| c.blob[0] = b'z')),
+        ("blob_version", forged(|blob| blob[8] = 2)),
+        ("blob_layout", forged(|blob| blob[10] = 2)),
+        ("blob_header_checksum", container(|c| c.blob[16] ^= 1)),
+        ("blob_payload_checksum", container(|c| c.blob[200] ^= 1)),
+        ("blob_base", forged(|blob| blob[12] = 249)),
+        ("blob_reserved", forged(|blob| blob[100] = 1)),
+        (
+            "blob_rows_of_33_bits",
+            forged(|blob| put(blob, 16, &(1u64 << 32).to_le_bytes())),
+        ),
+        (
+            "blob_too_many_tiles",
+            forged(|blob| {
+                put(
+                    blob,
+                    16,
+                    &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+                )
+            }),
+        ),
+        (
+            "blob_more_patches_than_bytes",
+            forged(|blob| put(blob, 32, &u32::MAX.to_le_bytes())),
+        ),
+        (
+            "blob_other_shape",
+            forged(|blob| {
+                blob[16] = 10;
+                blob[24] = 2;
+            }),
+        ),
+        (
+            "blob_nonzero_first_offset",
+            forged(|blob| blob[OFFSETS_AT] = 1),
+        ),
+        ("blob_last_offset", forged(|blob| blob[OFFSETS_AT + 4] = 1)),
+        ("blob_offsets_fall", container(two_tiles)),
+        (
+            "patches_out_of_order",
+            forged(|blob| {
+                let (first, second) = (
+                    blob[PATCHES_AT..][..2].to_vec(),
+                    blob[PATCHES_AT + 2..][..2].to_vec(),
+                );
+                put(blob, PATCHES_AT, &[second, first].concat());
+            }),
+        ),
+        (
+            "patch_twice",
+            forged(|blob| blob.copy_within(PATCHES_AT..PATCHES_AT + 2, PATCHES_AT + 2)),
+        ),
+        (
+            "patch_in_the_padding",
+            forged(|blob| put(blob, PATCHES_AT + 2, &[0xff, 0xff])),
+        ),
+        (
+            "patch_decodes_otherwise",
+            forged(|blob| blob[PATCHES_AT + 1] ^= 8),
+        ),
+    ]
+}
+
+/// A matrix of two tiles, the first of which has more patches than there are in all.
+fn two_tiles(container: &mut Container) {
+    let matrix = Matrix::from_le_bytes(2, 70, &[0x3c; 280]).unwrap();
+    container.blob = encode(&matrix).unwrap().as_bytes().to_vec();
+    let blob = &mut container.blob;
+    let offsets_at = 128 + 2 * 2816;
+    blob[offsets_at + 4] = 9;
+    let payload = crc32fast::hash(&blob[128..]);
+    blob[40..44].copy_from_slice(&payload.to_le_bytes());
+    let header = crc32fast::hash(&blob[..44]);
+    blob[44..48].copy_from_slice(&header.to_le_bytes());
+    container.header = ORIGINAL_JSON
+        .replace("[2,10]", "[2,70]")
+        .replace("[0,40]", "[0,280]")
+        .replace("[40,48]", "[280,288]");
+}
