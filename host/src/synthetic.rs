@@ -74,7 +74,7 @@ impl Model {
     /// [`Error`] when the file cannot be written, or exists and is not to be replaced.
     pub fn write(&self, path: impl AsRef<Path>, options: &Options) -> Result<u64, Error> {
         let path = path.as_ref();
-        let output = OutputFile::create(path, options.force)?;
+        let output = OutputFile::create(path, None, options.force)?;
         let mut header = self.header();
         let bytes = header.to_bytes().at(path)?;
         output.file().write_all_at(&bytes, 0).at(path)?;

@@ -73,13 +73,11 @@ impl Target {
 }
 
 impl OutputFile {
-    /// `input` is not to be replaced by what is made of it.
-    pub fn create(path: &Path, input: &Path, force: bool) -> Result<Self, Error> {
+    /// `input`, if any, is not to be replaced by what is made of it.
+    pub fn create(path: &Path, input: Option<&Path>, force: bool) -> Result<Self, Error> {
         let target = Target::new(path, force)?;
-        if path.canonicalize().is_ok_and(|path| {
-            let input = input.canonicalize();
-            input.is_ok_and(|input| input == path)
-        }) {
+        let canonical = |path: &Path| path.canonicalize().ok();
+        if canonical(path).is_some_and(|path| input.and_then(canonical) == Some(path)) {
             return Err(Error::new(path, ErrorKind::OutputName("it is the input")));
         }
         if path.is_dir() {

@@ -34,7 +34,7 @@ pub(crate) fn transform<T: Transform>(
         return transform_folder::<T>(input, output, options);
     }
     let job = T::open(input)?;
-    let target = OutputFile::create(output, input, options.force)?;
+    let target = OutputFile::create(output, Some(input), options.force)?;
     options.progress.start(job.bytes());
     let report = job.write(target.file(), output, options.progress)?;
     target.commit()?;
