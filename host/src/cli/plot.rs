@@ -39,7 +39,7 @@ fn draw(exponents: &Histogram, path: &Path) -> Result<(), Box<dyn Error>> {
     // Far exponents are too rare to be seen.
     let seen = || (0..256).filter(|&exponent| share(exponent) > 0.01);
     let first = seen().next().map_or(base, |first| first.min(base)) - 1;
-    let last = seen().last().map_or(base, |last| last.max(window.end)) + 1;
+    let last = seen().next_back().map_or(base, |last| last.max(window.end)) + 1;
     let top = seen().map(share).fold(0.0, f64::max) * 1.1;
 
     let root = BitMapBackend::new(path, (960, 540)).into_drawing_area();
