@@ -215,7 +215,7 @@ impl Header {
 
     /// The length and the header as they stand in a file, padded so that the data is aligned.
     /// `data_at` becomes the end of them.
-    pub fn to_bytes(&mut self) -> Result<Vec<u8>, ErrorKind> {
+    pub fn finish(&mut self) -> Result<Vec<u8>, ErrorKind> {
         let mut bytes = vec![0; LENGTH_BYTES];
         serde_json::to_writer(&mut bytes, &*self).map_err(ErrorKind::HeaderJson)?;
         bytes.resize(bytes.len().next_multiple_of(DATA_ALIGN), b' ');

@@ -98,7 +98,7 @@ impl<'a> Plan<'a> {
             (HEADER_KEY.into(), json.into()),
             (CRC_KEY.into(), format!("{:08x}", scan.crc)),
         ]);
-        let header_bytes = header.to_bytes()?;
+        let header_bytes = header.finish()?;
         Ok(Self {
             report: FileReport {
                 path: original.input().path().into(),
