@@ -223,6 +223,10 @@ fn a_sharded_folder_comes_back() {
     link("cache/blob", "model/model-00002-of-00002.safetensors");
     link("cache/tokens", "model/tokenizer.json");
     put("model/config.json", b"{}");
+    // What a killed run has left is not copied, nor read.
+    put("model/.zipserv-AbCdEf.partial", b"half");
+    fs::create_dir(at("model/.zipserv-123456.partial")).unwrap();
+    put("model/.zipserv-123456.partial/a.safetensors", b"half");
     put(
         "model/model.safetensors.index.json",
         br#"{"metadata":{"total_size":1},"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}"#,
@@ -248,6 +252,8 @@ fn a_sharded_folder_comes_back() {
         assert_eq!(sha256(at("model").join(name)), sha256(restored), "{name}");
     }
     assert!(at("restored/vae/empty").is_dir());
+    let hidden = |folder: &str| names(at(folder)).iter().any(|name| name.starts_with('.'));
+    assert!(!hidden("small") && !hidden("restored"));
     assert_eq!(
         names(folder.path()),
         ["cache", "model", "restored", "small"]

@@ -25,7 +25,9 @@ fuzz_target!(|data: &[u8]| {
         _ => container(data, true),
     };
     // Kept in memory: files this small would only wear out a disk.
-    let folder = tempfile::Builder::new().tempdir_in("/dev/shm").expect("a folder");
+    let folder = tempfile::Builder::new()
+        .tempdir_in("/dev/shm")
+        .expect("a folder");
     let at = |name| folder.path().join(name);
     fs::write(at("input.safetensors"), &file).expect("room for a small file");
     let input = at("input.safetensors");

@@ -7,7 +7,7 @@ use std::{
 use serde::Deserialize;
 use walkdir::WalkDir;
 
-use super::{Error, ErrorKind, error::At, input::Input};
+use super::{Error, ErrorKind, error::At, input::Input, output::is_unfinished};
 
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
 
@@ -27,11 +27,13 @@ pub(crate) fn is_checkpoint(name: &OsStr) -> bool {
 
 impl Listing {
     /// Lists a folder and the folders in it. Links are followed: a download cache is made of
-    /// them. Indexes of shards must name shards in the folder.
+    /// them. What killed runs have left is no part of it. Indexes of shards must name shards in
+    /// the folder.
     pub fn of(root: &Path) -> Result<Self, Error> {
         let mut listing = Self::default();
         let walk = WalkDir::new(root).min_depth(1).follow_links(true);
-        for entry in walk.sort_by_file_name() {
+        let walk = walk.sort_by_file_name().into_iter();
+        for entry in walk.filter_entry(|entry| !is_unfinished(entry.file_name())) {
             let entry = entry.map_err(|error| {
                 let path = error.path().unwrap_or(root).to_path_buf();
                 Error::new(path, std::io::Error::from(error))

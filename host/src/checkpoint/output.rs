@@ -24,6 +24,16 @@ pub(crate) struct OutputFolder {
     target: Target,
 }
 
+/// What the names of unfinished outputs start and end with.
+const PREFIX: &str = ".zipserv-";
+const SUFFIX: &str = ".partial";
+
+/// Whether a name is that of an unfinished output, which a killed process leaves behind.
+pub(crate) fn is_unfinished(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(PREFIX.as_bytes()) && name.ends_with(SUFFIX.as_bytes())
+}
+
 struct Target {
     path: PathBuf,
     parent: PathBuf,
@@ -56,7 +66,7 @@ impl Target {
         create: impl FnOnce(&Builder, &Path) -> io::Result<T>,
     ) -> Result<T, Error> {
         let mut builder = Builder::new();
-        builder.prefix(".zipserv-").suffix(".partial");
+        builder.prefix(PREFIX).suffix(SUFFIX);
         builder.permissions(Permissions::from_mode(mode));
         create(&builder, &self.parent).at(&self.path)
     }
