@@ -2,18 +2,26 @@
 //! it.
 //!
 //! `cust` holds context, module and memory. Launches go through the driver's own call, which
-//! cust does not wrap, because they may ask for programmatic dependent launch; they take raw
-//! device pointers and a raw stream, so that callers of cudarc or candle can use them too.
+//! cust does not wrap, because they may ask for programmatic dependent launch. [`zipgemm`] and
+//! [`decompress`] take buffers and streams of cust and check them; [`zipgemm_raw`] and
+//! [`decompress_raw`] take raw device pointers and a raw stream, for callers of cudarc or candle.
 
 mod decompress;
 mod gemm;
 mod gpu;
+mod guard;
 mod matrix;
+mod plan;
+mod read;
+mod workspace;
 
-pub use decompress::decompress;
-pub use gemm::{Plan, Workspace, zipgemm, zipgemm_plan};
+pub use decompress::{decompress, decompress_raw};
+pub use gemm::{zipgemm, zipgemm_raw};
 pub use gpu::{Family, Gpu};
 pub use matrix::DeviceMatrix;
+pub use plan::{Plan, zipgemm_plan};
+pub use read::{read_raw, read_sink_words};
+pub use workspace::Workspace;
 
 use cudarc::driver::sys;
 
