@@ -1,4 +1,4 @@
-use std::ptr;
+use std::{marker::PhantomData, ptr};
 
 use cudarc::driver::sys;
 
@@ -11,11 +11,12 @@ pub struct Timer {
     end: sys::CUevent,
 }
 
-/// Launches that were recorded as a CUDA graph.
-pub struct Recording {
+/// Launches that were recorded as a CUDA graph. It borrows what they use.
+pub struct Recording<'a> {
     graph: sys::CUgraph,
     replay: sys::CUgraphExec,
     launches: usize,
+    operands: PhantomData<&'a ()>,
 }
 
 impl Timer {
@@ -23,7 +24,10 @@ impl Timer {
     ///
     /// # Errors
     /// [`CudaError`] from the driver.
-    pub fn new(stream: RawStream) -> Result<Self, CudaError> {
+    ///
+    /// # Safety
+    /// The stream lives longer than the timer.
+    pub unsafe fn new(stream: RawStream) -> Result<Self, CudaError> {
         let event = || {
             let mut event = ptr::null_mut();
             // SAFETY: writes the new event.
@@ -39,21 +43,22 @@ impl Timer {
         })
     }
 
-    /// Records the `launches` that `record` puts on the stream. None of them runs yet; their
-    /// operands must live as long as the recording is replayed.
+    /// Records the `launches` that `record` puts on the stream. None of them runs yet. What
+    /// `record` borrows, and so the memory that the launches use, is borrowed by the recording.
     ///
     /// # Errors
     /// [`CudaError`] from the driver or from `record`.
-    pub fn record(
+    pub fn record<'a>(
         &self,
         launches: usize,
-        record: impl FnOnce() -> Result<(), CudaError>,
-    ) -> Result<Recording, CudaError> {
+        record: impl FnOnce() -> Result<(), CudaError> + 'a,
+    ) -> Result<Recording<'a>, CudaError> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         let mut recording = Recording {
             graph: ptr::null_mut(),
             replay: ptr::null_mut(),
             launches,
+            operands: PhantomData,
         };
         // SAFETY: a live stream; the calls write the handles, which `recording` destroys.
         unsafe {
@@ -117,21 +122,6 @@ impl Timer {
         }
         Ok(times.into_iter().map(median).collect())
     }
-
-    /// Median microseconds of one of the `launches` that `record` puts on the stream, over
-    /// `rounds` replays.
-    ///
-    /// # Errors
-    /// [`CudaError`] from the driver or from `record`.
-    pub fn median(
-        &self,
-        launches: usize,
-        rounds: usize,
-        record: impl FnOnce() -> Result<(), CudaError>,
-    ) -> Result<f64, CudaError> {
-        let recording = self.record(launches, record)?;
-        Ok(self.medians(&[recording], rounds)?[0])
-    }
 }
 
 /// The median, of an even number the upper one.
@@ -150,7 +140,14 @@ impl Drop for Timer {
     }
 }
 
-impl Drop for Recording {
+impl Recording<'_> {
+    /// How many launches it holds.
+    pub fn launches(&self) -> usize {
+        self.launches
+    }
+}
+
+impl Drop for Recording<'_> {
     fn drop(&mut self) {
         // SAFETY: destroyed once; every replay has been waited for. Null where the recording
         // did not come so far.

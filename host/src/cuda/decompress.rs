@@ -53,7 +53,7 @@ pub unsafe fn decompress_raw(
     matrix: &DeviceMatrix,
     weights: CUdeviceptr,
 ) -> Result<(), CudaError> {
-    if weights % 2 != 0 {
+    if !weights.is_multiple_of(2) {
         return Err(CudaError::Argument(
             "weights must be aligned to 2 bytes".to_owned(),
         ));

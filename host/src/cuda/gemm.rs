@@ -94,7 +94,7 @@ pub unsafe fn zipgemm_raw(
         Some(format!("{} blocks do not fit the workspace", plan.blocks()))
     } else if plan.is_dependent() && gpu.family() != Family::Hopper {
         Some("the portable kernels cannot be launched dependently".to_owned())
-    } else if x % 2 != 0 || y % 2 != 0 {
+    } else if !x.is_multiple_of(2) || !y.is_multiple_of(2) {
         Some("activations and outputs must be aligned to 2 bytes".to_owned())
     } else {
         None

@@ -32,7 +32,7 @@ pub unsafe fn read_raw(
     bytes: usize,
     sink: CUdeviceptr,
 ) -> Result<(), CudaError> {
-    if data % 16 != 0 || bytes % 16 != 0 {
+    if !data.is_multiple_of(16) || !bytes.is_multiple_of(16) {
         return Err(CudaError::Argument(
             "only whole groups of 16 bytes can be read".to_owned(),
         ));
