@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::{Write, stderr},
-    sync::LazyLock,
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
 use cust::{
@@ -41,6 +41,9 @@ static GPU: LazyLock<Option<Gpu>> = LazyLock::new(|| {
     Some(gpu.unwrap())
 });
 
+/// One test at a time has the device: waiting for all of it breaks another's recording of a graph.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Whether to leave out most cases.
 pub fn quick() -> bool {
     env::var_os("ZIPSERV_QUICK").is_some()
@@ -51,6 +54,7 @@ pub struct Lab {
     pub gpu: &'static Gpu,
     pub workspace: Workspace,
     pub stream: Stream,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Lab {
@@ -58,10 +62,12 @@ impl Lab {
     pub fn new() -> Option<Self> {
         let gpu = GPU.as_ref()?;
         gpu.make_current().unwrap();
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         Some(Self {
             gpu,
             workspace: Workspace::new(gpu).unwrap(),
             stream: Stream::new(StreamFlags::NON_BLOCKING, None).unwrap(),
+            _turn: turn,
         })
     }
 

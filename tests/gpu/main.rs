@@ -22,4 +22,5 @@ mod data;
 mod decompress;
 mod gemm;
 mod lab;
+mod read;
 mod stream;

@@ -67,6 +67,10 @@ impl Config {
                 names.join(", ")
             )));
         }
+        if self.layers.iter().any(|&(rows, cols)| rows * cols == 0) {
+            let wrong = "a layer has at least one row and one column";
+            return Err(CudaError::Argument(wrong.to_owned()));
+        }
         let mut all = Vec::new();
         if !self.models.is_empty() || self.layers.is_empty() {
             all.extend(layers(&self.models));

@@ -4,7 +4,6 @@ use cust::{
     context::CurrentContext,
     memory::{CopyDestination, DeviceBuffer},
 };
-use rayon::prelude::*;
 use zipserv_gpu::launch::GEMMS;
 
 use super::{
@@ -38,10 +37,7 @@ impl Measure<'_> {
         let recording = self.stage.decompress(operands, &outputs)?;
         let timer = self.stage.timer();
         let us = timer.medians(&[recording], self.config.replays)?[0];
-        let exact = outputs
-            .download()?
-            .par_iter()
-            .all(|output| *output == operands.bits);
+        let exact = outputs.all_are(&operands.bits)?;
         let info = &operands.info;
         let tbs = (info.compressed_bytes + info.bf16_bytes()) as f64 / us / 1e6;
         Ok(DecompressRow {

@@ -3,6 +3,7 @@ use cust::{
     context::CurrentContext,
     memory::{CopyDestination, DeviceBuffer},
 };
+use rayon::prelude::*;
 
 use super::{Layer, data, report::LayerInfo};
 use crate::{
@@ -87,6 +88,8 @@ pub struct Copies {
 
 /// Values between the starts of copies: a multiple of 256 bytes, as allocations are.
 const ALIGN: usize = 128;
+/// Values that a thread compares at a time.
+const PIECE: usize = 1 << 16;
 
 impl Copies {
     /// Copies of `values`.
@@ -123,6 +126,22 @@ impl Copies {
     /// Address of a copy.
     pub fn at(&self, copy: usize) -> CUdeviceptr {
         self.memory.as_device_ptr().as_raw() + (2 * copy * self.stride) as CUdeviceptr
+    }
+
+    /// Whether each copy holds `values`. No kernel writes them any more.
+    pub fn all_are(&self, values: &[u16]) -> Result<bool, CudaError> {
+        let mut copy = vec![0; self.len];
+        for start in (0..self.memory.len()).step_by(self.stride) {
+            self.memory
+                .index(start..start + self.len)
+                .copy_to(&mut copy)?;
+            let pieces = copy.par_chunks(PIECE).zip(values.par_chunks(PIECE));
+            let same = values.len() == self.len && pieces.all(|(a, b)| a == b);
+            if !same {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The values of all copies, in the host's memory. No kernel writes them any more.

@@ -1,9 +1,6 @@
-use cust::{
-    context::CurrentContext,
-    memory::{CopyDestination, DeviceBuffer},
-};
+use cust::memory::{CopyDestination, DeviceBuffer};
 
-use super::CudaError;
+use super::{CudaError, settle};
 use crate::CompressedMatrix;
 
 /// A compressed matrix in the memory of the current context's device.
@@ -38,7 +35,7 @@ impl DeviceMatrix {
         };
         // A copy from pageable memory may still be on its way, and a stream that does not wait
         // for the default one would not wait for it.
-        CurrentContext::synchronize()?;
+        settle()?;
         Ok(this)
     }
 
@@ -53,7 +50,7 @@ impl DeviceMatrix {
             patches: duplicate(&self.patches)?,
             ..*self
         };
-        CurrentContext::synchronize()?;
+        settle()?;
         Ok(this)
     }
 

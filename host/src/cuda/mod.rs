@@ -64,3 +64,12 @@ pub(crate) fn check(call: &'static str, status: sys::CUresult) -> Result<(), Cud
         status => Err(CudaError::Driver { call, status }),
     }
 }
+
+/// Waits for the copies of the default stream, which need not be there when the calls that make
+/// them return. Waiting for the whole device would break graphs that other threads record.
+fn settle() -> Result<(), CudaError> {
+    // SAFETY: the default stream of the current context.
+    check("cuStreamSynchronize", unsafe {
+        sys::cuStreamSynchronize(std::ptr::null_mut())
+    })
+}

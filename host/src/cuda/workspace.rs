@@ -1,10 +1,7 @@
-use cust::{
-    context::CurrentContext,
-    memory::{CopyDestination, DeviceBuffer},
-};
+use cust::memory::{CopyDestination, DeviceBuffer};
 use zipserv_gpu::launch::{GEMMS, Gemm};
 
-use super::{CudaError, Gpu, RawStream};
+use super::{CudaError, Gpu, RawStream, settle};
 
 /// Memory through which the thread blocks of [`zipgemm`](super::zipgemm) hand over partial sums.
 ///
@@ -40,7 +37,7 @@ impl Workspace {
         let words = bytes.max().unwrap_or(0) / 4;
         let partials = DeviceBuffer::from_slice(&vec![Gemm::EMPTY; words])?;
         // The copy must be there before a stream that does not wait for the default one.
-        CurrentContext::synchronize()?;
+        settle()?;
         Ok(Self {
             partials,
             owner: None,
