@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! gpu_bench [--shapes llama-3.1-8b,...] [--layers 4096x4096,...] [--n 1,8,16,32,64]
-//!           [--kernels A,B] [--all-kernels] [--blocks 132,264] [--no-decompress] [--quick]
-//!           [--seed S] [--json FILE] [--commit HASH] [--ptx FILE]
+//!           [--kernels A,B] [--all-kernels] [--blocks 132,264] [--no-gemm] [--no-decompress]
+//!           [--quick] [--seed S] [--json FILE] [--commit HASH] [--ptx FILE]
 //! ```
 //!
 //! `--kernels`, `--all-kernels` and `--blocks` try these beside the plan, which a star marks.
@@ -39,6 +39,9 @@ struct Args {
     /// Numbers of thread blocks to try.
     #[arg(long, value_delimiter = ',')]
     blocks: Vec<u32>,
+    /// Leave multiplication out.
+    #[arg(long)]
+    no_gemm: bool,
     /// Leave `decompress` out.
     #[arg(long)]
     no_decompress: bool,
@@ -80,7 +83,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let config = Config {
         models: args.shapes,
         layers: args.layers.iter().map(|&Shape(r, c)| (r, c)).collect(),
-        tokens: args.tokens,
+        tokens: if args.no_gemm {
+            Vec::new()
+        } else {
+            args.tokens
+        },
         kernels: args.kernels,
         all_kernels: args.all_kernels,
         blocks: args.blocks,

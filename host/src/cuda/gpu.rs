@@ -19,6 +19,24 @@ pub enum Family {
     Portable,
 }
 
+impl Family {
+    /// The kernels that are built in.
+    fn ptx(self) -> &'static str {
+        match self {
+            Family::Hopper => include_str!("../../../gpu/ptx/zipserv_sm_90a.ptx"),
+            Family::Portable => include_str!("../../../gpu/ptx/zipserv_sm_80.ptx"),
+        }
+    }
+
+    /// What a PTX file was built for.
+    fn of_ptx(ptx: &str) -> Self {
+        match ptx.contains(".target sm_90a") {
+            true => Family::Hopper,
+            false => Family::Portable,
+        }
+    }
+}
+
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
@@ -90,14 +108,15 @@ impl Gpu {
             let name = device.name()?;
             return Err(CudaError::Unsupported { name, major, minor });
         }
-        let family = family.unwrap_or(match (major, minor) {
+        let best = match (major, minor) {
             (9, 0) => Family::Hopper,
             _ => Family::Portable,
-        });
-        let ptx = ptx.unwrap_or(match family {
-            Family::Hopper => include_str!("../../../gpu/ptx/zipserv_sm_90a.ptx"),
-            Family::Portable => include_str!("../../../gpu/ptx/zipserv_sm_80.ptx"),
-        });
+        };
+        let family = match ptx {
+            Some(ptx) => Family::of_ptx(ptx),
+            None => family.unwrap_or(best),
+        };
+        let ptx = ptx.unwrap_or(family.ptx());
         let module = Module::from_ptx(ptx, &[ModuleJitOption::MaxRegisters(255)])?;
         let mut functions = HashMap::new();
         for launch in KERNELS {
@@ -226,5 +245,17 @@ impl Gpu {
         check("cuLaunchKernelEx", unsafe {
             sys::cuLaunchKernelEx(&config, function.raw, params.as_mut_ptr(), ptr::null_mut())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Family;
+
+    #[test]
+    fn ptx_tells_its_family() {
+        for family in [Family::Hopper, Family::Portable] {
+            assert_eq!(Family::of_ptx(family.ptx()), family);
+        }
     }
 }
