@@ -46,3 +46,15 @@ pub struct DecompressArgs {
     /// The matrix's base exponent.
     pub base: u32,
 }
+
+/// The operands of one `read`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ReadArgs {
+    /// What to read.
+    pub data: *const u8,
+    /// How much of it: a multiple of 16.
+    pub bytes: u64,
+    /// One word for each thread: the exclusive or of what it read.
+    pub sink: *mut u32,
+}

@@ -30,3 +30,14 @@ kernel! {
         unsafe { crate::kernels::decompress::decompress(&args) }
     }
 }
+
+kernel! {
+    /// Reads memory, see [`crate::kernels::read`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::read`].
+    fn read(args: crate::args::ReadArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::read::read(&args) }
+    }
+}

@@ -180,6 +180,7 @@ macro_rules! tables {
         /// Every kernel's launch.
         pub const KERNELS: &[Launch] = &[
             Launch { name: "decompress", threads: 256, min_blocks: 4, shared_bytes: 8 * DECOMPRESS_WARP_BYTES },
+            Launch { name: "read", threads: READ_THREADS, min_blocks: 2, shared_bytes: 0 },
             $(
                 Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages, sum_stages: $sum_stages, blocks: $blocks }
                     .launch(stringify!($name)),
@@ -191,3 +192,6 @@ gemm_kernels!(tables);
 
 /// Shared memory of one warp of `decompress`: a tile, its rows 16 bytes apart in banks.
 pub const DECOMPRESS_WARP_BYTES: usize = TILE_ROWS * (2 * TILE_COLS + 16);
+
+/// Threads of a block of `read`.
+pub const READ_THREADS: usize = 512;

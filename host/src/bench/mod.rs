@@ -1,13 +1,29 @@
 //! The measuring harness: kernels beside cuBLAS, in one run.
 //!
 //! Every figure is a median over replays of a CUDA graph whose launches rotate over copies of
-//! their operands, more of them than the L2 cache holds, so that weights come from memory as
-//! they do when a model runs. The output that is checked is that of the launches timed.
+//! their operands, so many that each comes from memory, as weights do when a model runs. Graphs
+//! of cuBLAS and of our kernels are replayed in turn. The outputs that are checked are those of
+//! the launches timed, all of them.
 
+mod check;
+mod config;
 mod cublas;
+mod data;
+mod iterations;
 mod layers;
+mod measure;
+mod operands;
+mod platform;
+mod report;
+mod run;
+mod stage;
+mod table;
 mod timer;
 
-pub use cublas::{Algorithm, Cublas, CublasError, Operands, Problem};
+pub use config::Config;
+pub use cublas::{Algorithm, Cublas, CublasError, Problem};
+pub use iterations::{Iterate, iterate_decompress, iterate_gemm};
 pub use layers::{Layer, MODELS, Model, layers};
-pub use timer::Timer;
+pub use report::{Ceilings, DecompressRow, Figure, GemmRow, KernelRow, LayerInfo, Mean, Report};
+pub use run::{Progress, run};
+pub use timer::{Recording, Timer};

@@ -1,14 +1,22 @@
-use std::ptr;
+use std::{marker::PhantomData, ptr};
 
 use cudarc::driver::sys;
 
 use crate::cuda::{CudaError, RawStream, check};
 
-/// Times launches by replaying them as a CUDA graph.
+/// Times launches by replaying them as CUDA graphs.
 pub struct Timer {
     stream: RawStream,
     start: sys::CUevent,
     end: sys::CUevent,
+}
+
+/// Launches that were recorded as a CUDA graph. It borrows what they use.
+pub struct Recording<'a> {
+    graph: sys::CUgraph,
+    replay: sys::CUgraphExec,
+    launches: usize,
+    operands: PhantomData<&'a ()>,
 }
 
 impl Timer {
@@ -16,7 +24,10 @@ impl Timer {
     ///
     /// # Errors
     /// [`CudaError`] from the driver.
-    pub fn new(stream: RawStream) -> Result<Self, CudaError> {
+    ///
+    /// # Safety
+    /// The stream lives longer than the timer.
+    pub unsafe fn new(stream: RawStream) -> Result<Self, CudaError> {
         let event = || {
             let mut event = ptr::null_mut();
             // SAFETY: writes the new event.
@@ -32,58 +43,91 @@ impl Timer {
         })
     }
 
-    /// Median microseconds of one of the `launches` that `record` puts on the stream, over
-    /// `replays` replays.
+    /// Records the `launches` that `record` puts on the stream. None of them runs yet. What
+    /// `record` borrows, and so the memory that the launches use, is borrowed by the recording.
     ///
     /// # Errors
     /// [`CudaError`] from the driver or from `record`.
-    pub fn median(
+    pub fn record<'a>(
         &self,
         launches: usize,
-        replays: usize,
-        mut record: impl FnMut() -> Result<(), CudaError>,
-    ) -> Result<f64, CudaError> {
-        let (mut graph, mut replay) = (ptr::null_mut(), ptr::null_mut());
+        record: impl FnOnce() -> Result<(), CudaError> + 'a,
+    ) -> Result<Recording<'a>, CudaError> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream and the events live as long as `self`; the graph is destroyed once,
-        // after the stream is idle.
+        let mut recording = Recording {
+            graph: ptr::null_mut(),
+            replay: ptr::null_mut(),
+            launches,
+            operands: PhantomData,
+        };
+        // SAFETY: a live stream; the calls write the handles, which `recording` destroys.
         unsafe {
             check(
                 "cuStreamBeginCapture",
                 sys::cuStreamBeginCapture_v2(self.stream, mode),
             )?;
             let recorded = record();
-            check(
+            let ended = check(
                 "cuStreamEndCapture",
-                sys::cuStreamEndCapture(self.stream, &mut graph),
-            )?;
+                sys::cuStreamEndCapture(self.stream, &mut recording.graph),
+            );
             recorded?;
+            ended?;
             check(
                 "cuGraphInstantiate",
-                sys::cuGraphInstantiateWithFlags(&mut replay, graph, 0),
+                sys::cuGraphInstantiateWithFlags(&mut recording.replay, recording.graph, 0),
             )?;
-            let mut times = Vec::with_capacity(replays);
-            for i in 0..replays + 2 {
-                check("cuEventRecord", sys::cuEventRecord(self.start, self.stream))?;
-                check("cuGraphLaunch", sys::cuGraphLaunch(replay, self.stream))?;
-                check("cuEventRecord", sys::cuEventRecord(self.end, self.stream))?;
-                check("cuEventSynchronize", sys::cuEventSynchronize(self.end))?;
-                let mut milliseconds = 0.0;
-                check(
-                    "cuEventElapsedTime",
-                    sys::cuEventElapsedTime_v2(&mut milliseconds, self.start, self.end),
-                )?;
-                // The first replays warm up.
-                if i >= 2 {
-                    times.push(f64::from(milliseconds) * 1e3 / launches as f64);
+        }
+        Ok(recording)
+    }
+
+    /// Replays a recording once, and gives the microseconds of one of its launches.
+    ///
+    /// # Errors
+    /// [`CudaError`] from the driver.
+    pub fn replay(&self, recording: &Recording) -> Result<f64, CudaError> {
+        let mut milliseconds = 0.0;
+        // SAFETY: stream, events and graph live.
+        unsafe {
+            check("cuEventRecord", sys::cuEventRecord(self.start, self.stream))?;
+            check(
+                "cuGraphLaunch",
+                sys::cuGraphLaunch(recording.replay, self.stream),
+            )?;
+            check("cuEventRecord", sys::cuEventRecord(self.end, self.stream))?;
+            check("cuEventSynchronize", sys::cuEventSynchronize(self.end))?;
+            check(
+                "cuEventElapsedTime",
+                sys::cuEventElapsedTime_v2(&mut milliseconds, self.start, self.end),
+            )?;
+        }
+        Ok(f64::from(milliseconds) * 1e3 / recording.launches as f64)
+    }
+
+    /// Median microseconds of a launch of each recording, over `rounds` rounds in which each is
+    /// replayed once: what slows the device down slows all of them. Two rounds more warm up.
+    ///
+    /// # Errors
+    /// [`CudaError`] from the driver.
+    pub fn medians(&self, recordings: &[Recording], rounds: usize) -> Result<Vec<f64>, CudaError> {
+        const WARM_UP: usize = 2;
+        let mut times = vec![Vec::with_capacity(rounds); recordings.len()];
+        for round in 0..rounds + WARM_UP {
+            for (recording, times) in recordings.iter().zip(&mut times) {
+                let time = self.replay(recording)?;
+                if round >= WARM_UP {
+                    times.push(time);
                 }
             }
-            check("cuGraphExecDestroy", sys::cuGraphExecDestroy(replay))?;
-            check("cuGraphDestroy", sys::cuGraphDestroy(graph))?;
-            times.sort_by(f64::total_cmp);
-            Ok(times[times.len() / 2])
         }
+        Ok(times.into_iter().map(median).collect())
     }
+}
+
+/// The median, of an even number the upper one.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 impl Drop for Timer {
@@ -92,6 +136,28 @@ impl Drop for Timer {
         unsafe {
             let _ = sys::cuEventDestroy_v2(self.start);
             let _ = sys::cuEventDestroy_v2(self.end);
+        }
+    }
+}
+
+impl Recording<'_> {
+    /// How many launches it holds.
+    pub fn launches(&self) -> usize {
+        self.launches
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        // SAFETY: destroyed once; every replay has been waited for. Null where the recording
+        // did not come so far.
+        unsafe {
+            if !self.replay.is_null() {
+                let _ = sys::cuGraphExecDestroy(self.replay);
+            }
+            if !self.graph.is_null() {
+                let _ = sys::cuGraphDestroy(self.graph);
+            }
         }
     }
 }

@@ -1,8 +1,8 @@
-use std::{collections::HashMap, ffi::c_void, ptr};
+use std::{collections::HashMap, ffi::c_void, fmt, ptr};
 
 use cudarc::driver::sys;
 use cust::{
-    context::Context,
+    context::{Context, CurrentContext},
     device::{Device, DeviceAttribute},
     module::{Module, ModuleJitOption},
 };
@@ -19,6 +19,33 @@ pub enum Family {
     Portable,
 }
 
+impl Family {
+    /// The kernels that are built in.
+    fn ptx(self) -> &'static str {
+        match self {
+            Family::Hopper => include_str!("../../../gpu/ptx/zipserv_sm_90a.ptx"),
+            Family::Portable => include_str!("../../../gpu/ptx/zipserv_sm_80.ptx"),
+        }
+    }
+
+    /// What a PTX file was built for.
+    fn of_ptx(ptx: &str) -> Self {
+        match ptx.contains(".target sm_90a") {
+            true => Family::Hopper,
+            false => Family::Portable,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Family::Hopper => "sm_90a",
+            Family::Portable => "portable",
+        })
+    }
+}
+
 /// A device with its kernels loaded.
 ///
 /// It holds the device's primary context, the one that the CUDA runtime, cuBLAS, cudarc and
@@ -26,8 +53,9 @@ pub enum Family {
 pub struct Gpu {
     functions: HashMap<&'static str, Function>,
     _module: Module,
-    _context: Context,
+    context: Context,
     device: Device,
+    ordinal: u32,
     family: Family,
     multiprocessors: u32,
 }
@@ -38,13 +66,18 @@ struct Function {
     launch: &'static Launch,
 }
 
+// SAFETY: a handle that the driver lets any thread use, of a module that lives as long as `Gpu`.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
 impl Gpu {
     /// Opens device `ordinal` with the best kernels it can run.
     ///
     /// # Errors
     /// [`CudaError`] when there is no such device, or no kernel for it.
     pub fn new(ordinal: u32) -> Result<Self, CudaError> {
-        Self::open(ordinal, None)
+        Self::open(ordinal, None, None)
     }
 
     /// Opens device `ordinal` with the kernels of `family`.
@@ -52,10 +85,19 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::new`]; loading fails when the device cannot run the family.
     pub fn with_family(ordinal: u32, family: Family) -> Result<Self, CudaError> {
-        Self::open(ordinal, Some(family))
+        Self::open(ordinal, Some(family), None)
     }
 
-    fn open(ordinal: u32, family: Option<Family>) -> Result<Self, CudaError> {
+    /// Opens device `ordinal` with the kernels of `ptx`, as `cargo run -p builder` writes them:
+    /// for work on the kernels, without building the host again.
+    ///
+    /// # Errors
+    /// As [`Gpu::new`]; loading fails when the driver does not like the text.
+    pub fn with_ptx(ordinal: u32, ptx: &str) -> Result<Self, CudaError> {
+        Self::open(ordinal, None, Some(ptx))
+    }
+
+    fn open(ordinal: u32, family: Option<Family>, ptx: Option<&str>) -> Result<Self, CudaError> {
         cust::init(cust::CudaFlags::empty())?;
         let device = Device::get_device(ordinal)?;
         let context = Context::new(device)?;
@@ -66,18 +108,15 @@ impl Gpu {
             let name = device.name()?;
             return Err(CudaError::Unsupported { name, major, minor });
         }
-        let family = family.unwrap_or(match (major, minor) {
+        let best = match (major, minor) {
             (9, 0) => Family::Hopper,
             _ => Family::Portable,
-        });
-        let ptx = match family {
-            Family::Hopper => include_str!("../../../gpu/ptx/zipserv_sm_90a.ptx"),
-            Family::Portable => include_str!("../../../gpu/ptx/zipserv_sm_80.ptx"),
         };
-        let env = std::env::var("ZIPSERV_PTX")
-            .ok()
-            .map(|p| std::fs::read_to_string(p).unwrap());
-        let ptx = env.as_deref().unwrap_or(ptx);
+        let family = match ptx {
+            Some(ptx) => Family::of_ptx(ptx),
+            None => family.unwrap_or(best),
+        };
+        let ptx = ptx.unwrap_or(family.ptx());
         let module = Module::from_ptx(ptx, &[ModuleJitOption::MaxRegisters(255)])?;
         let mut functions = HashMap::new();
         for launch in KERNELS {
@@ -96,8 +135,9 @@ impl Gpu {
         Ok(Self {
             functions,
             _module: module,
-            _context: context,
+            context,
             device,
+            ordinal,
             family,
             multiprocessors: attribute(DeviceAttribute::MultiprocessorCount)? as u32,
         })
@@ -111,6 +151,33 @@ impl Gpu {
         Ok(self.device.name()?)
     }
 
+    /// The device's number.
+    pub fn ordinal(&self) -> u32 {
+        self.ordinal
+    }
+
+    /// The device's memory, in bytes.
+    ///
+    /// # Errors
+    /// [`CudaError`] from the driver.
+    pub fn memory_bytes(&self) -> Result<usize, CudaError> {
+        Ok(self.device.total_memory()?)
+    }
+
+    /// Makes the device's context the calling thread's, as [`Gpu::new`] does for the thread that
+    /// calls it. Buffers, streams and launches need it.
+    ///
+    /// # Errors
+    /// [`CudaError`] from the driver.
+    pub fn make_current(&self) -> Result<(), CudaError> {
+        Ok(CurrentContext::set_current(&self.context)?)
+    }
+
+    /// Whether `context` is the device's.
+    pub(super) fn is_context(&self, context: sys::CUcontext) -> bool {
+        self.context.as_raw().cast() == context
+    }
+
     /// Which kernels are loaded.
     pub fn family(&self) -> Family {
         self.family
@@ -121,9 +188,20 @@ impl Gpu {
         self.multiprocessors
     }
 
-    /// Whether the family has a kernel of this name.
+    /// Whether the device's module has a kernel of this name.
     pub fn has(&self, kernel: &str) -> bool {
         self.functions.contains_key(kernel)
+    }
+
+    /// Threads in a block of `kernel`.
+    pub(super) fn threads(&self, kernel: &str) -> Result<usize, CudaError> {
+        Ok(self.function(kernel)?.launch.threads)
+    }
+
+    fn function(&self, kernel: &str) -> Result<&Function, CudaError> {
+        self.functions
+            .get(kernel)
+            .ok_or_else(|| CudaError::Argument(format!("no kernel {kernel} for this device")))
     }
 
     /// Launches `kernel` over `blocks` blocks with its one parameter, a struct.
@@ -142,10 +220,7 @@ impl Gpu {
         dependent: bool,
         mut args: T,
     ) -> Result<(), CudaError> {
-        let function = self
-            .functions
-            .get(kernel)
-            .ok_or_else(|| CudaError::Argument(format!("no kernel {kernel} for this device")))?;
+        let function = self.function(kernel)?;
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -170,5 +245,17 @@ impl Gpu {
         check("cuLaunchKernelEx", unsafe {
             sys::cuLaunchKernelEx(&config, function.raw, params.as_mut_ptr(), ptr::null_mut())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Family;
+
+    #[test]
+    fn ptx_tells_its_family() {
+        for family in [Family::Hopper, Family::Portable] {
+            assert_eq!(Family::of_ptx(family.ptx()), family);
+        }
     }
 }

@@ -1,6 +1,6 @@
-use cust::memory::DeviceBuffer;
+use cust::memory::{CopyDestination, DeviceBuffer};
 
-use super::CudaError;
+use super::{CudaError, settle};
 use crate::CompressedMatrix;
 
 /// A compressed matrix in the memory of the current context's device.
@@ -22,7 +22,7 @@ impl DeviceMatrix {
     /// # Errors
     /// [`CudaError`] from the driver.
     pub fn upload(matrix: &CompressedMatrix) -> Result<Self, CudaError> {
-        Ok(Self {
+        let this = Self {
             rows: matrix.rows() as u32,
             cols: matrix.cols() as u32,
             base: matrix.base(),
@@ -32,7 +32,26 @@ impl DeviceMatrix {
                 &[matrix.patch_offsets(), &[0; OFFSETS_PADDING]].concat(),
             )?,
             patches: DeviceBuffer::from_slice(matrix.patches())?,
-        })
+        };
+        // A copy from pageable memory may still be on its way, and a stream that does not wait
+        // for the default one would not wait for it.
+        settle()?;
+        Ok(this)
+    }
+
+    /// Another copy of the same matrix.
+    ///
+    /// # Errors
+    /// [`CudaError`] from the driver.
+    pub fn duplicate(&self) -> Result<Self, CudaError> {
+        let this = Self {
+            dense: duplicate(&self.dense)?,
+            offsets: duplicate(&self.offsets)?,
+            patches: duplicate(&self.patches)?,
+            ..*self
+        };
+        settle()?;
+        Ok(this)
     }
 
     /// Output features, M.
@@ -49,4 +68,11 @@ impl DeviceMatrix {
     pub fn device_bytes(&self) -> usize {
         self.dense.len() + self.offsets.len() + self.patches.len() - OFFSETS_PADDING
     }
+}
+
+fn duplicate(buffer: &DeviceBuffer<u8>) -> Result<DeviceBuffer<u8>, CudaError> {
+    // SAFETY: written whole before anything reads it.
+    let mut copy = unsafe { DeviceBuffer::uninitialized(buffer.len())? };
+    copy.copy_from(&**buffer)?;
+    Ok(copy)
 }

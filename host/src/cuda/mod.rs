@@ -2,18 +2,26 @@
 //! it.
 //!
 //! `cust` holds context, module and memory. Launches go through the driver's own call, which
-//! cust does not wrap, because they may ask for programmatic dependent launch; they take raw
-//! device pointers and a raw stream, so that callers of cudarc or candle can use them too.
+//! cust does not wrap, because they may ask for programmatic dependent launch. [`zipgemm`] and
+//! [`decompress`] take buffers and streams of cust and check them; [`zipgemm_raw`] and
+//! [`decompress_raw`] take raw device pointers and a raw stream, for callers of cudarc or candle.
 
 mod decompress;
 mod gemm;
 mod gpu;
+mod guard;
 mod matrix;
+mod plan;
+mod read;
+mod workspace;
 
-pub use decompress::decompress;
-pub use gemm::{Plan, Workspace, zipgemm, zipgemm_plan};
+pub use decompress::{decompress, decompress_raw};
+pub use gemm::{zipgemm, zipgemm_raw};
 pub use gpu::{Family, Gpu};
 pub use matrix::DeviceMatrix;
+pub use plan::{Plan, zipgemm_plan};
+pub use read::{read_raw, read_sink_words};
+pub use workspace::Workspace;
 
 use cudarc::driver::sys;
 
@@ -55,4 +63,13 @@ pub(crate) fn check(call: &'static str, status: sys::CUresult) -> Result<(), Cud
         sys::CUresult::CUDA_SUCCESS => Ok(()),
         status => Err(CudaError::Driver { call, status }),
     }
+}
+
+/// Waits for the copies of the default stream, which need not be there when the calls that make
+/// them return. Waiting for the whole device would break graphs that other threads record.
+fn settle() -> Result<(), CudaError> {
+    // SAFETY: the default stream of the current context.
+    check("cuStreamSynchronize", unsafe {
+        sys::cuStreamSynchronize(std::ptr::null_mut())
+    })
 }

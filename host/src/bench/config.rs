@@ -1,0 +1,84 @@
+use super::{Layer, MODELS, layers};
+use crate::cuda::CudaError;
+
+/// What a run of the harness measures.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Models by name, see [`MODELS`]; all of them when no layer is named either.
+    pub models: Vec<String>,
+    /// Other layers, by rows and columns.
+    pub layers: Vec<(usize, usize)>,
+    /// Numbers of tokens; none to leave multiplication out.
+    pub tokens: Vec<usize>,
+    /// Kernels to try beside the plan's, by name.
+    pub kernels: Vec<String>,
+    /// Try all kernels of the device, those for far more tokens aside.
+    pub all_kernels: bool,
+    /// Numbers of thread blocks to try beside a kernel's own.
+    pub blocks: Vec<u32>,
+    /// Whether to measure `decompress`.
+    pub decompress: bool,
+    /// Replays that a median is of.
+    pub replays: usize,
+    /// Choices of cuBLASLt to try.
+    pub algorithms: usize,
+    /// What random data are made from; without it, each run makes its own.
+    pub seed: Option<u64>,
+    /// The commit that was built, for the report.
+    pub commit: Option<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            models: Vec::new(),
+            layers: Vec::new(),
+            tokens: vec![1, 8, 16, 32, 64],
+            kernels: Vec::new(),
+            all_kernels: false,
+            blocks: Vec::new(),
+            decompress: true,
+            replays: 15,
+            algorithms: 12,
+            seed: None,
+            commit: None,
+        }
+    }
+}
+
+impl Config {
+    /// Less exact, and several times as fast: for work on the kernels.
+    #[must_use]
+    pub fn quick(self) -> Self {
+        Self {
+            replays: 5,
+            algorithms: 4,
+            ..self
+        }
+    }
+
+    /// The layers asked for, with the name of their model.
+    pub(super) fn layers(&self) -> Result<Vec<(&'static str, Layer)>, CudaError> {
+        let known = |name: &&String| MODELS.iter().any(|model| model.name == name.as_str());
+        if let Some(name) = self.models.iter().find(|name| !known(name)) {
+            let names: Vec<_> = MODELS.iter().map(|model| model.name).collect();
+            return Err(CudaError::Argument(format!(
+                "no model {name}; there are {}",
+                names.join(", ")
+            )));
+        }
+        if self.layers.iter().any(|&(rows, cols)| rows * cols == 0) {
+            let wrong = "a layer has at least one row and one column";
+            return Err(CudaError::Argument(wrong.to_owned()));
+        }
+        let mut all = Vec::new();
+        if !self.models.is_empty() || self.layers.is_empty() {
+            all.extend(layers(&self.models));
+        }
+        all.extend(self.layers.iter().map(|&(rows, cols)| {
+            let name = "asked for";
+            ("-", Layer { name, rows, cols })
+        }));
+        Ok(all)
+    }
+}

@@ -1,0 +1,205 @@
+use serde::{Deserialize, Serialize};
+
+/// What a run of the harness found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// The device.
+    pub device: String,
+    /// The driver's version, and the CUDA version that it knows.
+    pub driver: String,
+    /// Which build of the kernels ran.
+    pub kernels: String,
+    /// When, UTC.
+    pub date: String,
+    /// The commit that was built, if the caller said.
+    pub commit: Option<String>,
+    /// What the random data were made from.
+    pub seed: u64,
+    /// Replays that a median is of.
+    pub replays: usize,
+    /// What memory gives at most.
+    pub ceilings: Ceilings,
+    /// Multiplications.
+    pub gemm: Vec<GemmRow>,
+    /// Geometric means of the multiplications.
+    pub means: Vec<Mean>,
+    /// Decompressions.
+    pub decompress: Vec<DecompressRow>,
+}
+
+/// What memory gives at most, measured in the same run, in TB/s.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Ceilings {
+    /// Bytes read and written by a copy from device to device.
+    pub copy: f64,
+    /// Bytes read by a kernel that does nothing else.
+    pub read: f64,
+}
+
+/// A layer and its compressed size.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LayerInfo {
+    /// The model.
+    pub model: String,
+    /// The layer's name.
+    pub name: String,
+    /// Output features, M.
+    pub rows: usize,
+    /// Input features, K.
+    pub cols: usize,
+    /// Bytes that the kernels read.
+    pub compressed_bytes: usize,
+}
+
+impl LayerInfo {
+    /// Bytes as BF16.
+    pub fn bf16_bytes(&self) -> usize {
+        2 * self.rows * self.cols
+    }
+}
+
+/// One layer times some tokens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GemmRow {
+    /// The layer.
+    pub layer: LayerInfo,
+    /// Tokens.
+    pub n: usize,
+    /// The best time of cuBLAS, microseconds.
+    pub cublas_us: f64,
+    /// Whose that is: cuBLAS's own choice, or which of cuBLASLt's.
+    pub cublas_choice: String,
+    /// x cuBLAS if the compressed bytes moved at the read ceiling.
+    pub limit: f64,
+    /// Our kernels, first the plan's.
+    pub kernels: Vec<KernelRow>,
+}
+
+/// One of our kernels on one layer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KernelRow {
+    /// Its name.
+    pub kernel: String,
+    /// Thread blocks.
+    pub blocks: u32,
+    /// Whether the plan chooses it.
+    pub planned: bool,
+    /// Launched plainly.
+    pub plain: Figure,
+    /// With programmatic dependent launch, where the device has it.
+    pub dependent: Option<Figure>,
+    /// Largest deviation of an output from the FP32 reference, as a share of the outputs' root
+    /// mean square.
+    pub deviation: f64,
+    /// Whether every output of the timed launches is as close as BF16 lets it be.
+    pub correct: bool,
+}
+
+/// A time, and what it comes to.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Figure {
+    /// Microseconds.
+    pub us: f64,
+    /// TB/s of compressed bytes.
+    pub tbs: f64,
+    /// Share of the read ceiling.
+    pub of_read: f64,
+    /// x cuBLAS.
+    pub speedup: f64,
+}
+
+/// Geometric means over the layers, of the plan's kernels.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Mean {
+    /// Tokens.
+    pub n: usize,
+    /// Layers.
+    pub layers: usize,
+    /// x cuBLAS, launched plainly.
+    pub plain: f64,
+    /// x cuBLAS, with programmatic dependent launch where the device has it.
+    pub dependent: f64,
+    /// The smallest of the dependent ones.
+    pub worst: f64,
+    /// x cuBLAS if the compressed bytes moved at the read ceiling.
+    pub limit: f64,
+    /// x cuBLAS of the fastest kernel tried on each layer, with dependent launch.
+    pub best: f64,
+}
+
+/// One layer restored to BF16.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DecompressRow {
+    /// The layer.
+    pub layer: LayerInfo,
+    /// Microseconds.
+    pub us: f64,
+    /// TB/s of bytes read and written.
+    pub tbs: f64,
+    /// Share of the copy ceiling.
+    pub of_copy: f64,
+    /// Whether every copy that the timed launches wrote has the bits of the original.
+    pub exact: bool,
+}
+
+impl Report {
+    /// Whether every output was right.
+    pub fn is_correct(&self) -> bool {
+        let kernels = self.gemm.iter().flat_map(|row| &row.kernels);
+        let mut all = kernels
+            .map(|kernel| kernel.correct)
+            .chain(self.decompress.iter().map(|row| row.exact));
+        all.all(|correct| correct)
+    }
+}
+
+impl KernelRow {
+    /// The faster way to launch it that the device has.
+    pub fn best(&self) -> Figure {
+        self.dependent.unwrap_or(self.plain)
+    }
+}
+
+/// The means for each number of tokens.
+pub(super) fn means(rows: &[GemmRow]) -> Vec<Mean> {
+    let mut tokens: Vec<usize> = rows.iter().map(|row| row.n).collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    let mean = |n| {
+        let rows: Vec<_> = rows.iter().filter(|row| row.n == n).collect();
+        let of =
+            |value: &dyn Fn(&GemmRow) -> f64| geometric_mean(rows.iter().map(|row| value(row)));
+        let planned = |row: &GemmRow| row.kernels[0].best().speedup;
+        let fastest = |row: &GemmRow| {
+            let all = row.kernels.iter().map(|kernel| kernel.best().speedup);
+            all.fold(0.0, f64::max)
+        };
+        Mean {
+            n,
+            layers: rows.len(),
+            plain: of(&|row| row.kernels[0].plain.speedup),
+            dependent: of(&planned),
+            worst: rows
+                .iter()
+                .map(|row| planned(row))
+                .fold(f64::INFINITY, f64::min),
+            limit: of(&|row| row.limit),
+            best: of(&fastest),
+        }
+    };
+    tokens.into_iter().map(mean).collect()
+}
+
+fn geometric_mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len() as f64;
+    (values.map(f64::ln).sum::<f64>() / count).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn geometric_mean() {
+        let mean = super::geometric_mean([1.0, 2.0, 4.0].into_iter());
+        assert!((mean - 2.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,183 @@
+use std::cell::OnceCell;
+
+use cudarc::driver::sys::{self, CUdeviceptr};
+use cust::{
+    context::CurrentContext,
+    memory::{DeviceBuffer, DeviceSlice},
+    stream::{Stream, StreamFlags},
+};
+
+use super::{
+    Cublas, Problem, Recording, Timer, cublas,
+    operands::{Copies, Operands},
+    report::Ceilings,
+};
+use crate::cuda::{
+    CudaError, Gpu, Plan, RawStream, Workspace, check, decompress_raw, read_raw, read_sink_words,
+    zipgemm_raw,
+};
+
+/// Where launches are recorded and replayed: one stream, workspace, timer and cuBLAS.
+pub struct Stage<'g> {
+    gpu: &'g Gpu,
+    workspace: Workspace,
+    timer: Timer,
+    /// Loaded when it is first asked for: `decompress` does without.
+    cublas: OnceCell<Cublas>,
+    raw: RawStream,
+    // Last, for what is above uses it.
+    _stream: Stream,
+}
+
+impl<'g> Stage<'g> {
+    pub fn new(gpu: &'g Gpu) -> Result<Self, CudaError> {
+        let stream = Stream::new(StreamFlags::NON_BLOCKING, None)?;
+        let raw = stream.as_inner().cast();
+        Ok(Self {
+            gpu,
+            workspace: Workspace::new(gpu)?,
+            // SAFETY: the stream is dropped after the timer.
+            timer: unsafe { Timer::new(raw)? },
+            cublas: OnceCell::new(),
+            raw,
+            _stream: stream,
+        })
+    }
+
+    pub fn timer(&self) -> &Timer {
+        &self.timer
+    }
+
+    pub fn cublas(&self) -> Result<&Cublas, CudaError> {
+        if self.cublas.get().is_none() {
+            let _ = self.cublas.set(Cublas::new(self.raw)?);
+        }
+        Ok(self.cublas.get().expect("just set"))
+    }
+
+    /// Records `launch` for each launch of the layer, with the copy that it is to use.
+    fn rotate<'a>(
+        &self,
+        operands: &'a Operands,
+        mut launch: impl FnMut(usize) -> Result<(), CudaError> + 'a,
+    ) -> Result<Recording<'a>, CudaError> {
+        let (launches, copies) = (operands.launches, operands.copies());
+        self.timer.record(launches, move || {
+            (0..launches).try_for_each(|i| launch(i % copies))
+        })
+    }
+
+    /// A plan over the layer's copies.
+    pub fn zipgemm<'a>(
+        &'a self,
+        operands: &'a Operands,
+        plan: Plan,
+        n: usize,
+        x: &'a Copies,
+        y: &'a Copies,
+    ) -> Result<Recording<'a>, CudaError> {
+        self.rotate(operands, move |copy| {
+            let (w, x, y) = (&operands.compressed[copy], x.at(copy), y.at(copy));
+            // SAFETY: copies have the problem's sizes; one stream uses the workspace.
+            unsafe { zipgemm_raw(self.gpu, self.raw, &plan, w, x, n, y, &self.workspace) }
+        })
+    }
+
+    /// cuBLAS's own choice for the layer's copies, or one of cuBLASLt's.
+    pub fn cublas_gemm<'a>(
+        &'a self,
+        operands: &'a Operands,
+        algorithm: Option<&'a cublas::Algorithm>,
+        n: usize,
+        x: &'a Copies,
+        y: &'a Copies,
+    ) -> Result<Recording<'a>, CudaError> {
+        let problem = Problem {
+            m: operands.info.rows,
+            n,
+            k: operands.info.cols,
+            f32_out: false,
+        };
+        let cublas = self.cublas()?;
+        self.rotate(operands, move |copy| {
+            let at = cublas::Operands {
+                x: x.at(copy),
+                w: operands.dense[copy].as_device_ptr().as_raw(),
+                y: y.at(copy),
+            };
+            // SAFETY: copies have the problem's sizes.
+            unsafe {
+                match algorithm {
+                    Some(algorithm) => cublas.matmul(algorithm, at)?,
+                    None => cublas.gemm(problem, at)?,
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Restoring the layer's copies to `outputs`.
+    pub fn decompress<'a>(
+        &'a self,
+        operands: &'a Operands,
+        outputs: &'a Copies,
+    ) -> Result<Recording<'a>, CudaError> {
+        self.rotate(operands, move |copy| {
+            let (matrix, output) = (&operands.compressed[copy], outputs.at(copy));
+            // SAFETY: an output has the matrix's size.
+            unsafe { decompress_raw(self.gpu, self.raw, matrix, output) }
+        })
+    }
+
+    /// Copying the layer's dense weights to `outputs`.
+    pub fn copy<'a>(
+        &'a self,
+        operands: &'a Operands,
+        outputs: &'a Copies,
+    ) -> Result<Recording<'a>, CudaError> {
+        self.rotate(operands, move |copy| {
+            let from = operands.dense[copy].as_device_ptr().as_raw();
+            // SAFETY: an output has the matrix's size.
+            unsafe { self.copy_bytes(outputs.at(copy), from, operands.info.bf16_bytes()) }
+        })
+    }
+
+    unsafe fn copy_bytes(
+        &self,
+        to: CUdeviceptr,
+        from: CUdeviceptr,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the caller's promise.
+        check("cuMemcpyDtoDAsync", unsafe {
+            sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.raw)
+        })
+    }
+
+    /// Measures what memory gives at most, on far more of it than the cache holds.
+    pub fn ceilings(&self, replays: usize) -> Result<Ceilings, CudaError> {
+        const BYTES: usize = 1 << 30;
+        const LAUNCHES: usize = 4;
+        let from = DeviceBuffer::<u8>::zeroed(BYTES)?;
+        let to = DeviceBuffer::<u8>::zeroed(BYTES)?;
+        let sink = DeviceBuffer::<u32>::zeroed(read_sink_words(self.gpu)?)?;
+        CurrentContext::synchronize()?;
+        let address = |buffer: &DeviceSlice<u8>| buffer.as_device_ptr().as_raw();
+        let copy = self.timer.record(LAUNCHES, || {
+            // SAFETY: both have the size.
+            (0..LAUNCHES)
+                .try_for_each(|_| unsafe { self.copy_bytes(address(&to), address(&from), BYTES) })
+        })?;
+        let read = self.timer.record(LAUNCHES, || {
+            let (from, sink) = (address(&from), sink.as_device_ptr().as_raw());
+            // SAFETY: the sizes are as said.
+            (0..LAUNCHES)
+                .try_for_each(|_| unsafe { read_raw(self.gpu, self.raw, from, BYTES, sink) })
+        })?;
+        let times = self.timer.medians(&[copy, read], replays)?;
+        Ok(Ceilings {
+            copy: 2.0 * BYTES as f64 / times[0] / 1e6,
+            read: BYTES as f64 / times[1] / 1e6,
+        })
+    }
+}

@@ -1,0 +1,41 @@
+//! What the safe calls ask the driver before they launch. Neither question waits, and both may
+//! be asked while a stream is captured.
+
+use std::ptr;
+
+use cudarc::driver::sys::{self, CUdeviceptr};
+
+use super::{CudaError, Gpu, RawStream, check};
+
+/// Whether the stream and the memory belong to `gpu`.
+pub fn same_device(
+    gpu: &Gpu,
+    stream: RawStream,
+    memory: &[(&str, CUdeviceptr)],
+) -> Result<(), CudaError> {
+    let other = |what: &str| CudaError::Argument(format!("{what} belongs to another device"));
+    let mut context = ptr::null_mut();
+    // SAFETY: a live stream; writes the context.
+    check("cuStreamGetCtx", unsafe {
+        sys::cuStreamGetCtx(stream, &mut context)
+    })?;
+    if !gpu.is_context(context) {
+        return Err(other("the stream"));
+    }
+    for &(what, address) in memory {
+        // Empty buffers have no memory.
+        if address == 0 {
+            continue;
+        }
+        let mut ordinal = -1i32;
+        let attribute = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
+        // SAFETY: writes an `int`.
+        check("cuPointerGetAttribute", unsafe {
+            sys::cuPointerGetAttribute((&raw mut ordinal).cast(), attribute, address)
+        })?;
+        if u32::try_from(ordinal) != Ok(gpu.ordinal()) {
+            return Err(other(what));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+use cust::memory::{CopyDestination, DeviceBuffer};
+use zipserv_gpu::launch::{GEMMS, Gemm};
+
+use super::{CudaError, Gpu, RawStream, settle};
+
+/// Memory through which the thread blocks of [`zipgemm`](super::zipgemm) hand over partial sums.
+///
+/// One serves any number of calls that follow one another in a stream; calls that may overlap
+/// need one each.
+pub struct Workspace {
+    pub(super) partials: DeviceBuffer<u32>,
+    owner: Option<Owner>,
+}
+
+/// The stream of the first safe call, which all others must follow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Owner(RawStream);
+
+// SAFETY: the handle is only compared.
+unsafe impl Send for Owner {}
+// SAFETY: as above.
+unsafe impl Sync for Owner {}
+
+/// Thread blocks of one multiprocessor that there is room for, whatever the kernel.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
+
+impl Workspace {
+    /// Room for every kernel and as many thread blocks as fit on `gpu`.
+    ///
+    /// # Errors
+    /// [`CudaError`] from the driver.
+    pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
+        let bytes = GEMMS.iter().map(|(_, shape)| {
+            let blocks = shape.blocks.max(BLOCKS_PER_MULTIPROCESSOR);
+            blocks * gpu.multiprocessors() as usize * shape.partial_bytes()
+        });
+        let words = bytes.max().unwrap_or(0) / 4;
+        let partials = DeviceBuffer::from_slice(&vec![Gemm::EMPTY; words])?;
+        // The copy must be there before a stream that does not wait for the default one.
+        settle()?;
+        Ok(Self {
+            partials,
+            owner: None,
+        })
+    }
+
+    /// Whether no sums are left in it, as between calls. It waits for nothing: synchronize the
+    /// stream first.
+    ///
+    /// # Errors
+    /// [`CudaError`] from the driver.
+    pub fn is_empty(&self) -> Result<bool, CudaError> {
+        let mut words = vec![0; self.partials.len()];
+        self.partials.copy_to(&mut words)?;
+        Ok(words.iter().all(|&word| word == Gemm::EMPTY))
+    }
+
+    /// Room in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        4 * self.partials.len()
+    }
+
+    /// Binds the workspace to the first stream that uses it: two streams would take each
+    /// other's sums, or wait for them forever.
+    pub(super) fn claim(&mut self, stream: RawStream) -> Result<(), CudaError> {
+        if *self.owner.get_or_insert(Owner(stream)) == Owner(stream) {
+            return Ok(());
+        }
+        Err(CudaError::Argument(
+            "the workspace is used by another stream; each needs its own".to_owned(),
+        ))
+    }
+}

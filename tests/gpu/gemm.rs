@@ -1,0 +1,146 @@
+//! ZipGEMM gives what sums in FP64 give, in every kernel.
+
+use half::bf16;
+use zipserv::cuda::zipgemm_plan;
+
+use crate::{
+    data::{Kind, Product},
+    lab::{Lab, quick, upload},
+};
+
+/// Tokens that every kernel takes some of.
+const TOKENS: [usize; 12] = [1, 9, 64, 2, 5, 7, 8, 16, 17, 31, 32, 33];
+/// Thread blocks: one, few, unequal shares, a multiprocessor's worth and two.
+const BLOCKS: [u32; 5] = [3, 1, 7, 132, 264];
+
+/// Checks every kernel and the plan on one matrix, with up to the first `tokens` of the same
+/// activations.
+fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skew: usize) {
+    let bits = kind.weights(m, k);
+    let most = tokens.iter().copied().max().unwrap();
+    let x = kind.activations(most, k);
+    check_bits(
+        lab,
+        &bits,
+        &x,
+        k,
+        tokens,
+        skew,
+        &format!("{kind:?} {m} x {k}"),
+    );
+}
+
+fn check_bits(
+    lab: &Lab,
+    bits: &[u16],
+    x: &[u16],
+    k: usize,
+    tokens: &[usize],
+    skew: usize,
+    what: &str,
+) {
+    let weights = upload(bits.len() / k, k, bits);
+    let product = Product::new(x, bits, k);
+    let blocks = if quick() { &BLOCKS[..1] } else { &BLOCKS };
+    for &n in tokens {
+        let x = &x[..n * k];
+        if let Ok(plan) = zipgemm_plan(lab.gpu, &weights, n) {
+            let y = lab.multiply(&plan, &weights, x, skew);
+            product.check(&y, &format_args!("{what}, {n} tokens, {plan}"));
+        }
+        for (kernel, _) in lab.kernels().filter(|(_, shape)| n <= 8 * shape.n_tiles) {
+            for plan in lab.plans(&weights, kernel, blocks) {
+                let y = lab.multiply(&plan, &weights, x, skew);
+                product.check(&y, &format_args!("{what}, {n} tokens, {plan}"));
+            }
+        }
+    }
+}
+
+fn tokens() -> &'static [usize] {
+    if quick() { &TOKENS[..3] } else { &TOKENS }
+}
+
+#[test]
+fn every_number_of_tokens() {
+    let Some(lab) = Lab::new() else { return };
+    let all: Vec<usize> = (1..=64).collect();
+    let some = [1, 8, 12, 24, 40, 64];
+    let tokens = if quick() { &some[..] } else { &all };
+    check(&lab, Kind::Gaussian, (200, 328), tokens, 0);
+}
+
+#[test]
+fn shapes() {
+    let Some(lab) = Lab::new() else { return };
+    // K a multiple of 64, of 8, of neither; M of 32, of 4, of neither; one tile and many.
+    let shapes = [
+        (300, 2048),
+        (31, 65),
+        (1, 1),
+        (7, 13),
+        (33, 72),
+        (64, 64),
+        (96, 200),
+        (101, 1000),
+        (130, 777),
+        (129, 4096),
+        (1000, 64),
+        (5120, 640),
+    ];
+    let shapes = if quick() { &shapes[..2] } else { &shapes };
+    for &shape in shapes {
+        check(&lab, Kind::Gaussian, shape, tokens(), 0);
+    }
+}
+
+#[test]
+fn activations_and_outputs_anywhere() {
+    let Some(lab) = Lab::new() else { return };
+    for skew in [1, 2, 4] {
+        check(&lab, Kind::Gaussian, (100, 328), tokens(), skew);
+    }
+}
+
+#[test]
+fn outliers() {
+    let Some(lab) = Lab::new() else { return };
+    for kind in [Kind::Outliers, Kind::OutlierTiles] {
+        check(&lab, kind, (200, 776), tokens(), 0);
+        check(&lab, kind, (97, 130), tokens(), 0);
+    }
+}
+
+#[test]
+fn extreme_bases() {
+    let Some(lab) = Lab::new() else { return };
+    for kind in [Kind::Zero, Kind::Large, Kind::Tiny] {
+        check(&lab, kind, (100, 330), tokens(), 0);
+    }
+}
+
+#[test]
+fn nan_and_infinity_reach_their_outputs_only() {
+    let Some(lab) = Lab::new() else { return };
+    let (m, k) = (100, 330);
+    let (infinity, minus) = (bf16::INFINITY.to_bits(), bf16::NEG_INFINITY.to_bits());
+    let nan = bf16::NAN.to_bits();
+    let mut weights = Kind::Gaussian.weights(m, k);
+    weights[3 * k + 5] = nan;
+    weights[40 * k + 329] = infinity;
+    weights[41 * k] = minus;
+    weights[99 * k + 64] = infinity;
+    weights[99 * k + 65] = minus;
+    let mut x = Kind::Gaussian.activations(64, k);
+    check_bits(&lab, &weights, &x, k, tokens(), 0, "weights not finite");
+    // Every number of tokens sees some of these.
+    x[7] = 0;
+    x[2 * k + 11] = nan;
+    x[8 * k + 12] = infinity;
+    x[63 * k + 329] = minus;
+    check_bits(&lab, &weights, &x, k, tokens(), 0, "neither finite");
+    let weights = Kind::Gaussian.weights(m, k);
+    check_bits(&lab, &weights, &x, k, tokens(), 0, "activations not finite");
+    // In the window, in whole tiles.
+    check(&lab, Kind::Nan, (m, k), &tokens()[..3], 0);
+}

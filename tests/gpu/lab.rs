@@ -1,0 +1,188 @@
+//! What every test needs: the device, a stream, a workspace, and calls with guard zones.
+
+use std::{
+    env, fs,
+    io::{Write, stderr},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+};
+
+use cust::{
+    CudaFlags,
+    context::CurrentContext,
+    device::Device,
+    memory::{CopyDestination, DeviceBuffer},
+    stream::{Stream, StreamFlags},
+};
+use zipserv::{
+    Matrix,
+    cuda::{DeviceMatrix, Gpu, Plan, RawStream, Workspace, decompress_raw, zipgemm_raw},
+    encode,
+};
+use zipserv_gpu::launch::{GEMMS, Gemm};
+
+/// What guard zones of outputs hold.
+pub const GUARD: u16 = 0x1234;
+/// What surrounds inputs, so that a sum with any of it shows.
+const NAN: u16 = 0x7FFF;
+/// Values in a guard zone; a multiple of any alignment that a kernel cares for.
+const ZONE: usize = 128;
+
+/// One device for all tests: making the kernels' machine code takes a while.
+static GPU: LazyLock<Option<Gpu>> = LazyLock::new(|| {
+    if cust::init(CudaFlags::empty()).is_err() || Device::get_device(0).is_err() {
+        // The macros that print would be captured.
+        let _ = stderr().write_all(b"SKIPPED: no CUDA device\n");
+        return None;
+    }
+    let gpu = match env::var("ZIPSERV_PTX") {
+        Ok(path) => Gpu::with_ptx(0, &fs::read_to_string(path).unwrap()),
+        Err(_) => Gpu::new(0),
+    };
+    Some(gpu.unwrap())
+});
+
+/// One test at a time has the device: waiting for all of it breaks another's recording of a graph.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Whether to leave out most cases.
+pub fn quick() -> bool {
+    env::var_os("ZIPSERV_QUICK").is_some()
+}
+
+/// A test's own stream and workspace on the device.
+pub struct Lab {
+    pub gpu: &'static Gpu,
+    pub workspace: Workspace,
+    pub stream: Stream,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Lab {
+    /// Nothing without a device.
+    pub fn new() -> Option<Self> {
+        let gpu = GPU.as_ref()?;
+        gpu.make_current().unwrap();
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Self {
+            gpu,
+            workspace: Workspace::new(gpu).unwrap(),
+            stream: Stream::new(StreamFlags::NON_BLOCKING, None).unwrap(),
+            _turn: turn,
+        })
+    }
+
+    pub fn raw(&self) -> RawStream {
+        self.stream.as_inner().cast()
+    }
+
+    /// The kernels of the device, with their shapes.
+    pub fn kernels(&self) -> impl Iterator<Item = (&'static str, Gemm)> {
+        let kernels = GEMMS.iter().filter(|(name, _)| self.gpu.has(name));
+        kernels.map(|&(name, shape)| (name, shape))
+    }
+
+    /// The launches of a kernel to try: its own number of blocks, and others.
+    pub fn plans(&self, weights: &DeviceMatrix, kernel: &str, blocks: &[u32]) -> Vec<Plan> {
+        let plan = Plan::with_kernel(self.gpu, weights, kernel).unwrap();
+        let mut plans = vec![plan];
+        for &blocks in blocks {
+            let plan = plan.with_blocks(blocks);
+            if !plans.contains(&plan) {
+                plans.push(plan);
+            }
+        }
+        plans
+    }
+
+    /// Multiplies; `skew` values move `x` and `y` away from where allocations are aligned.
+    pub fn multiply(
+        &self,
+        plan: &Plan,
+        weights: &DeviceMatrix,
+        x: &[u16],
+        skew: usize,
+    ) -> Vec<u16> {
+        let n = x.len() / weights.cols();
+        let input = Guarded::new(x, NAN, skew);
+        let output = Guarded::new(&vec![NAN; n * weights.rows()], GUARD, skew);
+        let (x, y) = (input.address(), output.address());
+        // SAFETY: `x` and `y` have room; all calls of a lab follow one another in its stream.
+        unsafe {
+            zipgemm_raw(
+                self.gpu,
+                self.raw(),
+                plan,
+                weights,
+                x,
+                n,
+                y,
+                &self.workspace,
+            )
+            .unwrap();
+        }
+        self.stream.synchronize().unwrap();
+        output.values()
+    }
+
+    /// Restores a matrix to where `skew` says.
+    pub fn decompress(&self, matrix: &DeviceMatrix, skew: usize) -> Vec<u16> {
+        let output = Guarded::new(&vec![NAN; matrix.rows() * matrix.cols()], GUARD, skew);
+        // SAFETY: the output has room.
+        unsafe { decompress_raw(self.gpu, self.raw(), matrix, output.address()).unwrap() };
+        self.stream.synchronize().unwrap();
+        output.values()
+    }
+}
+
+impl Drop for Lab {
+    /// Every launch leaves the workspace as it was.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.stream.synchronize().unwrap();
+            assert!(self.workspace.is_empty().unwrap(), "sums are left over");
+        }
+    }
+}
+
+pub fn upload(rows: usize, cols: usize, bits: &[u16]) -> DeviceMatrix {
+    let matrix = Matrix::from_bits(rows, cols, bits).unwrap();
+    DeviceMatrix::upload(&encode(&matrix).unwrap()).unwrap()
+}
+
+/// Values between guard zones on the device.
+struct Guarded {
+    memory: DeviceBuffer<u16>,
+    guard: u16,
+    from: usize,
+    to: usize,
+}
+
+impl Guarded {
+    fn new(values: &[u16], guard: u16, skew: usize) -> Self {
+        let (from, to) = (ZONE + skew, ZONE + skew + values.len());
+        let mut all = vec![guard; to + ZONE];
+        all[from..to].copy_from_slice(values);
+        let memory = DeviceBuffer::from_slice(&all).unwrap();
+        CurrentContext::synchronize().unwrap();
+        Self {
+            memory,
+            guard,
+            from,
+            to,
+        }
+    }
+
+    fn address(&self) -> u64 {
+        self.memory.as_device_ptr().as_raw() + 2 * self.from as u64
+    }
+
+    /// The values, if the guard zones are as they were.
+    fn values(&self) -> Vec<u16> {
+        let mut all = vec![0; self.memory.len()];
+        self.memory.copy_to(&mut all).unwrap();
+        let (before, after) = (&all[..self.from], &all[self.to..]);
+        let whole = before.iter().chain(after).all(|&v| v == self.guard);
+        assert!(whole, "something is written outside the output");
+        all[self.from..self.to].to_vec()
+    }
+}

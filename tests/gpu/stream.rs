@@ -1,0 +1,140 @@
+//! ZipGEMM among other kernels of a stream: the same bits in every run, in order, in graphs.
+
+use cust::{
+    context::CurrentContext,
+    memory::{CopyDestination, DeviceBuffer},
+};
+use zipserv::{
+    bench::Timer,
+    cuda::{DeviceMatrix, Plan, zipgemm, zipgemm_plan, zipgemm_raw},
+};
+
+use crate::{
+    data::Kind,
+    lab::{Lab, quick, upload},
+};
+
+fn buffer(values: &[u16]) -> DeviceBuffer<u16> {
+    let buffer = DeviceBuffer::from_slice(values).unwrap();
+    CurrentContext::synchronize().unwrap();
+    buffer
+}
+
+fn download(lab: &Lab, buffer: &DeviceBuffer<u16>) -> Vec<u16> {
+    lab.stream.synchronize().unwrap();
+    let mut values = vec![0; buffer.len()];
+    buffer.copy_to(&mut values).unwrap();
+    values
+}
+
+/// Outputs of `runs` launches, none of which waits for the host.
+fn repeat(
+    lab: &Lab,
+    plan: &Plan,
+    weights: &DeviceMatrix,
+    x: &DeviceBuffer<u16>,
+    runs: usize,
+) -> Vec<u16> {
+    let n = x.len() / weights.cols();
+    let len = n * weights.rows();
+    let y = buffer(&vec![u16::MAX; runs * len]);
+    for run in 0..runs {
+        let x = x.as_device_ptr().as_raw();
+        let y = y.as_device_ptr().as_raw() + (2 * run * len) as u64;
+        // SAFETY: each run has its own outputs; all follow one another in the lab's stream.
+        unsafe {
+            zipgemm_raw(lab.gpu, lab.raw(), plan, weights, x, n, y, &lab.workspace).unwrap();
+        }
+    }
+    download(lab, &y)
+}
+
+#[test]
+fn the_same_bits_in_a_hundred_runs() {
+    let Some(lab) = Lab::new() else { return };
+    let runs = if quick() { 3 } else { 100 };
+    let (m, k) = (1000, 4104);
+    let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
+    for (kernel, shape) in lab.kernels() {
+        let n = 8 * shape.n_tiles - 1;
+        let x = buffer(&Kind::Gaussian.activations(n, k));
+        for plan in lab.plans(&weights, kernel, &[7, 132]) {
+            let plain = plan.with_dependent(false);
+            let first = repeat(&lab, &plain, &weights, &x, 1);
+            // Dependent launches, which may overlap, then plain ones.
+            for plan in [plan, plain] {
+                let all = repeat(&lab, &plan, &weights, &x, runs);
+                let same = all.chunks(n * m).all(|y| y == first);
+                assert!(same, "{plan}: runs differ");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_chain_of_dependent_launches_keeps_its_order() {
+    let Some(lab) = Lab::new() else { return };
+    let size = if quick() { 256 } else { 1024 };
+    let depth = if quick() { 4 } else { 50 };
+    let weights = upload(size, size, &Kind::Gaussian.weights(size, size));
+    for (kernel, shape) in lab.kernels() {
+        let n = 8 * shape.n_tiles;
+        let x = Kind::Gaussian.activations(n, size);
+        let plan = Plan::with_kernel(lab.gpu, &weights, kernel).unwrap();
+        let run = |plan: Plan| {
+            // Each launch reads what the one before it wrote, and writes what that one read.
+            let buffers = [buffer(&x), buffer(&x)];
+            for i in 0..depth {
+                let [from, to] = [&buffers[i % 2], &buffers[(i + 1) % 2]];
+                let (x, y) = (from.as_device_ptr().as_raw(), to.as_device_ptr().as_raw());
+                // SAFETY: both have the size; all follow one another in the lab's stream.
+                unsafe {
+                    zipgemm_raw(lab.gpu, lab.raw(), &plan, &weights, x, n, y, &lab.workspace)
+                        .unwrap();
+                }
+                if !plan.is_dependent() {
+                    lab.stream.synchronize().unwrap();
+                }
+            }
+            download(&lab, &buffers[depth % 2])
+        };
+        let same = run(plan) == run(plan.with_dependent(false));
+        assert!(same, "{plan}: a launch was ahead of its activations");
+    }
+}
+
+#[test]
+fn a_graph_replays() {
+    let Some(mut lab) = Lab::new() else { return };
+    let (m, k, n) = (500, 1000, 5);
+    let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
+    let Ok(plan) = zipgemm_plan(lab.gpu, &weights, n) else {
+        return;
+    };
+    let values = Kind::Gaussian.activations(n, k);
+    let expected = lab.multiply(&plan, &weights, &values, 0);
+    let x = buffer(&values);
+    // SAFETY: the lab outlives the timer.
+    let timer = unsafe { Timer::new(lab.raw()).unwrap() };
+    for replays in 0..3 {
+        let mut y = buffer(&vec![u16::MAX; n * m]);
+        let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
+        let graph = timer.record(3, || {
+            (0..3).try_for_each(|_| zipgemm(gpu, stream, &plan, &weights, &x, &mut y, work))
+        });
+        let graph = graph.unwrap();
+        for _ in 0..replays {
+            timer.replay(&graph).unwrap();
+        }
+        drop(graph);
+        let y = download(&lab, &y);
+        if replays == 0 {
+            assert!(
+                y.iter().all(|&v| v == u16::MAX),
+                "recording ran the launches"
+            );
+        } else {
+            assert!(y == expected, "a replay differs");
+        }
+    }
+}
