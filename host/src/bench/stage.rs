@@ -3,9 +3,11 @@ use std::cell::OnceCell;
 use cudarc::driver::sys::{self, CUdeviceptr};
 use cust::{
     context::CurrentContext,
-    memory::{DeviceBuffer, DeviceSlice},
+    memory::{CopyDestination, DeviceBuffer, DeviceSlice},
     stream::{Stream, StreamFlags},
 };
+
+use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::{
     Cublas, Problem, Recording, Timer, cublas,
@@ -156,9 +158,10 @@ impl<'g> Stage<'g> {
 
     /// Measures what memory gives at most, on far more of it than the cache holds.
     pub fn ceilings(&self, replays: usize) -> Result<Ceilings, CudaError> {
-        const BYTES: usize = 1 << 30;
-        const LAUNCHES: usize = 4;
-        let from = DeviceBuffer::<u8>::zeroed(BYTES)?;
+        // So much that it makes no difference that some blocks read a chunk less than others.
+        const BYTES: usize = 4 << 30;
+        const LAUNCHES: usize = 2;
+        let from = noise(BYTES)?;
         let to = DeviceBuffer::<u8>::zeroed(BYTES)?;
         let sink = DeviceBuffer::<u32>::zeroed(read_sink_words(self.gpu)?)?;
         CurrentContext::synchronize()?;
@@ -180,4 +183,20 @@ impl<'g> Stage<'g> {
             read: BYTES as f64 / times[1] / 1e6,
         })
     }
+}
+
+/// Random bytes: zeros would cost memory less power than weights do.
+fn noise(bytes: usize) -> Result<DeviceBuffer<u8>, CudaError> {
+    const PIECE: usize = 16 << 20;
+    let mut piece = vec![0; PIECE.min(bytes)];
+    SmallRng::seed_from_u64(0).fill(piece.as_mut_slice());
+    // SAFETY: written whole below.
+    let noise = unsafe { DeviceBuffer::uninitialized(bytes)? };
+    let mut from = 0;
+    while from < bytes {
+        let to = bytes.min(from + PIECE);
+        noise.index(from..to).copy_from(&piece[..to - from])?;
+        from = to;
+    }
+    Ok(noise)
 }
