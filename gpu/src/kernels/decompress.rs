@@ -7,8 +7,8 @@
 //! ```
 //!
 //! One warp a tile, no ring: the loads of a tile are all in flight at once, and 32 warps a
-//! multiprocessor keep 90 KB in flight. Budget: 4 + 6 loads, 140 decode, 32 + 8 + 8 shared and
-//! global accesses for 64 weights a lane: 3 issue slots a weight.
+//! multiprocessor keep 90 KB in flight. Budget (builder/budget.json, from the machine code): 5.5
+//! instructions a weight.
 
 use crate::{
     arch::{memory, thread},

@@ -6,8 +6,8 @@
 //! activations --ldmatrix--> B fragment ----------------------------------------------+--> mma
 //! ```
 //!
-//! Budget for each lane's 64 weights: 14 + 8 loads, 136 to decode, 8 mma for each 8 tokens, 20
-//! for patches and order.
+//! Budget for each lane's 64 weights: 14 loads of weights and bases, 136 instructions to decode, 2
+//! loads and 8 mma for each 8 tokens, some 60 for patches, addresses and order.
 
 use crate::{
     arch::{memory, mma, thread},
