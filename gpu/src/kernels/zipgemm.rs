@@ -233,38 +233,43 @@ impl<
         unsafe {
             if self.warp < Self::WARPS {
                 tile::fill_bases(self.args, self.bases(), self.lane);
-                thread::sync_block();
+            } else if self.warp == Self::WARPS && self.lane == 0 {
+                self.init_barriers();
+            }
+            thread::sync_block();
+            if self.warp < Self::WARPS {
                 self.multiply();
             } else if self.warp == Self::WARPS {
                 self.copy_weights();
             } else if self.warp == Self::WARPS + 1 {
-                thread::sync_block();
                 self.copy_activations();
             } else {
-                thread::sync_block();
                 self.write();
             }
         }
     }
 
-    /// Prepares the barriers and keeps the ring full of weights. They never depend on an earlier
-    /// kernel of the stream.
+    #[inline(always)]
+    unsafe fn init_barriers(&self) {
+        // SAFETY: `run`'s.
+        unsafe {
+            for stage in 0..STAGES as u32 {
+                barrier::init(self.full(stage), LANES as u32 + 1);
+                barrier::init(self.empty(stage), Self::WARPS);
+            }
+            for stage in 0..SUM_STAGES as u32 {
+                barrier::init(self.sums_full(stage), Self::WARPS);
+                barrier::init(self.sums_empty(stage), Gemm::WRITERS as u32);
+            }
+        }
+        barrier::fence_init();
+    }
+
+    /// Keeps the ring full of weights, which never depend on an earlier kernel of the stream.
     #[inline(always)]
     unsafe fn copy_weights(&self) {
         // SAFETY: `run`'s.
         unsafe {
-            if self.lane == 0 {
-                for stage in 0..STAGES as u32 {
-                    barrier::init(self.full(stage), LANES as u32 + 1);
-                    barrier::init(self.empty(stage), Self::WARPS);
-                }
-                for stage in 0..SUM_STAGES as u32 {
-                    barrier::init(self.sums_full(stage), Self::WARPS);
-                    barrier::init(self.sums_empty(stage), Gemm::WRITERS as u32);
-                }
-                barrier::fence_init();
-            }
-            thread::sync_block();
             let mut unit = Cursor::<GROUPS>::new(self.segments);
             let mut ahead = unit;
             // Patch ranges are asked for a ring ahead of their use.
