@@ -3,7 +3,7 @@
 //! A target may lack some of [`crate::launch::KERNELS`]; the host asks the module what it has.
 
 macro_rules! zipgemm {
-    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $stages:literal $sum_stages:literal $blocks:literal;)*) => {$(
+    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $teams:literal $stages:literal $sum_stages:literal $blocks:literal;)*) => {$(
         kernel! {
             /// `zipgemm` of one shape, see [`crate::launch::Gemm`].
             ///
@@ -12,7 +12,7 @@ macro_rules! zipgemm {
             #[cfg(zipserv_sm = "90a")]
             fn $name(args: crate::args::GemmArgs) {
                 // SAFETY: the caller's promise.
-                unsafe { crate::kernels::zipgemm::zipgemm::<$n_tiles, $strips, $groups, $stages, $sum_stages>(&args) }
+                unsafe { crate::kernels::zipgemm::zipgemm::<$n_tiles, $strips, $groups, $teams, $stages, $sum_stages>(&args) }
             }
         }
     )*};

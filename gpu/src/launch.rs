@@ -4,17 +4,19 @@ use crate::layout::{TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS};
 
 /// Shape of a `zipgemm` block: all that distinguishes one of its kernels from another.
 ///
-/// A block has `strips * groups` warps that multiply. A *unit* of work is `32 * strips` output
-/// features by `64 * groups` input features: a tile for each of the warps, which lands in shared
-/// memory as one stage of a ring.
+/// A *unit* of work is `32 * strips` output features by `64 * groups` input features, which lands
+/// in shared memory as one stage of a ring. A *team* of `strips * groups` warps multiplies it, a
+/// tile each; the teams of a block take turns, so that one decodes while others wait for theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gemm {
     /// Tokens in units of 8, the N of one `mma`.
     pub n_tiles: usize,
-    /// Warps along M.
+    /// Warps of a team along M.
     pub strips: usize,
-    /// Warps along K.
+    /// Warps of a team along K.
     pub groups: usize,
+    /// Teams.
+    pub teams: usize,
     /// Depth of the ring of units.
     pub stages: usize,
     /// Depth of the ring of sums.
@@ -40,6 +42,14 @@ impl Gemm {
             self.blocks * (self.shared_bytes() + 1024) <= 228 * 1024,
             "more shared memory than Hopper has"
         );
+        assert!(
+            self.stages.is_multiple_of(self.teams),
+            "a stage whose phases different teams wait for would let one pass a phase early"
+        );
+        assert!(
+            self.strips * self.stages <= 32,
+            "each strip of a stage has a lane that copies"
+        );
         Launch {
             name,
             threads: self.threads(),
@@ -50,7 +60,12 @@ impl Gemm {
 
     /// Warps that multiply.
     pub const fn warps(self) -> usize {
-        self.strips * self.groups
+        self.teams * self.strips * self.groups
+    }
+
+    /// Parts of the sum over K that the warps of a block have.
+    pub const fn parts(self) -> usize {
+        self.teams * self.groups
     }
 
     /// Threads in a block.
@@ -70,7 +85,7 @@ impl Gemm {
 
     /// Bytes of the dense tiles in a stage: strip after strip, tile after tile along K.
     pub const fn dense_bytes(self) -> usize {
-        self.warps() * TILE_BYTES
+        self.strips * self.groups * TILE_BYTES
     }
 
     /// Words of one strip's patch offsets in a stage: one more than tiles, from wherever in 16
@@ -86,7 +101,7 @@ impl Gemm {
 
     /// Patches of one strip that a stage has room for. Those past it are read from global memory.
     pub const fn patch_room(self) -> usize {
-        16 * self.groups + 24
+        32 * self.groups + 24
     }
 
     /// Offset of the patches in a stage.
@@ -127,7 +142,7 @@ impl Gemm {
 
     /// Bytes of a stage of sums.
     pub const fn sums_bytes(self) -> usize {
-        4 * self.groups * 8 * self.sums_stride()
+        4 * self.parts() * 8 * self.sums_stride()
     }
 
     /// Offset of the barriers: *full* and *empty* for each stage of units, then of sums.
@@ -160,21 +175,26 @@ pub struct Launch {
 macro_rules! gemm_kernels {
     ($use:ident) => {
         $use! {
-            zipgemm_n8_2x8: 1 2 8 2 1 1;
-            zipgemm_n16_2x4: 2 2 4 5 2 1;
-            zipgemm_n32_2x4: 4 2 4 4 2 1;
-            zipgemm_n64_2x4: 8 2 4 2 2 1;
-            zipgemm_n64_4x2: 8 4 2 3 2 1;
+            zipgemm_n8_2x2x3: 1 2 2 3 12 1 1;
+            zipgemm_n8_2x2x4: 1 2 2 4 8 1 1;
+            zipgemm_n8_2x4x2: 1 2 4 2 4 1 1;
+            zipgemm_n8_2x2x2: 1 2 2 2 12 1 1;
+            zipgemm_n8_4x1x3: 1 4 1 3 6 1 1;
+            zipgemm_n16_2x2x3: 2 2 2 3 9 1 1;
+            zipgemm_n16_2x2x4: 2 2 2 4 8 1 1;
+            zipgemm_n32_2x2x2: 4 2 2 2 8 2 1;
+            zipgemm_n64_2x2x2: 8 2 2 2 4 2 1;
+            zipgemm_n64_4x2x1: 8 4 2 1 3 2 1;
         }
     };
 }
 
 macro_rules! tables {
-    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $stages:literal $sum_stages:literal $blocks:literal;)*) => {
+    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $teams:literal $stages:literal $sum_stages:literal $blocks:literal;)*) => {
         /// Every `zipgemm` kernel and its shape.
         pub const GEMMS: &[(&str, Gemm)] = &[$((
             stringify!($name),
-            Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages, sum_stages: $sum_stages, blocks: $blocks },
+            Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, teams: $teams, stages: $stages, sum_stages: $sum_stages, blocks: $blocks },
         )),*];
 
         /// Every kernel's launch.
@@ -182,7 +202,7 @@ macro_rules! tables {
             Launch { name: "decompress", threads: 256, min_blocks: 4, shared_bytes: 8 * DECOMPRESS_WARP_BYTES },
             Launch { name: "read", threads: READ_THREADS, min_blocks: 2, shared_bytes: 0 },
             $(
-                Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, stages: $stages, sum_stages: $sum_stages, blocks: $blocks }
+                Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, teams: $teams, stages: $stages, sum_stages: $sum_stages, blocks: $blocks }
                     .launch(stringify!($name)),
             )*
         ];

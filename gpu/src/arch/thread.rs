@@ -45,9 +45,17 @@ pub fn sync_warp() {
     }
 }
 
-/// Waits for all threads of the block.
+/// Waits until all `threads` of the block are here or have passed [`arrive_block`].
 #[inline(always)]
-pub fn sync_block() {
-    // SAFETY: all threads of the block run this; `asm!` keeps memory accesses on their side.
-    unsafe { asm!("bar.sync 0;", options(nostack, preserves_flags)) }
+pub fn sync_block(threads: u32) {
+    // SAFETY: all other threads of the block run one of the two; `asm!` keeps memory accesses on
+    // their side.
+    unsafe { asm!("bar.sync 0, {};", in(reg32) threads, options(nostack, preserves_flags)) }
+}
+
+/// Lets others of the block's `threads` pass [`sync_block`], and does not wait for them.
+#[inline(always)]
+pub fn arrive_block(threads: u32) {
+    // SAFETY: as above.
+    unsafe { asm!("bar.arrive 0, {};", in(reg32) threads, options(nostack, preserves_flags)) }
 }

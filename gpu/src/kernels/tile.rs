@@ -43,38 +43,60 @@ pub struct Tile {
     pub bases: u32,
 }
 
-/// This lane's patch of a tile. Most tiles have at most 32, one a lane; `rest` has the others.
+/// The patches of a tile. Most tiles have at most 32, one a lane.
 #[derive(Clone, Copy)]
 pub struct Patches {
-    /// How many patches the tile has.
+    /// How many there are.
     pub count: u32,
-    /// This lane's patch, any if it has none.
-    pub own: Patch,
-    /// All of them, in global memory.
-    pub all: *const u16,
+    /// Whether all of them are in shared memory.
+    pub staged: bool,
+    /// Where they are in shared memory.
+    pub shared: u32,
+    /// Where they are in global memory.
+    pub global: *const u16,
 }
 
 impl Patches {
+    /// One of them.
+    #[inline(always)]
+    unsafe fn get(&self, index: u32) -> Patch {
+        // SAFETY: there are `count`, here and there.
+        Patch(unsafe {
+            if self.staged {
+                memory::load_u16(self.shared + 2 * index)
+            } else {
+                memory::load_global_u16(self.global.add(index as usize))
+            }
+        })
+    }
+
+    /// This lane's first patch, any if it has none.
+    #[inline(always)]
+    unsafe fn first(&self, lane: u32) -> Patch {
+        if lane < self.count {
+            // SAFETY: `count` says so.
+            unsafe { self.get(lane) }
+        } else {
+            Patch(0)
+        }
+    }
+
     /// Stores the patched bases in the table, or the matrix's `base` in their place.
     #[inline(always)]
-    unsafe fn store(&self, bases: u32, lane: u32, restore: Option<u16>) {
+    unsafe fn store(&self, bases: u32, lane: u32, first: Patch, restore: Option<u16>) {
         let store = |patch: Patch| {
             let at = bases + 2 * u32::from(patch.position());
             // SAFETY: inside the warp's table.
             unsafe { memory::store_u16(at, restore.unwrap_or(patch.base())) };
         };
         if lane < self.count {
-            store(self.own);
+            store(first);
         }
-        if self.count > LANES as u32 {
-            let mut index = LANES as u32 + lane;
-            while index < self.count {
-                // SAFETY: `all` has `count` patches.
-                store(Patch(unsafe {
-                    memory::load_global_u16(self.all.add(index as usize))
-                }));
-                index += LANES as u32;
-            }
+        let mut index = LANES as u32 + lane;
+        while index < self.count {
+            // SAFETY: `count` says so.
+            store(unsafe { self.get(index) });
+            index += LANES as u32;
         }
     }
 }
@@ -94,14 +116,15 @@ pub unsafe fn multiply<const N_TILES: usize>(
     let lane = thread::lane();
     // SAFETY: the caller's promise.
     unsafe {
+        let first = patches.first(lane);
         // The last tile's bases have been restored.
         thread::sync_warp();
-        patches.store(tile.bases, lane, None);
+        patches.store(tile.bases, lane, first, None);
         thread::sync_warp();
         half::<0, N_TILES>(tile, lane, acc);
         half::<1, N_TILES>(tile, lane, acc);
         thread::sync_warp();
-        patches.store(tile.bases, lane, Some((args.base as u16) << 7));
+        patches.store(tile.bases, lane, first, Some((args.base as u16) << 7));
     }
 }
 

@@ -79,6 +79,16 @@ pub struct Segment {
 }
 
 impl Segments {
+    /// Units of up to `groups` tile columns in all segments.
+    #[inline(always)]
+    pub fn units(mut self, groups: u32) -> u32 {
+        let mut units = 0;
+        while let Some(segment) = self.next() {
+            units += (segment.to - segment.from).div_ceil(groups);
+        }
+        units
+    }
+
     /// The next segment.
     #[inline(always)]
     pub fn next(&mut self) -> Option<Segment> {

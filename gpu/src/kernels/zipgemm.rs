@@ -54,12 +54,13 @@ pub unsafe fn zipgemm<
     const N_TILES: usize,
     const STRIPS: usize,
     const GROUPS: usize,
+    const TEAMS: usize,
     const STAGES: usize,
     const SUM_STAGES: usize,
 >(
     args: &GemmArgs,
 ) {
-    let block = Block::<N_TILES, STRIPS, GROUPS, STAGES, SUM_STAGES>::new(args);
+    let block = Block::<N_TILES, STRIPS, GROUPS, TEAMS, STAGES, SUM_STAGES>::new(args);
     // SAFETY: the caller's promise, passed on.
     unsafe { block.run() }
 }
@@ -73,13 +74,11 @@ struct Ring<const STAGES: usize> {
 
 impl<const STAGES: usize> Ring<STAGES> {
     #[inline(always)]
-    fn advance(&mut self) {
-        self.stage += 1;
-        if self.stage == STAGES as u32 {
-            *self = Self {
-                stage: 0,
-                parity: self.parity ^ 1,
-            };
+    fn advance(&mut self, stages: usize) {
+        self.stage += stages as u32;
+        if self.stage >= STAGES as u32 {
+            self.stage -= STAGES as u32;
+            self.parity ^= 1;
         }
     }
 }
@@ -93,6 +92,7 @@ struct Block<
     const N_TILES: usize,
     const STRIPS: usize,
     const GROUPS: usize,
+    const TEAMS: usize,
     const STAGES: usize,
     const SUM_STAGES: usize,
 > {
@@ -108,7 +108,7 @@ struct Block<
     segments: Segments,
 }
 
-/// The producer's place in the run: the unit that it copies next.
+/// A place in the block's run: a unit of up to `GROUPS` tile columns.
 #[derive(Clone, Copy)]
 struct Cursor<const GROUPS: usize> {
     segments: Segments,
@@ -116,6 +116,7 @@ struct Cursor<const GROUPS: usize> {
 }
 
 impl<const GROUPS: usize> Cursor<GROUPS> {
+    /// The first unit.
     #[inline(always)]
     fn new(mut segments: Segments) -> Self {
         let segment = segments.next().unwrap_or(Segment {
@@ -126,7 +127,7 @@ impl<const GROUPS: usize> Cursor<GROUPS> {
         Self { segments, segment }
     }
 
-    /// Row block, first tile column and number of tile columns; none at the end.
+    /// Row block, first tile column and number of tile columns; none past the end.
     #[inline(always)]
     fn unit(&self) -> (u32, u32, u32) {
         let Segment {
@@ -137,13 +138,23 @@ impl<const GROUPS: usize> Cursor<GROUPS> {
         (row_block, from, (to - from).min(GROUPS as u32))
     }
 
+    /// The unit that comes `units` later.
     #[inline(always)]
-    fn advance(&mut self) {
-        let (_, _, tiles) = self.unit();
-        self.segment.from += tiles;
-        if self.segment.from == self.segment.to {
-            if let Some(segment) = self.segments.next() {
-                self.segment = segment;
+    fn after(mut self, mut units: u32) -> Self {
+        loop {
+            let Segment { from, to, .. } = self.segment;
+            let left = (to - from).div_ceil(GROUPS as u32);
+            if units < left {
+                self.segment.from = from + units * GROUPS as u32;
+                return self;
+            }
+            units -= left;
+            match self.segments.next() {
+                Some(segment) => self.segment = segment,
+                None => {
+                    self.segment.from = to;
+                    return self;
+                }
             }
         }
     }
@@ -154,19 +165,24 @@ impl<
     const N_TILES: usize,
     const STRIPS: usize,
     const GROUPS: usize,
+    const TEAMS: usize,
     const STAGES: usize,
     const SUM_STAGES: usize,
-> Block<'a, N_TILES, STRIPS, GROUPS, STAGES, SUM_STAGES>
+> Block<'a, N_TILES, STRIPS, GROUPS, TEAMS, STAGES, SUM_STAGES>
 {
     const SHAPE: Gemm = Gemm {
         n_tiles: N_TILES,
         strips: STRIPS,
         groups: GROUPS,
+        teams: TEAMS,
         stages: STAGES,
         sum_stages: SUM_STAGES,
         blocks: 1,
     };
     const WARPS: u32 = Self::SHAPE.warps() as u32;
+    const THREADS: u32 = Self::SHAPE.threads() as u32;
+    /// Units of which the lanes that copy weights look after a strip each.
+    const BATCH: u32 = LANES as u32 / STRIPS as u32;
     const ROWS: u32 = Self::SHAPE.rows() as u32;
 
     #[inline(always)]
@@ -231,16 +247,22 @@ impl<
         // SAFETY: addresses lie in the block's shared memory by the shape's arithmetic; global
         // ranges are the caller's promise.
         unsafe {
+            if self.warp == Self::WARPS {
+                // It waits for nobody: weights are on their way before anything else happens.
+                if self.lane == 0 {
+                    self.init_barriers();
+                }
+                thread::sync_warp();
+                thread::arrive_block(Self::THREADS);
+                self.copy_weights();
+                return;
+            }
             if self.warp < Self::WARPS {
                 tile::fill_bases(self.args, self.bases(), self.lane);
-            } else if self.warp == Self::WARPS && self.lane == 0 {
-                self.init_barriers();
             }
-            thread::sync_block();
+            thread::sync_block(Self::THREADS);
             if self.warp < Self::WARPS {
                 self.multiply();
-            } else if self.warp == Self::WARPS {
-                self.copy_weights();
             } else if self.warp == Self::WARPS + 1 {
                 self.copy_activations();
             } else {
@@ -254,8 +276,8 @@ impl<
         // SAFETY: `run`'s.
         unsafe {
             for stage in 0..STAGES as u32 {
-                barrier::init(self.full(stage), LANES as u32 + 1);
-                barrier::init(self.empty(stage), Self::WARPS);
+                barrier::init(self.full(stage), (LANES + STRIPS) as u32);
+                barrier::init(self.empty(stage), (STRIPS * GROUPS) as u32);
             }
             for stage in 0..SUM_STAGES as u32 {
                 barrier::init(self.sums_full(stage), Self::WARPS);
@@ -266,34 +288,42 @@ impl<
     }
 
     /// Keeps the ring full of weights, which never depend on an earlier kernel of the stream.
+    ///
+    /// Each lane looks after one strip of one unit in [`Self::BATCH`], so that what it must read
+    /// of the offsets is there long before its turn.
     #[inline(always)]
     unsafe fn copy_weights(&self) {
+        let units = self.segments.units(GROUPS as u32);
+        let (strip, turn) = (self.lane % STRIPS as u32, self.lane / STRIPS as u32);
         // SAFETY: `run`'s.
         unsafe {
-            let mut unit = Cursor::<GROUPS>::new(self.segments);
-            let mut ahead = unit;
-            // Patch ranges are asked for a ring ahead of their use.
-            let mut ranges = [[0; 2]; STAGES];
-            unroll!(S < STAGES => {
-                ranges[S] = self.patch_range(&ahead);
-                ahead.advance();
-            });
-            let mut parity = 1;
-            while unit.unit().2 > 0 {
-                unroll!(S < STAGES => {
-                    if unit.unit().2 > 0 {
-                        barrier::wait(self.empty(S as u32), parity);
-                        self.copy_unit(&unit, ranges[S], S as u32);
-                        thread::sync_warp();
-                        if self.lane == 0 {
-                            barrier::arrive(self.full(S as u32));
+            let mut own = Cursor::<GROUPS>::new(self.segments).after(turn);
+            let mut range = self.patch_range(&own, strip);
+            // The whole ring, before anything waits for the range.
+            if turn < STAGES as u32 {
+                self.copy_dense(&own, strip, turn);
+            }
+            let mut ring = Ring::<STAGES> {
+                stage: 0,
+                parity: 1,
+            };
+            let mut unit = 0;
+            while unit < units {
+                let next = own.after(Self::BATCH);
+                let next_range = self.patch_range(&next, strip);
+                for now in 0..Self::BATCH.min(units - unit) {
+                    barrier::wait(self.empty(ring.stage), ring.parity);
+                    if turn == now {
+                        if unit >= STAGES as u32 {
+                            self.copy_dense(&own, strip, ring.stage);
                         }
-                        unit.advance();
-                        ranges[S] = self.patch_range(&ahead);
-                        ahead.advance();
+                        self.copy_patches(range, strip, ring.stage);
+                        barrier::arrive(self.full(ring.stage));
                     }
-                });
-                parity ^= 1;
+                    ring.advance(1);
+                    unit += 1;
+                }
+                (own, range) = (next, next_range);
             }
         }
     }
@@ -301,13 +331,13 @@ impl<
     /// Keeps the ring full of activations.
     #[inline(always)]
     unsafe fn copy_activations(&self) {
-        let mut ahead = Cursor::<GROUPS>::new(self.segments);
+        let mut unit = Cursor::<GROUPS>::new(self.segments);
+        let mut ahead = unit;
         for _ in 0..STAGES {
             self.prefetch_x(&ahead);
-            ahead.advance();
+            ahead = ahead.after(1);
         }
         grid::wait_dependencies();
-        let mut unit = Cursor::<GROUPS>::new(self.segments);
         let mut ring = Ring::<STAGES> {
             stage: 0,
             parity: 1,
@@ -318,24 +348,23 @@ impl<
                 barrier::wait(self.empty(ring.stage), ring.parity);
                 self.copy_x(unit.unit().1, ring.stage);
             }
-            unit.advance();
-            ring.advance();
+            unit = unit.after(1);
+            ring.advance(1);
         }
     }
 
-    /// First of the unit's tiles in the strip that this lane looks after, if there is one.
+    /// First of the unit's tiles in a strip of its row block, if there are any.
     #[inline(always)]
-    fn first_tile(&self, cursor: &Cursor<GROUPS>) -> Option<u32> {
+    fn first_tile(&self, cursor: &Cursor<GROUPS>, strip: u32) -> Option<u32> {
         let (row_block, col, tiles) = cursor.unit();
-        let strip = row_block * STRIPS as u32 + self.lane;
-        let mine = tiles > 0 && self.lane < STRIPS as u32 && strip < self.strips;
-        mine.then(|| strip * self.tile_cols + col)
+        let strip = row_block * STRIPS as u32 + strip;
+        (tiles > 0 && strip < self.strips).then(|| strip * self.tile_cols + col)
     }
 
-    /// The patches of the unit's tiles in this lane's strip, asked for well ahead of their use.
+    /// The patches of the unit's tiles in a strip.
     #[inline(always)]
-    fn patch_range(&self, cursor: &Cursor<GROUPS>) -> [u32; 2] {
-        let Some(tile) = self.first_tile(cursor) else {
+    fn patch_range(&self, cursor: &Cursor<GROUPS>, strip: u32) -> [u32; 2] {
+        let Some(tile) = self.first_tile(cursor, strip) else {
             return [0; 2];
         };
         // SAFETY: there is one offset more than there are tiles.
@@ -349,41 +378,43 @@ impl<
         }
     }
 
-    /// Starts the copies of a unit's tiles, patch offsets and patches, a lane for each strip.
+    /// Starts the copies of a strip's tiles and patch offsets.
     #[inline(always)]
-    unsafe fn copy_unit(&self, cursor: &Cursor<GROUPS>, [from, to]: [u32; 2], stage: u32) {
-        let Some(tile) = self.first_tile(cursor) else {
+    unsafe fn copy_dense(&self, cursor: &Cursor<GROUPS>, strip: u32, stage: u32) {
+        let Some(tile) = self.first_tile(cursor, strip) else {
             return;
         };
         let (at, full) = (self.stage(stage), self.full(stage));
+        let dense_at = at + strip * (GROUPS * TILE_BYTES) as u32;
         let dense_bytes = cursor.unit().2 * TILE_BYTES as u32;
         let offset_bytes = 4 * Self::SHAPE.offset_words() as u32;
-        let room = Self::SHAPE.patch_room() as u32;
-        // SAFETY: `run`'s; the sections are padded, so that whole groups of 16 bytes can be read.
+        let offsets_at = at + Self::SHAPE.offsets_at() as u32 + strip * offset_bytes;
+        // SAFETY: `run`'s; the section of offsets is padded, so that whole groups of 16 bytes can
+        // be read.
         unsafe {
             barrier::expect(full, dense_bytes + offset_bytes);
             let dense = self.args.dense.add(tile as usize * TILE_BYTES);
-            copy::bulk(
-                at + self.lane * (GROUPS * TILE_BYTES) as u32,
-                dense,
-                dense_bytes,
-                full,
-            );
+            copy::bulk(dense_at, dense, dense_bytes, full);
             let offsets = self.args.offsets.add((tile & !3) as usize).cast();
-            let offsets_at = Self::SHAPE.offsets_at() as u32 + self.lane * offset_bytes;
-            copy::bulk(at + offsets_at, offsets, offset_bytes, full);
-            if from < to {
-                let first = from & !7;
-                let bytes = 2 * (to.next_multiple_of(8) - first).min(room);
-                let at = at + Self::SHAPE.patches_at() as u32 + 2 * self.lane * room;
-                barrier::expect(full, bytes);
-                copy::bulk(
-                    at,
-                    self.args.patches.add(first as usize).cast(),
-                    bytes,
-                    full,
-                );
-            }
+            copy::bulk(offsets_at, offsets, offset_bytes, full);
+        }
+    }
+
+    /// Starts the copy of a strip's patches, as many as a stage has room for.
+    #[inline(always)]
+    unsafe fn copy_patches(&self, [from, to]: [u32; 2], strip: u32, stage: u32) {
+        if from == to {
+            return;
+        }
+        let room = Self::SHAPE.patch_room() as u32;
+        let first = from & !7;
+        let bytes = 2 * (to.next_multiple_of(8) - first).min(room);
+        let at = self.stage(stage) + Self::SHAPE.patches_at() as u32 + 2 * strip * room;
+        // SAFETY: `run`'s; the section of patches is padded like that of offsets.
+        unsafe {
+            let patches = self.args.patches.add(first as usize).cast();
+            barrier::expect(self.full(stage), bytes);
+            copy::bulk(at, patches, bytes, self.full(stage));
         }
     }
 
@@ -449,19 +480,26 @@ impl<
         }
     }
 
-    /// Multiplies this warp's tile of every unit.
+    /// Multiplies this warp's tile of every unit whose turn is its team's.
     #[inline(always)]
     unsafe fn multiply(&self) {
-        let (strip, group) = (self.warp % STRIPS as u32, self.warp / STRIPS as u32);
+        let team_warps = (STRIPS * GROUPS) as u32;
+        let (team, warp) = (self.warp / team_warps, self.warp % team_warps);
+        let (strip, group) = (warp % STRIPS as u32, warp / STRIPS as u32);
         let x_row = self.lane % 8 * Self::SHAPE.x_stride() as u32 + self.lane / 8 * 16;
         let x_at = Self::SHAPE.x_at() as u32 + group * (2 * TILE_COLS) as u32 + x_row;
         let dense_at = (strip * GROUPS as u32 + group) * TILE_BYTES as u32;
         let mut segments = self.segments;
-        let mut ring = Ring::<STAGES>::default();
+        let mut ring = Ring::<STAGES> {
+            stage: team,
+            parity: 0,
+        };
         let mut sums = Ring::<SUM_STAGES> {
             stage: 0,
             parity: 1,
         };
+        // The team's next unit, counted from where the segment starts.
+        let mut unit = team;
         while let Some(Segment {
             row_block,
             from,
@@ -469,15 +507,16 @@ impl<
         }) = segments.next()
         {
             let matrix_strip = row_block * STRIPS as u32 + strip;
-            let mut tile = matrix_strip * self.tile_cols + from + group;
-            let mut left = to - from;
+            let units = (to - from).div_ceil(GROUPS as u32);
             let mut acc = [[[0f32; 4]; N_TILES]; BANDS];
-            while left > 0 {
+            while unit < units {
+                let col = from + unit * GROUPS as u32 + group;
                 // SAFETY: `run`'s.
                 unsafe {
                     barrier::wait(self.full(ring.stage), ring.parity);
                     let stage = self.stage(ring.stage);
-                    if group < left && matrix_strip < self.strips {
+                    if col < to && matrix_strip < self.strips {
+                        let tile = matrix_strip * self.tile_cols + col;
                         let patches = self.patches(stage, strip, group, tile);
                         let place = Tile {
                             dense: stage + dense_at,
@@ -492,12 +531,13 @@ impl<
                         barrier::arrive(self.empty(ring.stage));
                     }
                 }
-                ring.advance();
-                left = left.saturating_sub(GROUPS as u32);
-                tile += GROUPS as u32;
+                ring.advance(TEAMS);
+                unit += TEAMS as u32;
             }
+            unit -= units;
+            let part = team * GROUPS as u32 + group;
             // SAFETY: `run`'s.
-            unsafe { self.pass_sums(strip, group, &mut sums, &acc) };
+            unsafe { self.pass_sums(strip, part, &mut sums, &acc) };
         }
     }
 
@@ -508,29 +548,18 @@ impl<
             stage + Self::SHAPE.offsets_at() as u32 + 4 * strip * Self::SHAPE.offset_words() as u32;
         // The first tile's patches start in the stage's first 16 bytes of patches.
         let unit = (tile - group) & 3;
-        // SAFETY: `run`'s; slots past the stage's room are replaced.
+        let room = Self::SHAPE.patch_room() as u32;
+        let patches = stage + Self::SHAPE.patches_at() as u32 + 2 * strip * room;
+        // SAFETY: `run`'s.
         unsafe {
             let unit_first = memory::load_u32(offsets + 4 * unit) & !7;
             let first = memory::load_u32(offsets + 4 * (unit + group));
             let last = memory::load_u32(offsets + 4 * (unit + group) + 4);
-            let count = last - first;
-            let slot = first - unit_first + self.lane;
-            let all = self.args.patches.add(first as usize);
-            let room = Self::SHAPE.patch_room() as u32;
-            let own = if last - unit_first <= room {
-                let at = stage
-                    + Self::SHAPE.patches_at() as u32
-                    + 2 * (strip * room + slot.min(room - 1));
-                memory::load_u16(at)
-            } else if self.lane < count {
-                memory::load_global_u16(all.add(self.lane as usize))
-            } else {
-                0
-            };
             Patches {
-                count,
-                own: Patch(own),
-                all,
+                count: last - first,
+                staged: last - unit_first <= room,
+                shared: patches + 2 * (first - unit_first),
+                global: self.args.patches.add(first as usize),
             }
         }
     }
@@ -540,13 +569,13 @@ impl<
     unsafe fn pass_sums(
         &self,
         strip: u32,
-        group: u32,
+        part: u32,
         ring: &mut Ring<SUM_STAGES>,
         acc: &[[[f32; 4]; N_TILES]; BANDS],
     ) {
         let stride = Self::SHAPE.sums_stride() as u32;
         let row = strip * TILE_ROWS as u32 + self.lane / 4;
-        let token = group * 8 + 2 * (self.lane % 4);
+        let token = part * 8 + 2 * (self.lane % 4);
         unroll!(J < N_TILES => {
             // SAFETY: `run`'s.
             unsafe {
@@ -565,7 +594,7 @@ impl<
                     barrier::arrive(self.sums_full(ring.stage));
                 }
             }
-            ring.advance();
+            ring.advance(1);
         });
     }
 
@@ -603,8 +632,8 @@ impl<
                         let (token, row) = Self::four(I, thread);
                         if token < 8 {
                             let part = self.sums(ring.stage) + 4 * (token * Self::SHAPE.sums_stride() as u32 + row);
-                            for group in 0..GROUPS as u32 {
-                                let part = part + 4 * group * 8 * Self::SHAPE.sums_stride() as u32;
+                            for index in 0..Self::SHAPE.parts() as u32 {
+                                let part = part + 4 * index * 8 * Self::SHAPE.sums_stride() as u32;
                                 add(&mut sums[J][I], memory::load_u32x4(part).map(f32::from_bits));
                             }
                         }
@@ -613,7 +642,7 @@ impl<
                     if self.lane == 0 {
                         barrier::arrive(self.sums_empty(ring.stage));
                     }
-                    ring.advance();
+                    ring.advance(1);
                     unroll!(I < Self::fours() => {
                         let (token, row) = Self::four(I, thread);
                         if token < 8 {

@@ -46,27 +46,27 @@ const MEASURED: &[Measured] = &[
     Measured {
         tokens: 8,
         weights: 0,
-        kernel: "zipgemm_n8_2x8",
+        kernel: "zipgemm_n8_2x2x3",
     },
     Measured {
         tokens: 16,
         weights: 0,
-        kernel: "zipgemm_n16_2x4",
+        kernel: "zipgemm_n16_2x2x4",
     },
     Measured {
         tokens: 32,
         weights: 0,
-        kernel: "zipgemm_n32_2x4",
+        kernel: "zipgemm_n32_2x2x2",
     },
     Measured {
         tokens: 64,
         weights: 80_000_000,
-        kernel: "zipgemm_n64_4x2",
+        kernel: "zipgemm_n64_4x2x1",
     },
     Measured {
         tokens: 64,
         weights: 0,
-        kernel: "zipgemm_n64_2x4",
+        kernel: "zipgemm_n64_2x2x2",
     },
 ];
 
