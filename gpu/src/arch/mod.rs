@@ -10,3 +10,4 @@ pub mod grid;
 pub mod memory;
 pub mod mma;
 pub mod thread;
+pub mod wgmma;
