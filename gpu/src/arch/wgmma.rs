@@ -6,7 +6,7 @@
 
 use core::arch::asm;
 
-/// `BYTES` of a row of an operand in shared memory under the 128-byte swizzle.
+/// Bytes of the eight rows over which the 128-byte swizzle repeats.
 const SWIZZLE_ATOM: u64 = 8 * 128;
 
 /// Describes a B operand: rows (the N of the product) of 128 bytes of shared memory, from
