@@ -1,7 +1,8 @@
 //! A guard against slower code: instructions a weight, compared with committed figures.
 //!
 //! What a kernel does for its weights is told by marked instructions: each `HMMA` multiplies 256
-//! weights by 8 tokens, each 128-bit store of `decompress` writes 256 weights of a warp. They
+//! weights by 8 tokens, each `HGMMA` 256 weights of a warp by all tokens of a tile, each 128-bit
+//! store of `decompress` writes 256 weights of a warp. They
 //! give the loop that counts, or, where they lie in none, the whole kernel; and the weights that
 //! one pass through it handles.
 
@@ -10,8 +11,8 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use zipserv_gpu::{
-    launch::GEMMS,
-    layout::{TILE_COLS, TILE_ROWS},
+    launch::{GEMMS, PREFILLS},
+    layout::{BANDS, TILE_WEIGHTS},
 };
 
 use crate::{
@@ -57,8 +58,10 @@ impl Region {
     /// Finds it in a kernel.
     pub fn of(kernel: &Kernel) -> Result<Self> {
         let gemm = GEMMS.iter().find(|(name, _)| *name == kernel.name);
+        let prefill = PREFILLS.iter().any(|(name, _)| *name == kernel.name);
         let marked = |instruction: &Instruction| match gemm {
             Some(_) => instruction.name() == "HMMA",
+            None if prefill => instruction.name() == "HGMMA",
             None => {
                 let opcode = instruction.opcode();
                 opcode.starts_with("STG") && opcode.contains(".128")
@@ -71,8 +74,10 @@ impl Region {
             .filter(|&&node| marked(&kernel.code[node]))
             .count();
         let weights = marks * MARK_WEIGHTS / gemm.map_or(1, |(_, shape)| shape.n_tiles);
+        // Here a warp has one band of a tile.
+        let least = TILE_WEIGHTS / if prefill { BANDS } else { 1 };
         ensure!(
-            weights > 0 && weights.is_multiple_of(TILE_ROWS * TILE_COLS),
+            weights > 0 && weights.is_multiple_of(least),
             "{}: one pass handles {weights} weights, not whole tiles; has a loop been left rolled up?",
             kernel.name
         );

@@ -27,6 +27,43 @@ pub struct GemmArgs {
     pub base: u32,
 }
 
+/// A `CUtensorMap`: how a bulk copy finds a box of a tensor. It wants 64 bytes of alignment, but
+/// rustc takes no kernel parameter of more than 16; the builder writes the 64 into the PTX.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Debug)]
+pub struct TensorMap(pub [u64; 16]);
+
+/// The operands of one `prefill`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PrefillArgs {
+    /// Activations, N rows of K BF16, in boxes of 64 columns by the tokens that one block of a
+    /// cluster copies ([`crate::launch::Prefill::box_tokens`]), with the 128-byte swizzle. First,
+    /// so that its address is the parameter's.
+    pub x: TensorMap,
+    /// Output, N rows of M BF16.
+    pub y: *mut u16,
+    /// Dense part of the weights.
+    pub dense: *const u8,
+    /// Index of each tile's first patch.
+    pub offsets: *const u32,
+    /// Patches.
+    pub patches: *const u16,
+    /// Partial sums that blocks hand over, [`crate::launch::Prefill::partial_bytes`] a block; all
+    /// [`crate::launch::Gemm::EMPTY`], also when the kernel ends.
+    pub partials: *mut f32,
+    /// Output features.
+    pub m: u32,
+    /// Tokens.
+    pub n: u32,
+    /// Input features.
+    pub k: u32,
+    /// The matrix's base exponent.
+    pub base: u32,
+    /// Output tiles, from the last back, that clusters share along K.
+    pub split: u32,
+}
+
 /// The operands of one `decompress`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

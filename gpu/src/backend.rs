@@ -23,8 +23,23 @@ macro_rules! kernel {
     };
 }
 
+/// Generic address of the parameter of the entry in which this stands, as instructions that read
+/// a tensor map want it. A reference to the parameter would be one to a copy.
+#[cfg(zipserv_sm = "90a")]
+macro_rules! parameter_address {
+    ($name:ident) => {{
+        let mut address: u64;
+        core::arch::asm!(
+            concat!("mov.b64 {0}, ", stringify!($name), "_param_0;"),
+            "cvta.param.u64 {0}, {0};",
+            out(reg64) address, options(pure, nomem, nostack, preserves_flags));
+        address
+    }};
+}
+
+// The 128-byte swizzle of tensor copies repeats every 1024 bytes.
 #[cfg(not(zipserv_nvvm))]
-core::arch::global_asm!(".extern .shared .align 128 .b8 zipserv_shared[];");
+core::arch::global_asm!(".extern .shared .align 1024 .b8 zipserv_shared[];");
 
 /// Address of the block's dynamic shared memory.
 #[cfg(not(zipserv_nvvm))]

@@ -20,6 +20,27 @@ macro_rules! zipgemm {
 
 crate::gemm_kernels!(zipgemm);
 
+macro_rules! prefill {
+    ($($name:ident: $tokens:literal $stages:literal $cluster:literal;)*) => {$(
+        kernel! {
+            /// `prefill` of one shape, see [`crate::launch::Prefill`].
+            ///
+            /// # Safety
+            /// As [`crate::kernels::sm90_prefill::prefill`].
+            #[cfg(zipserv_sm = "90a")]
+            fn $name(args: crate::args::PrefillArgs) {
+                // SAFETY: the caller's promise; the tensor map is the parameter's first field.
+                unsafe {
+                    let x = parameter_address!($name);
+                    crate::kernels::sm90_prefill::prefill::<{ $tokens / 2 }, $stages, $cluster>(&args, x)
+                }
+            }
+        }
+    )*};
+}
+
+crate::prefill_kernels!(prefill);
+
 kernel! {
     /// Restores a matrix, see [`crate::kernels::decompress`].
     ///

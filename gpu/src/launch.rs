@@ -1,6 +1,6 @@
 //! What each kernel's launch looks like: one table for the kernels, the builder and the host.
 
-use crate::layout::{TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS};
+use crate::layout::{BANDS, TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS};
 
 /// Shape of a `zipgemm` block: all that distinguishes one of its kernels from another.
 ///
@@ -55,6 +55,7 @@ impl Gemm {
             threads: self.threads(),
             min_blocks: self.blocks,
             shared_bytes: self.shared_bytes(),
+            cluster: 1,
         }
     }
 
@@ -156,6 +157,113 @@ impl Gemm {
     }
 }
 
+/// Shape of a `prefill` block, for many tokens.
+///
+/// A block makes output tiles of 128 features by [`Prefill::tokens`]: two warpgroups multiply, 64
+/// features each, and a third one copies. A *unit* of work is a tile of weights for each of four
+/// strips, and the activations of their columns, which land in shared memory as one stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefill {
+    /// Tokens of an output tile.
+    pub tokens: usize,
+    /// Depth of the ring of units.
+    pub stages: usize,
+    /// Blocks of a cluster, which share activations; each has its own features.
+    pub cluster: usize,
+}
+
+impl Prefill {
+    /// Warps that multiply.
+    pub const WARPS: usize = 8;
+    /// Threads in a block.
+    pub const THREADS: usize = 32 * (Self::WARPS + 4);
+    /// Strips of an output tile: a warp has one band of one strip.
+    pub const STRIPS: usize = Self::WARPS / BANDS;
+    /// Output features of an output tile.
+    pub const ROWS: usize = TILE_ROWS * Self::STRIPS;
+    /// Patches of one tile of weights that a stage has room for. Those past it are read from
+    /// global memory.
+    pub const PATCH_ROOM: usize = 64;
+    /// Bytes of one warp's table of bases: one BF16 exponent field for each weight of a band.
+    pub const BASES_BYTES: usize = 2 * TILE_WEIGHTS / BANDS;
+    /// Tokens that pass through shared memory at a time on their way out.
+    pub const CHUNK_TOKENS: usize = 64;
+    /// Bytes of a token's 64 features, and of 64 columns of its activations.
+    pub const LINE_BYTES: usize = 128;
+    /// Bytes of one warpgroup's outputs on their way out.
+    pub const OUT_BYTES: usize = Self::CHUNK_TOKENS * Self::LINE_BYTES;
+
+    /// The launch of the kernel called `name`.
+    const fn launch(self, name: &'static str) -> Launch {
+        assert!(
+            self.shared_bytes() <= 227 * 1024,
+            "more shared memory than Hopper has"
+        );
+        Launch {
+            name,
+            threads: Self::THREADS,
+            min_blocks: 1,
+            shared_bytes: self.shared_bytes(),
+            cluster: self.cluster,
+        }
+    }
+
+    /// Tokens whose activations one block copies, for all blocks of its cluster.
+    pub const fn box_tokens(self) -> usize {
+        self.tokens / self.cluster
+    }
+
+    /// Bytes of the sums that one block hands over to a later one.
+    pub const fn partial_bytes(self) -> usize {
+        4 * Self::ROWS * self.tokens
+    }
+
+    /// Bytes of the activations, which come first in a stage.
+    pub const fn x_bytes(self) -> usize {
+        self.tokens * Self::LINE_BYTES
+    }
+
+    /// Offset of the dense tiles in a stage, one for each strip.
+    pub const fn dense_at(self) -> usize {
+        self.x_bytes()
+    }
+
+    /// Offset of the tiles' patches in a stage.
+    pub const fn patches_at(self) -> usize {
+        self.dense_at() + Self::STRIPS * TILE_BYTES
+    }
+
+    /// Offset of the ranges of the tiles' patches in a stage: two words each.
+    pub const fn ranges_at(self) -> usize {
+        self.patches_at() + 2 * Self::STRIPS * Self::PATCH_ROOM
+    }
+
+    /// Bytes of a stage; the swizzle of activations repeats every 1024 bytes.
+    pub const fn stage_bytes(self) -> usize {
+        (self.ranges_at() + 8 * Self::STRIPS).next_multiple_of(1024)
+    }
+
+    /// Offset of the warps' tables of bases, behind the ring.
+    pub const fn bases_at(self) -> usize {
+        self.stages * self.stage_bytes()
+    }
+
+    /// Offset of the outputs on their way out.
+    pub const fn out_at(self) -> usize {
+        self.bases_at() + Self::WARPS * Self::BASES_BYTES
+    }
+
+    /// Offset of the barriers: *full* and *empty* for each stage.
+    pub const fn barriers_at(self) -> usize {
+        self.out_at() + Self::WARPS / 4 * Self::OUT_BYTES
+    }
+
+    /// Dynamic shared memory of a block.
+    pub const fn shared_bytes(self) -> usize {
+        self.barriers_at() + 16 * self.stages
+    }
+}
+
 /// One kernel's launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
@@ -167,6 +275,8 @@ pub struct Launch {
     pub min_blocks: usize,
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: usize,
+    /// Blocks of a cluster.
+    pub cluster: usize,
 }
 
 /// Every `zipgemm` kernel: name, then [`Gemm`]'s fields. `$use` is a macro that makes something
@@ -175,15 +285,10 @@ pub struct Launch {
 macro_rules! gemm_kernels {
     ($use:ident) => {
         $use! {
-            zipgemm_n8_2x2x3: 1 2 2 3 12 1 1;
-            zipgemm_n8_2x2x4: 1 2 2 4 8 1 1;
             zipgemm_n8_2x4x2: 1 2 4 2 4 1 1;
-            zipgemm_n8_2x2x2: 1 2 2 2 12 1 1;
-            zipgemm_n8_4x1x3: 1 4 1 3 6 1 1;
-            zipgemm_n16_2x2x3: 2 2 2 3 9 1 1;
             zipgemm_n16_2x2x4: 2 2 2 4 8 1 1;
+            zipgemm_n16_2x4x2: 2 2 4 2 4 1 1;
             zipgemm_n32_2x2x2: 4 2 2 2 8 2 1;
-            zipgemm_n64_2x2x2: 8 2 2 2 4 2 1;
             zipgemm_n64_4x2x1: 8 4 2 1 3 2 1;
         }
     };
@@ -199,16 +304,44 @@ macro_rules! tables {
 
         /// Every kernel's launch.
         pub const KERNELS: &[Launch] = &[
-            Launch { name: "decompress", threads: 256, min_blocks: 4, shared_bytes: 8 * DECOMPRESS_WARP_BYTES },
-            Launch { name: "read", threads: READ_THREADS, min_blocks: 2, shared_bytes: 0 },
+            Launch { name: "decompress", threads: 256, min_blocks: 4, shared_bytes: 8 * DECOMPRESS_WARP_BYTES, cluster: 1 },
+            Launch { name: "read", threads: READ_THREADS, min_blocks: 2, shared_bytes: 0, cluster: 1 },
             $(
                 Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, teams: $teams, stages: $stages, sum_stages: $sum_stages, blocks: $blocks }
                     .launch(stringify!($name)),
             )*
+            PREFILLS[0].1.launch(PREFILLS[0].0),
+            PREFILLS[1].1.launch(PREFILLS[1].0),
+            PREFILLS[2].1.launch(PREFILLS[2].0),
+            PREFILLS[3].1.launch(PREFILLS[3].0),
         ];
     };
 }
 gemm_kernels!(tables);
+
+/// Every `prefill` kernel: name, then [`Prefill`]'s fields. `$use` as in [`gemm_kernels`].
+#[macro_export]
+macro_rules! prefill_kernels {
+    ($use:ident) => {
+        $use! {
+            prefill_n64: 64 8 2;
+            prefill_n128: 128 6 2;
+            prefill_n192: 192 5 2;
+            prefill_n256: 256 4 2;
+        }
+    };
+}
+
+macro_rules! prefills {
+    ($($name:ident: $tokens:literal $stages:literal $cluster:literal;)*) => {
+        /// Every `prefill` kernel and its shape.
+        pub const PREFILLS: &[(&str, Prefill)] = &[$((
+            stringify!($name),
+            Prefill { tokens: $tokens, stages: $stages, cluster: $cluster },
+        )),*];
+    };
+}
+prefill_kernels!(prefills);
 
 /// Shared memory of one warp of `decompress`: a tile, its rows 16 bytes apart in banks.
 pub const DECOMPRESS_WARP_BYTES: usize = TILE_ROWS * (2 * TILE_COLS + 16);

@@ -15,7 +15,10 @@ use cust::{
 };
 use zipserv::{
     Matrix,
-    cuda::{DeviceMatrix, Gpu, Plan, RawStream, Workspace, decompress_raw, zipgemm_raw},
+    cuda::{
+        DeviceMatrix, Gpu, Plan, PrefillPlan, RawStream, Workspace, decompress_raw,
+        zipgemm_prefill_raw, zipgemm_raw,
+    },
     encode,
 };
 use zipserv_gpu::launch::{GEMMS, Gemm};
@@ -109,6 +112,36 @@ impl Lab {
         // SAFETY: `x` and `y` have room; all calls of a lab follow one another in its stream.
         unsafe {
             zipgemm_raw(
+                self.gpu,
+                self.raw(),
+                plan,
+                weights,
+                x,
+                n,
+                y,
+                &self.workspace,
+            )
+            .unwrap();
+        }
+        self.stream.synchronize().unwrap();
+        output.values()
+    }
+
+    /// Multiplies many tokens; `skew` moves `y`.
+    pub fn prefill(
+        &self,
+        plan: &PrefillPlan,
+        weights: &DeviceMatrix,
+        x: &[u16],
+        skew: usize,
+    ) -> Vec<u16> {
+        let n = x.len() / weights.cols();
+        let input = Guarded::new(x, NAN, 0);
+        let output = Guarded::new(&vec![NAN; n * weights.rows()], GUARD, skew);
+        let (x, y) = (input.address(), output.address());
+        // SAFETY: `x` and `y` have room; all calls of a lab follow one another in its stream.
+        unsafe {
+            zipgemm_prefill_raw(
                 self.gpu,
                 self.raw(),
                 plan,

@@ -22,5 +22,6 @@ mod data;
 mod decompress;
 mod gemm;
 mod lab;
+mod prefill;
 mod read;
 mod stream;

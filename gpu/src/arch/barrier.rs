@@ -40,6 +40,21 @@ pub unsafe fn arrive(barrier: u32) {
     }
 }
 
+/// Arrives once if `really`, without a branch.
+///
+/// # Safety
+/// As [`arrive`].
+#[inline(always)]
+pub unsafe fn arrive_if(barrier: u32, really: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{{ .reg .pred really;",
+            "setp.ne.u32 really, {}, 0;",
+            "@really mbarrier.arrive.shared.b64 _, [{}]; }}",
+            in(reg32) u32::from(really), in(reg32) barrier, options(nostack, preserves_flags));
+    }
+}
+
 /// Makes the current phase wait for `bytes` more bytes of copies.
 ///
 /// # Safety

@@ -18,6 +18,49 @@ pub unsafe fn bulk(to: u32, from: *const u8, bytes: u32, barrier: u32) {
     }
 }
 
+/// Starts a copy of a box of a two-dimensional tensor, as `map` describes both; what lies outside
+/// the tensor becomes zeros. `barrier` counts the bytes of the whole box when they have landed.
+///
+/// # Safety
+/// `map` is the generic address of a tensor map in a kernel parameter or in constant or global
+/// memory; `to` is aligned as its swizzle asks and has room for the box; `barrier` expects the
+/// bytes; nothing touches the destination until the barrier's phase completes.
+#[inline(always)]
+pub unsafe fn tensor(to: u32, map: u64, column: u32, row: u32, barrier: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes \
+             [{}], [{}, {{{}, {}}}], [{}];",
+            in(reg32) to, in(reg64) map, in(reg32) column, in(reg32) row, in(reg32) barrier,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// [`tensor`] to the same place of each block of the cluster whose bit is set in `blocks`, where
+/// the same barrier counts the bytes.
+///
+/// # Safety
+/// As [`tensor`], in each of the blocks.
+#[inline(always)]
+pub unsafe fn tensor_multicast(
+    to: u32,
+    map: u64,
+    column: u32,
+    row: u32,
+    barrier: u32,
+    blocks: u16,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes\
+             .multicast::cluster [{}], [{}, {{{}, {}}}], [{}], {};",
+            in(reg32) to, in(reg64) map, in(reg32) column, in(reg32) row, in(reg32) barrier,
+            in(reg16) blocks, options(nostack, preserves_flags));
+    }
+}
+
 /// Starts a copy of 16 bytes of which the first `bytes` (0 or 16) are read and the others zero.
 ///
 /// # Safety

@@ -38,6 +38,33 @@ pub unsafe fn load_matrices(row: u32) -> [u32; 4] {
     [a, b, c, d]
 }
 
+/// Stores four 8 x 8 matrices of 16-bit elements, transposed: the reverse of [`load_matrices`],
+/// where element `j` of the row at an address comes from row `j` of the matrix.
+///
+/// # Safety
+/// Each address is 16-byte aligned and lies in shared memory.
+#[inline(always)]
+pub unsafe fn store_transposed_matrices(row: u32, [a, b, c, d]: [u32; 4]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [{}], {{{}, {}, {}, {}}};",
+            in(reg32) row, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Rounds two values to the nearest BF16, ties to even; the first goes to the low half.
+#[inline(always)]
+pub fn to_bf16_pair(first: f32, second: f32) -> u32 {
+    let mut bits: u32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("cvt.rn.bf16x2.f32 {}, {}, {};", out(reg32) bits, in(reg32) second, in(reg32) first,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    bits
+}
+
 /// Rounds to the nearest BF16, ties to even.
 #[inline(always)]
 pub fn to_bf16(value: f32) -> u16 {

@@ -5,8 +5,10 @@
 //! the PTX ISA's, and its `# Safety` section says what the caller owes.
 
 pub mod barrier;
+pub mod cluster;
 pub mod copy;
 pub mod grid;
 pub mod memory;
 pub mod mma;
 pub mod thread;
+pub mod wgmma;

@@ -45,17 +45,54 @@ pub fn sync_warp() {
     }
 }
 
-/// Waits until all `threads` of the block are here or have passed [`arrive_block`].
+/// Waits for all threads of the block.
 #[inline(always)]
-pub fn sync_block(threads: u32) {
+pub fn sync_block() {
+    // SAFETY: all threads of the block run this; `asm!` keeps memory accesses on their side.
+    unsafe { asm!("bar.sync 0;", options(nostack, preserves_flags)) }
+}
+
+/// Waits until each of the block's `threads` is here or has passed [`arrive_block`].
+#[inline(always)]
+pub fn meet_block(threads: u32) {
     // SAFETY: all other threads of the block run one of the two; `asm!` keeps memory accesses on
     // their side.
     unsafe { asm!("bar.sync 0, {};", in(reg32) threads, options(nostack, preserves_flags)) }
 }
 
-/// Lets others of the block's `threads` pass [`sync_block`], and does not wait for them.
+/// Lets others of the block's `threads` pass [`meet_block`], and does not wait for them.
 #[inline(always)]
 pub fn arrive_block(threads: u32) {
     // SAFETY: as above.
     unsafe { asm!("bar.arrive 0, {};", in(reg32) threads, options(nostack, preserves_flags)) }
+}
+
+/// Waits for the `THREADS` threads that run this with the same `barrier`, 1 to 15.
+#[inline(always)]
+pub fn sync_threads<const THREADS: u32>(barrier: u32) {
+    // SAFETY: the caller's threads all run this; `asm!` keeps memory accesses on their side.
+    unsafe {
+        asm!("bar.sync {}, {};", in(reg32) barrier, const THREADS,
+            options(nostack, preserves_flags))
+    }
+}
+
+/// Asks for so many registers a thread; waits until other warps have given up enough.
+#[inline(always)]
+pub fn grow_registers<const REGISTERS: u32>() {
+    // SAFETY: all warps of the warpgroup run this.
+    unsafe {
+        asm!("setmaxnreg.inc.sync.aligned.u32 {};", const REGISTERS,
+            options(nostack, preserves_flags))
+    }
+}
+
+/// Gives up all but so many registers a thread.
+#[inline(always)]
+pub fn shrink_registers<const REGISTERS: u32>() {
+    // SAFETY: all warps of the warpgroup run this.
+    unsafe {
+        asm!("setmaxnreg.dec.sync.aligned.u32 {};", const REGISTERS,
+            options(nostack, preserves_flags))
+    }
 }

@@ -1,7 +1,23 @@
 //! The kernels. Each file opens with its data flow and its budget.
 
+/// Runs `$body` for `$j` from 0 to below `$n`, at most 8, with `$j` a literal each time: a loop
+/// that certainly leaves no index to run time, which registers do not have.
+macro_rules! unroll {
+    ($j:ident < $n:expr => $body:block) => {
+        unroll!(@ $j $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $j:ident $n:expr, $body:block, $($i:literal)*) => {
+        $(if $i < $n {
+            const $j: usize = $i;
+            $body
+        })*
+    };
+}
+
 pub mod decompress;
 pub mod read;
+mod ring;
+pub mod sm90_prefill;
 mod tile;
 mod work;
 pub mod zipgemm;

@@ -20,6 +20,7 @@
 use core::ops::Range;
 
 use super::{
+    ring::Ring,
     tile::{self, Patches, Tile},
     work::{Segment, Segments, Work},
 };
@@ -29,20 +30,6 @@ use crate::{
     launch::Gemm,
     layout::*,
 };
-
-/// Runs `$body` for `$j` from 0 to below `$n`, at most 8, with `$j` a literal each time: a loop
-/// that certainly leaves no index to run time, which registers do not have.
-macro_rules! unroll {
-    ($j:ident < $n:expr => $body:block) => {
-        unroll!(@ $j $n, $body, 0 1 2 3 4 5 6 7)
-    };
-    (@ $j:ident $n:expr, $body:block, $($i:literal)*) => {
-        $(if $i < $n {
-            const $j: usize = $i;
-            $body
-        })*
-    };
-}
 
 /// The kernel of one [`Gemm`] shape.
 ///
@@ -63,24 +50,6 @@ pub unsafe fn zipgemm<
     let block = Block::<N_TILES, STRIPS, GROUPS, TEAMS, STAGES, SUM_STAGES>::new(args);
     // SAFETY: the caller's promise, passed on.
     unsafe { block.run() }
-}
-
-/// A stage of a ring of `STAGES`, and the parity of the phase that a wait for it is about.
-#[derive(Clone, Copy, Default)]
-struct Ring<const STAGES: usize> {
-    stage: u32,
-    parity: u32,
-}
-
-impl<const STAGES: usize> Ring<STAGES> {
-    #[inline(always)]
-    fn advance(&mut self, stages: usize) {
-        self.stage += stages as u32;
-        if self.stage >= STAGES as u32 {
-            self.stage -= STAGES as u32;
-            self.parity ^= 1;
-        }
-    }
 }
 
 /// Most *fours*, sums of four rows and one token, that a writer's thread has of eight tokens.
@@ -260,7 +229,7 @@ impl<
             if self.warp < Self::WARPS {
                 tile::fill_bases(self.args, self.bases(), self.lane);
             }
-            thread::sync_block(Self::THREADS);
+            thread::meet_block(Self::THREADS);
             if self.warp < Self::WARPS {
                 self.multiply();
             } else if self.warp == Self::WARPS + 1 {
@@ -303,10 +272,7 @@ impl<
             if turn < STAGES as u32 {
                 self.copy_dense(&own, strip, turn);
             }
-            let mut ring = Ring::<STAGES> {
-                stage: 0,
-                parity: 1,
-            };
+            let mut ring = Ring::<STAGES>::FILLING;
             let mut unit = 0;
             while unit < units {
                 let next = own.after(Self::BATCH);
@@ -320,7 +286,7 @@ impl<
                         self.copy_patches(range, strip, ring.stage);
                         barrier::arrive(self.full(ring.stage));
                     }
-                    ring.advance(1);
+                    ring.advance();
                     unit += 1;
                 }
                 (own, range) = (next, next_range);
@@ -331,17 +297,9 @@ impl<
     /// Keeps the ring full of activations.
     #[inline(always)]
     unsafe fn copy_activations(&self) {
-        let mut unit = Cursor::<GROUPS>::new(self.segments);
-        let mut ahead = unit;
-        for _ in 0..STAGES {
-            self.prefetch_x(&ahead);
-            ahead = ahead.after(1);
-        }
         grid::wait_dependencies();
-        let mut ring = Ring::<STAGES> {
-            stage: 0,
-            parity: 1,
-        };
+        let mut unit = Cursor::<GROUPS>::new(self.segments);
+        let mut ring = Ring::<STAGES>::FILLING;
         while unit.unit().2 > 0 {
             // SAFETY: `run`'s.
             unsafe {
@@ -349,7 +307,7 @@ impl<
                 self.copy_x(unit.unit().1, ring.stage);
             }
             unit = unit.after(1);
-            ring.advance(1);
+            ring.advance();
         }
     }
 
@@ -494,10 +452,7 @@ impl<
             stage: team,
             parity: 0,
         };
-        let mut sums = Ring::<SUM_STAGES> {
-            stage: 0,
-            parity: 1,
-        };
+        let mut sums = Ring::<SUM_STAGES>::FILLING;
         // The team's next unit, counted from where the segment starts.
         let mut unit = team;
         while let Some(Segment {
@@ -531,7 +486,7 @@ impl<
                         barrier::arrive(self.empty(ring.stage));
                     }
                 }
-                ring.advance(TEAMS);
+                ring.skip(TEAMS);
                 unit += TEAMS as u32;
             }
             unit -= units;
@@ -594,17 +549,23 @@ impl<
                     barrier::arrive(self.sums_full(ring.stage));
                 }
             }
-            ring.advance(1);
+            ring.advance();
         });
     }
 
     /// Adds up what the warps pass on and writes the output, or hands it to a later block.
     #[inline(always)]
     unsafe fn write(&self) {
+        // There is nothing else to do yet.
+        let mut ahead = Cursor::<GROUPS>::new(self.segments);
+        for _ in 0..STAGES {
+            self.prefetch_x(&ahead);
+            ahead = ahead.after(1);
+        }
         grid::wait_dependencies();
         let thread = (self.warp - Self::WARPS - 2) * LANES as u32 + self.lane;
         let mut segments = self.segments;
-        let mut ring = Ring::<SUM_STAGES>::default();
+        let mut ring = Ring::<SUM_STAGES>::EMPTYING;
         while let Some(segment) = segments.next() {
             let mut sums = [[[0f32; 4]; FOURS_AT_MOST]; N_TILES];
             // SAFETY: `run`'s.
@@ -642,7 +603,7 @@ impl<
                     if self.lane == 0 {
                         barrier::arrive(self.sums_empty(ring.stage));
                     }
-                    ring.advance(1);
+                    ring.advance();
                     unroll!(I < Self::fours() => {
                         let (token, row) = Self::four(I, thread);
                         if token < 8 {

@@ -161,7 +161,7 @@ impl Measure<'_> {
     }
 
     /// What the outputs should be.
-    fn reference(
+    pub(super) fn reference(
         &self,
         operands: &Operands,
         x: &Copies,
@@ -196,7 +196,11 @@ impl Measure<'_> {
         }
     }
 
-    fn algorithms(&self, operands: &Operands, n: usize) -> Result<Vec<Algorithm>, CudaError> {
+    pub(super) fn algorithms(
+        &self,
+        operands: &Operands,
+        n: usize,
+    ) -> Result<Vec<Algorithm>, CudaError> {
         let problem = Problem {
             m: operands.info.rows,
             n,
@@ -208,7 +212,7 @@ impl Measure<'_> {
     }
 
     /// cuBLAS's own choice, and the most promising of cuBLASLt's.
-    fn cublas_choices<'b>(
+    pub(super) fn cublas_choices<'b>(
         &'b self,
         operands: &'b Operands,
         algorithms: &'b [Algorithm],

@@ -221,13 +221,32 @@ impl Gpu {
         mut args: T,
     ) -> Result<(), CudaError> {
         let function = self.function(kernel)?;
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        let attribute = |id, value| sys::CUlaunchAttribute {
+            id,
             pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                programmaticStreamSerializationAllowed: 1,
-            },
+            value,
         };
+        let mut attributes = Vec::with_capacity(2);
+        if dependent {
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                sys::CUlaunchAttributeValue {
+                    programmaticStreamSerializationAllowed: 1,
+                },
+            ));
+        }
+        if function.launch.cluster > 1 {
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                sys::CUlaunchAttributeValue {
+                    clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                        x: function.launch.cluster as u32,
+                        y: 1,
+                        z: 1,
+                    },
+                },
+            ));
+        }
         let config = sys::CUlaunchConfig {
             gridDimX: blocks,
             gridDimY: 1,
@@ -237,8 +256,8 @@ impl Gpu {
             blockDimZ: 1,
             sharedMemBytes: function.launch.shared_bytes as u32,
             hStream: stream,
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(dependent),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         let mut params = [(&raw mut args).cast::<c_void>()];
         // SAFETY: the caller's promise.

@@ -12,6 +12,7 @@ mod gpu;
 mod guard;
 mod matrix;
 mod plan;
+mod prefill;
 mod read;
 mod workspace;
 
@@ -20,6 +21,7 @@ pub use gemm::{zipgemm, zipgemm_raw};
 pub use gpu::{Family, Gpu};
 pub use matrix::DeviceMatrix;
 pub use plan::{Plan, zipgemm_plan};
+pub use prefill::{PrefillPlan, prefill_plan, zipgemm_prefill_raw};
 pub use read::{read_raw, read_sink_words};
 pub use workspace::Workspace;
 

@@ -46,12 +46,12 @@ const MEASURED: &[Measured] = &[
     Measured {
         tokens: 8,
         weights: 0,
-        kernel: "zipgemm_n8_2x2x3",
+        kernel: "zipgemm_n8_2x4x2",
     },
     Measured {
         tokens: 16,
         weights: 0,
-        kernel: "zipgemm_n16_2x2x4",
+        kernel: "zipgemm_n16_2x4x2",
     },
     Measured {
         tokens: 32,
@@ -66,7 +66,7 @@ const MEASURED: &[Measured] = &[
     Measured {
         tokens: 64,
         weights: 0,
-        kernel: "zipgemm_n64_2x2x2",
+        kernel: "zipgemm_n64_4x2x1",
     },
 ];
 

@@ -1,5 +1,5 @@
 use cust::memory::{CopyDestination, DeviceBuffer};
-use zipserv_gpu::launch::{GEMMS, Gemm};
+use zipserv_gpu::launch::{GEMMS, Gemm, PREFILLS};
 
 use super::{CudaError, Gpu, RawStream, settle};
 
@@ -30,11 +30,14 @@ impl Workspace {
     /// # Errors
     /// [`CudaError`] from the driver.
     pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
-        let bytes = GEMMS.iter().map(|(_, shape)| {
+        let multiprocessors = gpu.multiprocessors() as usize;
+        let gemms = GEMMS.iter().map(|(_, shape)| {
             let blocks = shape.blocks.max(BLOCKS_PER_MULTIPROCESSOR);
-            blocks * gpu.multiprocessors() as usize * shape.partial_bytes()
+            blocks * multiprocessors * shape.partial_bytes()
         });
-        let words = bytes.max().unwrap_or(0) / 4;
+        let prefills = PREFILLS.iter().filter(|(name, _)| gpu.has(name));
+        let prefills = prefills.map(|(_, shape)| multiprocessors * shape.partial_bytes());
+        let words = gemms.chain(prefills).max().unwrap_or(0) / 4;
         let partials = DeviceBuffer::from_slice(&vec![Gemm::EMPTY; words])?;
         // The copy must be there before a stream that does not wait for the default one.
         settle()?;

@@ -1,0 +1,121 @@
+//! Tensor cores, asynchronous: four warps multiply from registers and shared memory.
+//!
+//! A warpgroup is four warps that start at a multiple of four; all their threads run each
+//! function. The PTX ISA lets no instruction touch accumulators or A registers from the
+//! multiplication on until a wait has seen its group complete.
+
+use core::arch::asm;
+
+/// Bytes of the eight rows over which the 128-byte swizzle repeats.
+const SWIZZLE_ATOM: u64 = 8 * 128;
+
+/// Describes a B operand: rows (the N of the product) of 128 bytes of shared memory, from
+/// `address` on, K along the row, in the 128-byte swizzle. `address + 32 * s` describes the
+/// `s`-th 16 columns of rows whose groups of eight start at multiples of 1024.
+#[inline(always)]
+pub fn swizzled_rows(address: u32) -> u64 {
+    const SWIZZLE_128: u64 = 1 << 62;
+    // Bits 16..30 are not used with a swizzle along K.
+    SWIZZLE_128 | (SWIZZLE_ATOM / 16) << 32 | 1 << 16 | u64::from(address & 0x3_FFFF) >> 4
+}
+
+/// Makes a group of the multiplications since the last one.
+#[inline(always)]
+pub fn commit() {
+    // SAFETY: all threads of the warpgroup run this.
+    unsafe {
+        asm!(
+            "wgmma.commit_group.sync.aligned;",
+            options(nostack, preserves_flags)
+        )
+    }
+}
+
+/// Waits until at most the `LEFT` latest groups are incomplete.
+#[inline(always)]
+pub fn wait<const LEFT: u32>() {
+    // SAFETY: all threads of the warpgroup run this.
+    unsafe {
+        asm!("wgmma.wait_group.sync.aligned {};", const LEFT, options(nostack, preserves_flags))
+    }
+}
+
+/// A thread's part of a 64 x N accumulator, N = 2 * length. With `lane = 4 * g + t`, entry
+/// `4j + 2i + h` is row `16 * warp + g + 8i`, column `8j + 2t + h`.
+pub trait Accumulator: Sized {
+    /// The empty sum. (`[0.0; N]` at run time would be a loop over memory.)
+    const ZERO: Self;
+
+    /// Starts `self += a * b` for 64 x 16 BF16 times 16 x N BF16, in FP32. `a` is the warp's 16
+    /// rows as in [`crate::layout`], `b` as [`swizzled_rows`] describes it.
+    ///
+    /// A in registers has just been written, so the fence that this asks for is part of it.
+    ///
+    /// # Safety
+    /// `b` describes shared memory whose contents the asynchronous proxy sees, and that stays as
+    /// it is until a wait has seen the group complete.
+    unsafe fn multiply(&mut self, a: [u32; 4], b: u64);
+
+    /// Waits for all multiplications, after which `self` may be read.
+    fn finish(&mut self);
+}
+
+macro_rules! accumulator {
+    ($n:literal: $first:literal $($i:literal)*) => {
+        impl Accumulator for [f32; $n / 2] {
+            const ZERO: Self = [0.0; $n / 2];
+
+            #[inline(always)]
+            unsafe fn multiply(&mut self, a: [u32; 4], b: u64) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    asm!(
+                        "{{ .reg .pred add;",
+                        "setp.ne.u32 add, 1, 0;",
+                        "wgmma.fence.sync.aligned;",
+                        concat!(
+                            "wgmma.mma_async.sync.aligned.m64n", $n, "k16.f32.bf16.bf16 {{",
+                            "{", $first, "}", $(", {", $i, "}",)* "}}, {{{a0}, {a1}, {a2}, {a3}}}, {b}, add, 1, 1, 0; }}"
+                        ),
+                        inout(reg32) self[$first], $(inout(reg32) self[$i],)*
+                        a0 = in(reg32) a[0], a1 = in(reg32) a[1], a2 = in(reg32) a[2], a3 = in(reg32) a[3],
+                        b = in(reg64) b,
+                        options(nostack, preserves_flags));
+                }
+            }
+
+            #[inline(always)]
+            fn finish(&mut self) {
+                // The comment ties the registers to the wait, so that no use of them moves ahead.
+                // SAFETY: all threads of the warpgroup run this.
+                unsafe {
+                    asm!(
+                        concat!("wgmma.wait_group.sync.aligned 0; // {", $first, "}" $(, " {", $i, "}")*),
+                        inout(reg32) self[$first], $(inout(reg32) self[$i],)*
+                        options(nostack, preserves_flags));
+                }
+            }
+        }
+    };
+}
+
+accumulator!(8: 0 1 2 3);
+accumulator!(16: 0 1 2 3 4 5 6 7);
+accumulator!(32: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+accumulator!(64: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+accumulator!(128:
+    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33
+    34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63
+);
+accumulator!(192:
+    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33
+    34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64
+    65 66 67 68 69 70 71 72 73 74 75 76 77 78 79 80 81 82 83 84 85 86 87 88 89 90 91 92 93 94 95
+);
+accumulator!(256:
+    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33
+    34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64
+    65 66 67 68 69 70 71 72 73 74 75 76 77 78 79 80 81 82 83 84 85 86 87 88 89 90 91 92 93 94 95
+    96 97 98 99 100 101 102 103 104 105 106 107 108 109 110 111 112 113 114 115 116 117 118 119
+    120 121 122 123 124 125 126 127
+);

@@ -1,0 +1,254 @@
+use std::{fmt, mem::MaybeUninit};
+
+use cudarc::driver::sys::{self, CUdeviceptr};
+use zipserv_gpu::{
+    args::{PrefillArgs, TensorMap},
+    launch::{PREFILLS, Prefill},
+    layout::TILE_COLS,
+};
+
+use super::{CudaError, DeviceMatrix, Gpu, RawStream, Workspace, check};
+
+/// What a call of [`zipgemm_prefill_raw`] launches. [`prefill_plan`] chooses one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefillPlan {
+    kernel: &'static str,
+    shape: Prefill,
+    clusters: u32,
+    /// Output tiles: of all features and tokens, of the features and tokens of a cluster each.
+    tiles: u32,
+    split: u32,
+    dependent: bool,
+}
+
+/// Chooses kernel and launch for `n` tokens.
+///
+/// # Errors
+/// [`CudaError::Argument`] when `n` is 0, or the device has no kernel for so many tokens.
+pub fn prefill_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<PrefillPlan, CudaError> {
+    // The smallest tile that takes all tokens, or else the largest.
+    let kernels = || PREFILLS.iter().filter(|(name, _)| gpu.has(name));
+    let (name, _) = kernels()
+        .find(|(_, shape)| n <= shape.tokens)
+        .or(kernels().next_back())
+        .ok_or_else(|| {
+            let family = gpu.family();
+            CudaError::Argument(format!(
+                "no kernel for {n} tokens for this device ({family})"
+            ))
+        })?;
+    PrefillPlan::with_kernel(gpu, weights, n, name)
+}
+
+impl PrefillPlan {
+    /// The launch of a named kernel.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] when `n` is 0, or the device has no such kernel.
+    pub fn with_kernel(
+        gpu: &Gpu,
+        weights: &DeviceMatrix,
+        n: usize,
+        kernel: &str,
+    ) -> Result<Self, CudaError> {
+        /// Clusters that share an output tile, at most: one of them adds up all sums.
+        const SHARERS: usize = 8;
+        let &(kernel, shape) = PREFILLS
+            .iter()
+            .find(|(name, _)| *name == kernel && gpu.has(name))
+            .ok_or_else(|| {
+                let family = gpu.family();
+                CudaError::Argument(format!("no kernel {kernel} for this device ({family})"))
+            })?;
+        let tiles = tiles(&shape, weights, n);
+        let (Ok(tiles32), true) = (u32::try_from(tiles), n > 0) else {
+            return Err(CudaError::Argument(format!(
+                "{n} tokens: too few or too many"
+            )));
+        };
+        let tile_cols = weights.cols().div_ceil(TILE_COLS);
+        let clusters = gpu.multiprocessors() as usize / shape.cluster;
+        let clusters = clusters.min(tiles * tile_cols.min(SHARERS)).max(1);
+        // Whole tiles go round as often as they can. If few are left over, as many again are
+        // split with them, so that no tile has more than two or three sharers; if nearly as many
+        // as there are clusters, all stay whole.
+        let rest = tiles % clusters;
+        let split = if rest * 10 >= clusters * 9 {
+            0
+        } else if rest > 0 && tiles > clusters {
+            rest + clusters
+        } else {
+            rest
+        };
+        Ok(Self {
+            kernel,
+            shape,
+            clusters: clusters as u32,
+            tiles: tiles32,
+            split: split as u32,
+            dependent: true,
+        })
+    }
+
+    /// The same with so many output tiles shared along K, at most all of them.
+    #[must_use]
+    pub fn with_split(self, tiles: u32) -> Self {
+        Self {
+            split: tiles.min(self.tiles),
+            ..self
+        }
+    }
+
+    /// The same on at most so many clusters of thread blocks, at least one.
+    #[must_use]
+    pub fn with_clusters(self, clusters: u32) -> Self {
+        Self {
+            clusters: clusters.clamp(1, self.clusters),
+            ..self
+        }
+    }
+
+    /// The same with or without programmatic dependent launch.
+    #[must_use]
+    pub fn with_dependent(self, dependent: bool) -> Self {
+        Self { dependent, ..self }
+    }
+
+    /// The kernel's name.
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// The kernel's shape.
+    pub fn shape(&self) -> Prefill {
+        self.shape
+    }
+
+    /// Output tiles.
+    pub fn tiles(&self) -> u32 {
+        self.tiles
+    }
+
+    /// Clusters of thread blocks.
+    pub fn clusters(&self) -> u32 {
+        self.clusters
+    }
+
+    /// Output tiles that clusters share along K.
+    pub fn split(&self) -> u32 {
+        self.split
+    }
+}
+
+impl fmt::Display for PrefillPlan {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self {
+            kernel,
+            clusters,
+            tiles,
+            split,
+            ..
+        } = self;
+        write!(
+            f,
+            "{kernel}: {tiles} output tiles over {clusters} clusters, {split} of them shared"
+        )?;
+        if self.dependent {
+            f.write_str(", dependent launch")?;
+        }
+        Ok(())
+    }
+}
+
+/// Output tiles of `n` tokens, of a cluster's features each.
+fn tiles(shape: &Prefill, weights: &DeviceMatrix, n: usize) -> usize {
+    weights.rows().div_ceil(Prefill::ROWS * shape.cluster) * n.div_ceil(shape.tokens)
+}
+
+/// [`zipgemm_raw`](super::zipgemm_raw) for many tokens.
+///
+/// # Errors
+/// [`CudaError::Argument`] when the plan does not fit, K is no multiple of 8, or a pointer is not
+/// aligned, that of `x` to 16 bytes; [`CudaError`] from the driver.
+///
+/// # Safety
+/// As [`zipgemm_raw`](super::zipgemm_raw).
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn zipgemm_prefill_raw(
+    gpu: &Gpu,
+    stream: RawStream,
+    plan: &PrefillPlan,
+    weights: &DeviceMatrix,
+    x: CUdeviceptr,
+    n: usize,
+    y: CUdeviceptr,
+    workspace: &Workspace,
+) -> Result<(), CudaError> {
+    let PrefillPlan {
+        shape, clusters, ..
+    } = *plan;
+    let blocks = clusters * shape.cluster as u32;
+    let wrong = if tiles(&shape, weights, n) != plan.tiles as usize {
+        Some(format!("the plan is for another problem than {n} tokens"))
+    } else if blocks as usize * shape.partial_bytes() > workspace.bytes() {
+        Some(format!("{blocks} blocks do not fit the workspace"))
+    } else if !weights.cols().is_multiple_of(8) || !x.is_multiple_of(16) {
+        Some("activations must be rows of a multiple of 8, aligned to 16 bytes".to_owned())
+    } else if !y.is_multiple_of(2) {
+        Some("outputs must be aligned to 2 bytes".to_owned())
+    } else {
+        None
+    };
+    if let Some(wrong) = wrong {
+        return Err(CudaError::Argument(wrong));
+    }
+    let (m, k) = (weights.rows(), weights.cols());
+    if m * k == 0 {
+        // Without inputs, or without outputs, there is nothing to add up.
+        // SAFETY: the caller's promise.
+        return check("cuMemsetD16Async", unsafe {
+            sys::cuMemsetD16Async(y, 0, n * m, stream)
+        });
+    }
+    let args = PrefillArgs {
+        x: boxes(x, n, k, shape.box_tokens())?,
+        y: y as *mut u16,
+        dense: weights.dense.as_device_ptr().as_raw() as *const u8,
+        offsets: weights.offsets.as_device_ptr().as_raw() as *const u32,
+        patches: weights.patches.as_device_ptr().as_raw() as *const u16,
+        partials: workspace.partials.as_device_ptr().as_raw() as *mut f32,
+        m: weights.rows,
+        n: n as u32,
+        k: weights.cols,
+        base: u32::from(weights.base),
+        split: plan.split,
+    };
+    // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
+    unsafe { gpu.launch(plan.kernel, blocks, stream, plan.dependent, args) }
+}
+
+/// Describes `n` rows of `k` activations as boxes of 64 columns by `tokens`.
+fn boxes(x: CUdeviceptr, n: usize, k: usize, tokens: usize) -> Result<TensorMap, CudaError> {
+    let mut map = MaybeUninit::<sys::CUtensorMap>::uninit();
+    // SAFETY: the call reads two dimensions, one stride between them, and writes the map.
+    unsafe {
+        check(
+            "cuTensorMapEncodeTiled",
+            sys::cuTensorMapEncodeTiled(
+                map.as_mut_ptr(),
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                x as *mut _,
+                [k as u64, n as u64].as_ptr(),
+                [2 * k as u64].as_ptr(),
+                [TILE_COLS as u32, tokens as u32].as_ptr(),
+                [1, 1].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            ),
+        )?;
+        Ok(TensorMap(map.assume_init().opaque))
+    }
+}

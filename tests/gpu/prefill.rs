@@ -1,0 +1,103 @@
+//! The kernels for many tokens give what sums in FP64 give, and the same bits each time.
+
+use zipserv::cuda::{PrefillPlan, prefill_plan};
+use zipserv_gpu::launch::PREFILLS;
+
+use crate::{
+    data::{Kind, Product},
+    lab::{Lab, quick, upload},
+};
+
+/// Numbers of tokens, of which the first few are enough to see whether it works at all.
+const TOKENS: [usize; 8] = [65, 300, 100, 128, 200, 256, 512, 1000];
+
+fn tokens() -> &'static [usize] {
+    if quick() { &TOKENS[..2] } else { &TOKENS }
+}
+
+/// Every kernel's launch for a problem, with tiles whole and shared, on all clusters and few.
+fn plans(lab: &Lab, weights: &zipserv::cuda::DeviceMatrix, n: usize) -> Vec<PrefillPlan> {
+    let mut plans = vec![prefill_plan(lab.gpu, weights, n).unwrap()];
+    for (name, _) in PREFILLS.iter().filter(|(name, _)| lab.gpu.has(name)) {
+        let plan = PrefillPlan::with_kernel(lab.gpu, weights, n, name).unwrap();
+        let all = plan.tiles();
+        plans.extend([plan.with_split(0), plan.with_split(all)]);
+        plans.push(plan.with_clusters(3).with_split(all));
+        plans.push(plan.with_clusters(2).with_split(1).with_dependent(false));
+    }
+    plans
+}
+
+fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skew: usize) {
+    let bits = kind.weights(m, k);
+    let weights = upload(m, k, &bits);
+    let most = tokens.iter().copied().max().unwrap();
+    let x = kind.activations(most, k);
+    let product = Product::new(&x, &bits, k);
+    for &n in tokens {
+        for plan in plans(lab, &weights, n) {
+            let y = lab.prefill(&plan, &weights, &x[..n * k], skew);
+            product.check(&y, &format_args!("{kind:?} {m} x {k}, {n} tokens, {plan}"));
+            let again = lab.prefill(&plan, &weights, &x[..n * k], skew);
+            assert!(
+                y == again,
+                "{kind:?} {m} x {k}, {n} tokens, {plan}: other bits"
+            );
+        }
+    }
+}
+
+/// One small problem for each kernel: run this first.
+#[test]
+fn prefill_smoke() {
+    let Some(lab) = Lab::new() else { return };
+    check(&lab, Kind::Gaussian, (128, 64), &[65], 0);
+    check(&lab, Kind::Gaussian, (256, 512), &[256], 0);
+}
+
+#[test]
+fn prefill_tokens() {
+    let Some(lab) = Lab::new() else { return };
+    check(&lab, Kind::Gaussian, (384, 1024), tokens(), 0);
+}
+
+#[test]
+fn prefill_shapes() {
+    let Some(lab) = Lab::new() else { return };
+    let shapes = [
+        (301, 1032),
+        (1, 8),
+        (33, 72),
+        (127, 200),
+        (513, 136),
+        (1000, 64),
+        (129, 4096),
+        (5120, 640),
+    ];
+    let shapes = if quick() { &shapes[..2] } else { &shapes };
+    for &shape in shapes {
+        check(&lab, Kind::Gaussian, shape, &tokens()[..2], 0);
+    }
+}
+
+#[test]
+fn prefill_outputs_anywhere() {
+    let Some(lab) = Lab::new() else { return };
+    for skew in [1, 4] {
+        check(&lab, Kind::Gaussian, (136, 328), &tokens()[..2], skew);
+    }
+}
+
+#[test]
+fn prefill_outliers_and_extremes() {
+    let Some(lab) = Lab::new() else { return };
+    for kind in [
+        Kind::Outliers,
+        Kind::OutlierTiles,
+        Kind::Zero,
+        Kind::Large,
+        Kind::Tiny,
+    ] {
+        check(&lab, kind, (200, 776), &tokens()[..2], 0);
+    }
+}
