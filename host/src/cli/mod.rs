@@ -38,15 +38,20 @@ struct Cli {
 
 #[derive(Args)]
 struct Common {
-    /// Print one JSON document on standard output
-    #[arg(long, global = true)]
-    json: bool,
     /// Threads to use [default: one for each core]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<NonZeroUsize>,
     /// Log what happens to standard error; twice for more
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
+}
+
+/// How results are printed.
+#[derive(Args)]
+struct Format {
+    /// Print one JSON document on standard output
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -62,7 +67,7 @@ enum Command {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let Cli { common, command } = Cli::parse();
-    match common.set_up().and_then(|()| command.run(&common)) {
+    match common.set_up().and_then(|()| command.run()) {
         Ok(code) => code,
         Err(error) => {
             console::error(&*error);
@@ -91,14 +96,14 @@ impl Common {
 }
 
 impl Command {
-    fn run(&self, common: &Common) -> Outcome {
+    fn run(&self) -> Outcome {
         match self {
-            Self::Compress(command) => command.run(common),
-            Self::Decompress(command) => command.run(common),
-            Self::Verify(command) => command.run(common),
-            Self::Inspect(command) => command.run(common),
-            Self::Demo(command) => command.run(common),
-            Self::Generate(command) => command.run(common),
+            Self::Compress(command) => command.run(),
+            Self::Decompress(command) => command.run(),
+            Self::Verify(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Demo(command) => command.run(),
+            Self::Generate(command) => command.run(),
         }
     }
 }
