@@ -1,13 +1,21 @@
 //! Arguments, and what every subcommand shares.
 
+#[cfg(feature = "cuda")]
+mod bench;
 mod compress;
 mod console;
 mod decompress;
 mod demo;
 mod generate;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod inspect;
 mod json;
+#[cfg(not(feature = "cuda"))]
+mod no_gpu;
 mod plot;
+#[cfg(feature = "cuda")]
+mod self_test;
 mod size;
 mod table;
 mod verify;
@@ -16,17 +24,22 @@ use std::{error::Error, num::NonZeroUsize, process::ExitCode};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+#[cfg(not(feature = "cuda"))]
+use no_gpu::{NoGpu as Bench, NoGpu as Gpu};
+#[cfg(feature = "cuda")]
+use {bench::Bench, gpu::Gpu};
+
 /// What a subcommand comes to: an exit code, or an error, which has the exit code 2.
 type Outcome = Result<ExitCode, Box<dyn Error>>;
 
-/// The exit code when files differ.
+/// The exit code when files differ, or a GPU computes what it should not.
 const DIFFERENT: u8 = 1;
 /// The exit code of bad input; clap gives it for bad usage too.
 const ERROR: u8 = 2;
 
 /// Lossless compression of BF16 LLM weights.
 ///
-/// Exit codes: 0 done, 1 difference found, 2 bad usage or input.
+/// Exit codes: 0 done, 1 difference found, 2 bad usage or input, or no GPU where one is needed.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -46,7 +59,7 @@ struct Common {
     verbose: u8,
 }
 
-/// How results are printed.
+/// How results are printed. Not among [`Common`]: `bench` writes its JSON to a file.
 #[derive(Args)]
 struct Format {
     /// Print one JSON document on standard output
@@ -62,6 +75,14 @@ enum Command {
     Inspect(inspect::Inspect),
     Demo(demo::Demo),
     Generate(generate::Generate),
+    /// Describe the GPU and test the kernels on it
+    ///
+    /// The exit code is 1 if a kernel is wrong, and 2 if there is no device.
+    Gpu(Gpu),
+    /// Measure the kernels beside cuBLAS
+    ///
+    /// The exit code is 1 if an output is wrong, and 2 if there is no device.
+    Bench(Bench),
 }
 
 /// Runs the program.
@@ -104,6 +125,8 @@ impl Command {
             Self::Inspect(command) => command.run(),
             Self::Demo(command) => command.run(),
             Self::Generate(command) => command.run(),
+            Self::Gpu(command) => command.run(),
+            Self::Bench(command) => command.run(),
         }
     }
 }
