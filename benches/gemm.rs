@@ -4,23 +4,16 @@
 //! weights. For figures to quote, use `zipserv bench`, which measures all layers, checks every
 //! output, and compares with cuBLAS's best choice.
 
-use std::time::Duration;
+mod gpu;
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
-use zipserv::{
-    bench::{Layer, iterate_gemm},
-    cuda::Gpu,
-};
-
-const SHAPES: [(usize, usize); 2] = [(4096, 4096), (28672, 4096)];
+use zipserv::{bench::iterate_gemm, cuda::Gpu};
 
 fn gemm(criterion: &mut Criterion, gpu: &Gpu) {
-    for (rows, cols) in SHAPES {
-        let name = "one";
-        let layer = Layer { name, rows, cols };
-        let mut group = criterion.benchmark_group(format!("gemm/{rows}x{cols}"));
+    for layer in gpu::LAYERS {
+        let mut group = criterion.benchmark_group(format!("gemm/{}x{}", layer.rows, layer.cols));
         group
-            .throughput(Throughput::Bytes(2 * (rows * cols) as u64))
+            .throughput(Throughput::Bytes(2 * (layer.rows * layer.cols) as u64))
             .sampling_mode(SamplingMode::Flat)
             .sample_size(10);
         for n in [1, 8, 16, 32, 64] {
@@ -34,14 +27,5 @@ fn gemm(criterion: &mut Criterion, gpu: &Gpu) {
 }
 
 fn main() {
-    let gpu = match Gpu::new(0) {
-        Ok(gpu) => gpu,
-        Err(error) => return eprintln!("SKIPPED: {error}"),
-    };
-    let mut criterion = Criterion::default()
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_secs(1))
-        .configure_from_args();
-    gemm(&mut criterion, &gpu);
-    criterion.final_summary();
+    gpu::main(gemm);
 }

@@ -302,3 +302,137 @@ fn survives_a_reader_that_stops() {
     assert!(child.wait().unwrap().success());
     assert_eq!(said, "");
 }
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn gpu_commands_say_what_they_need() {
+    for arguments in [
+        &["gpu", "--json"][..],
+        &["bench"],
+        &["bench", "--n", "8", "--json", "x"],
+    ] {
+        zipserv()
+            .args(arguments)
+            .assert()
+            .code(2)
+            .stdout("")
+            .stderr("error: built without GPU support: build with --features cuda\n");
+    }
+    let help = zipserv().arg("--help").assert().success();
+    help.stdout(contains("  gpu ").and(contains("  bench ")));
+}
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use super::*;
+
+    /// A quick run of `bench` on one small layer.
+    fn bench() -> Command {
+        let mut command = zipserv();
+        command.args(["bench", "--quick", "--layers", "500x600", "--seed", "1"]);
+        command
+    }
+
+    fn without_device(mut command: Command) -> assert_cmd::assert::Assert {
+        command.env("CUDA_VISIBLE_DEVICES", "-1").assert()
+    }
+
+    /// What a command prints, unless it lacks something that tests do without.
+    fn output(mut command: Command) -> Option<String> {
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        if ["no CUDA device", "libcublas"]
+            .iter()
+            .any(|what| said.contains(what))
+        {
+            assert_eq!(output.status.code(), Some(2));
+            // The macros that print would be captured.
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {said}");
+            return None;
+        }
+        assert!(output.status.success(), "{said}");
+        Some(String::from_utf8(output.stdout).unwrap())
+    }
+
+    #[test]
+    fn says_that_there_is_no_device() {
+        let folder = TempDir::new().unwrap();
+        let mut gpu = zipserv();
+        gpu.arg("gpu");
+        let mut with_file = bench();
+        with_file
+            .arg("--json")
+            .arg(folder.path().join("report.json"));
+        for command in [gpu, bench(), with_file] {
+            without_device(command)
+                .code(2)
+                .stdout("")
+                .stderr(contains("error: there is no CUDA device"));
+        }
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn finds_out_before_it_measures() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("report.json");
+        fs::write(&path, "precious").unwrap();
+        let mut command = bench();
+        command.arg("--json").arg(&path);
+        without_device(command)
+            .code(2)
+            .stderr(contains("already exists; --force replaces it"));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        for arguments in [
+            &["--shapes", "llama-0b"][..],
+            &["--layers", "4096"],
+            &["--n", "0"],
+            &["--json"],
+        ] {
+            let mut command = zipserv();
+            command.arg("bench").args(arguments);
+            without_device(command)
+                .code(2)
+                .stdout("")
+                .stderr(contains("error: ").and(contains("CUDA").not()));
+        }
+    }
+
+    #[test]
+    fn kernels_pass_their_test() {
+        let mut command = zipserv();
+        command.args(["gpu", "--json"]);
+        let Some(document) = output(command) else {
+            return;
+        };
+        let document: Value = serde_json::from_str(&document).unwrap();
+        assert_eq!(document["passed"], true);
+        assert!(document["memory_bytes"].as_u64().unwrap() > 0);
+        let checks = document["checks"].as_array().unwrap();
+        assert!(checks.iter().all(|check| check["error"] == Value::Null));
+        assert!(checks.iter().any(|check| check["weights"] == "outliers"));
+    }
+
+    #[test]
+    fn measures() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("report.json");
+        let mut command = bench();
+        command.args(["--n", "8", "--commit", "c0ffee", "--json"]);
+        command.arg(&path);
+        let Some(table) = output(command) else { return };
+        assert!(table.contains("geometric means"));
+        let report: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        assert_eq!(report["commit"], "c0ffee");
+        assert_eq!(report["gemm"][0]["layer"]["rows"], 500);
+        assert_eq!(report["decompress"][0]["exact"], true);
+
+        let mut command = bench();
+        command.args(["--no-gemm", "--json", "-"]);
+        let Some(document) = output(command) else {
+            return;
+        };
+        let report: Value = serde_json::from_str(&document).unwrap();
+        assert!(report["gemm"].as_array().unwrap().is_empty());
+    }
+}

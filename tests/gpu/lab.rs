@@ -38,7 +38,8 @@ static GPU: LazyLock<Option<Gpu>> = LazyLock::new(|| {
         return None;
     }
     let gpu = match env::var("ZIPSERV_PTX") {
-        Ok(path) => Gpu::with_ptx(0, &fs::read_to_string(path).unwrap()),
+        // SAFETY: whoever sets the variable takes them from the builder.
+        Ok(path) => unsafe { Gpu::with_ptx(0, &fs::read_to_string(path).unwrap()) },
         Err(_) => Gpu::new(0),
     };
     Some(gpu.unwrap())

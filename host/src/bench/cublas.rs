@@ -71,6 +71,9 @@ pub struct Algorithm {
     algo: lt::cublasLtMatmulAlgo_t,
 }
 
+const MISSING: &str = "the libraries libcublas.so and libcublasLt.so are not found; they come with \
+    the CUDA toolkit, and LD_LIBRARY_PATH names the folder where they are looked for";
+
 /// Bytes that cuBLAS may use beside the operands, as much as it recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
@@ -80,6 +83,10 @@ impl Cublas {
     /// # Errors
     /// [`CudaError`] when a library cannot be used.
     pub fn new(stream: RawStream) -> Result<Self, CudaError> {
+        // SAFETY: loading NVIDIA's libraries, as the first call of each would, which panics without.
+        if !unsafe { blas::is_culib_present() && lt::is_culib_present() } {
+            return Err(CublasError(MISSING.to_owned()).into());
+        }
         let blas = cublas::result::create_handle().map_err(CublasError::from)?;
         let lt = cublaslt::result::create_handle().map_err(CublasError::from)?;
         let workspace = DeviceBuffer::from_slice(&vec![0u8; WORKSPACE])?;

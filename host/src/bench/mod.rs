@@ -25,7 +25,10 @@ pub use config::Config;
 pub use cublas::{Algorithm, Cublas, CublasError, Problem};
 pub use iterations::{Iterate, iterate_decompress, iterate_gemm};
 pub use layers::{Layer, MODELS, Model, layers};
+pub use platform::driver;
 pub use prefill::{PrefillKernel, PrefillRow, prefill};
-pub use report::{Ceilings, DecompressRow, Figure, GemmRow, KernelRow, LayerInfo, Mean, Report};
+pub use report::{
+    Ceilings, DecompressRow, Figure, GemmRow, KernelRow, LayerInfo, Mean, Report, ReportFile,
+};
 pub use run::{Progress, run};
 pub use timer::{Recording, Timer};

@@ -10,6 +10,9 @@ use cudarc::driver::sys;
 use crate::cuda::{CudaError, check};
 
 /// The driver's version, where the system tells, and the newest CUDA version that it runs.
+///
+/// # Errors
+/// [`CudaError`] from the driver.
 pub fn driver() -> Result<String, CudaError> {
     let mut version = 0;
     // SAFETY: writes an `int`.

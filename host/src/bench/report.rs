@@ -1,4 +1,11 @@
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
 use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{self, At, OutputFile};
 
 /// What a run of the harness found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,6 +32,37 @@ pub struct Report {
     pub means: Vec<Mean>,
     /// Decompressions.
     pub decompress: Vec<DecompressRow>,
+}
+
+/// The file of a report, which appears under its name when it is whole. Made before a run, it
+/// tells at once when it cannot be.
+pub struct ReportFile {
+    path: PathBuf,
+    output: OutputFile,
+}
+
+impl ReportFile {
+    /// Prepares the file; with `force`, it is going to replace what is there.
+    ///
+    /// # Errors
+    /// [`checkpoint::Error`] when the file cannot be written, or exists and is not to be replaced.
+    pub fn create(path: impl AsRef<Path>, force: bool) -> Result<Self, checkpoint::Error> {
+        let path = path.as_ref();
+        Ok(Self {
+            path: path.to_owned(),
+            output: OutputFile::create(path, None, force)?,
+        })
+    }
+
+    /// Writes `report` as JSON.
+    ///
+    /// # Errors
+    /// As [`ReportFile::create`].
+    pub fn write(self, report: &Report) -> Result<(), checkpoint::Error> {
+        let json = serde_json::to_string_pretty(report).expect("names are strings");
+        writeln!(self.output.file(), "{json}").at(&self.path)?;
+        self.output.commit()
+    }
 }
 
 /// What memory gives at most, measured in the same run, in TB/s.
@@ -197,9 +235,46 @@ fn geometric_mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use super::*;
+
     #[test]
-    fn geometric_mean() {
-        let mean = super::geometric_mean([1.0, 2.0, 4.0].into_iter());
+    fn mean_of_ratios() {
+        let mean = geometric_mean([1.0, 2.0, 4.0].into_iter());
         assert!((mean - 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn file_appears_whole_and_replaces_only_with_force() {
+        let report = Report {
+            device: "a device".to_owned(),
+            driver: "a driver".to_owned(),
+            kernels: "portable".to_owned(),
+            date: "2026-01-31T12:00:00Z".to_owned(),
+            commit: None,
+            seed: u64::MAX,
+            replays: 15,
+            ceilings: Ceilings {
+                copy: 2.5,
+                read: 3.0,
+            },
+            gemm: Vec::new(),
+            means: Vec::new(),
+            decompress: Vec::new(),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        let file = ReportFile::create(&path, false).unwrap();
+        assert!(!path.exists());
+        file.write(&report).unwrap();
+        let read: Report = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!((read.seed, read.ceilings.copy), (u64::MAX, 2.5));
+        assert!(ReportFile::create(&path, false).is_err());
+        ReportFile::create(&path, true)
+            .unwrap()
+            .write(&report)
+            .unwrap();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
     }
 }

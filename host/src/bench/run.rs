@@ -1,22 +1,29 @@
+use std::fmt;
+
 use rand::Rng;
 
 use super::{
     Config, Report,
     measure::Measure,
     platform,
-    report::{Ceilings, DecompressRow, GemmRow, means},
+    report::{Ceilings, means},
     stage::Stage,
 };
 use crate::cuda::{CudaError, Gpu};
 
 /// What a run tells while it goes on.
 pub enum Progress<'a> {
-    /// The seed of the data, and the ceilings.
-    Start(u64, &'a Ceilings),
-    /// A multiplication.
-    Gemm(&'a GemmRow),
-    /// A decompression.
-    Decompress(&'a DecompressRow),
+    /// What holds for all rows.
+    Start {
+        /// The seed of the data.
+        seed: u64,
+        /// What memory gives at most.
+        ceilings: &'a Ceilings,
+        /// How many rows there are going to be.
+        rows: usize,
+    },
+    /// A row of the report, as text.
+    Row(&'a dyn fmt::Display),
 }
 
 /// Measures what `config` asks for, and tells `progress` as it goes.
@@ -32,6 +39,10 @@ pub fn run(
     let layers = config.layers()?;
     let seed = config.seed.unwrap_or_else(|| rand::rng().random());
     let stage = Stage::new(gpu)?;
+    if !config.tokens.is_empty() {
+        // Better missed now than after minutes.
+        stage.cublas()?;
+    }
     let measure = Measure {
         gpu,
         config,
@@ -39,7 +50,11 @@ pub fn run(
         ceilings: stage.ceilings(config.replays)?,
         stage: &stage,
     };
-    progress(Progress::Start(seed, &measure.ceilings));
+    progress(Progress::Start {
+        seed,
+        ceilings: &measure.ceilings,
+        rows: layers.len() * (config.tokens.len() + usize::from(config.decompress)),
+    });
     let mut report = Report {
         device: gpu.name()?,
         driver: platform::driver()?,
@@ -57,12 +72,12 @@ pub fn run(
         let operands = measure.operands(model, layer, index)?;
         if config.decompress {
             let row = measure.decompress(&operands)?;
-            progress(Progress::Decompress(&row));
+            progress(Progress::Row(&row));
             report.decompress.push(row);
         }
         for &n in &config.tokens {
             let row = measure.gemm(&operands, n)?;
-            progress(Progress::Gemm(&row));
+            progress(Progress::Row(&row));
             report.gemm.push(row);
         }
     }

@@ -2,12 +2,28 @@
 
 use std::fmt;
 
-use super::report::{Ceilings, DecompressRow, Figure, GemmRow, Mean};
+use super::report::{Ceilings, DecompressRow, Figure, GemmRow, LayerInfo, Mean};
+
+/// Room for the name of a launch.
+const NAME: usize = 36;
 
 impl fmt::Display for Ceilings {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Self { copy, read } = self;
         write!(f, "copy {copy:.3} TB/s, read {read:.3} TB/s")
+    }
+}
+
+impl fmt::Display for LayerInfo {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self {
+            model,
+            name,
+            rows,
+            cols,
+            ..
+        } = self;
+        write!(f, "{model:12}  {name:7}  {rows:5} x {cols:<5}")
     }
 }
 
@@ -17,37 +33,35 @@ impl fmt::Display for Figure {
         let Self {
             us, tbs, speedup, ..
         } = self;
-        write!(f, "{us:6.1} us {tbs:.2} TB/s {of_read:3.0} % {speedup:.3}x")
+        write!(
+            f,
+            "{us:8.1} us  {tbs:5.2} TB/s  {of_read:3.0} % of read  {speedup:6.3}x"
+        )
     }
 }
 
+/// The layer, then a line for each launch that was timed; a star marks the plan's kernel.
 impl fmt::Display for GemmRow {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let info = &self.layer;
-        write!(
-            f,
-            "{:13} {:8} {:5} x {:<5} N={:<2} cuBLAS {:6.1} us ({}), limit {:.3}x",
-            info.model,
-            info.name,
-            info.rows,
-            info.cols,
-            self.n,
-            self.cublas_us,
-            self.cublas_choice,
-            self.limit,
-        )?;
+        let Self {
+            layer, n, limit, ..
+        } = self;
+        write!(f, "{layer}  N={n:<4}  limit {limit:.3}x")?;
+        let (choice, us) = (&self.cublas_choice, self.cublas_us);
+        write!(f, "\n    {choice:NAME$}  {us:8.1} us")?;
         for kernel in &self.kernels {
             let mark = if kernel.planned { '*' } else { ' ' };
-            write!(
-                f,
-                "\n  {mark} {:18} {:4} blocks | plain {}",
-                kernel.kernel, kernel.blocks, kernel.plain
-            )?;
-            if let Some(dependent) = kernel.dependent {
-                write!(f, " | dependent {dependent}")?;
-            }
-            if !kernel.correct {
-                write!(f, " | WRONG by {:.1e}", kernel.deviation)?;
+            let mut line = |figure: &Figure, how: &str| {
+                let name = format!("{} x {}{how}", kernel.kernel, kernel.blocks);
+                write!(f, "\n  {mark} {name:NAME$}  {figure}")?;
+                match kernel.correct {
+                    true => Ok(()),
+                    false => write!(f, "  WRONG by {:.1e}", kernel.deviation),
+                }
+            };
+            line(&kernel.plain, "")?;
+            if let Some(figure) = &kernel.dependent {
+                line(figure, ", dependent")?;
             }
         }
         Ok(())
@@ -56,28 +70,84 @@ impl fmt::Display for GemmRow {
 
 impl fmt::Display for Mean {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self {
+            n,
+            layers,
+            plain,
+            dependent,
+            worst,
+            limit,
+            best,
+        } = self;
         write!(
             f,
-            "N={:<2} {} layers: plain {:.3}x, dependent {:.3}x (worst {:.3}x), best kernels {:.3}x, limit {:.3}x",
-            self.n, self.layers, self.plain, self.dependent, self.worst, self.best, self.limit
+            "N={n:<4}  {plain:.3}x plain, {dependent:.3}x dependent (worst {worst:.3}x), \
+             {best:.3}x best kernels, {limit:.3}x limit; {layers} layers"
         )
     }
 }
 
 impl fmt::Display for DecompressRow {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let info = &self.layer;
+        let Self {
+            layer,
+            us,
+            tbs,
+            of_copy,
+            exact,
+        } = self;
+        let (of_copy, name) = (100.0 * of_copy, "decompress");
         write!(
             f,
-            "{:13} {:8} {:5} x {:<5} decompress {:6.1} us {:.2} TB/s {:3.0} % of copy{}",
-            info.model,
-            info.name,
-            info.rows,
-            info.cols,
-            self.us,
-            self.tbs,
-            100.0 * self.of_copy,
-            if self.exact { "" } else { " | NOT EXACT" },
-        )
+            "{layer}\n  * {name:NAME$}  {us:8.1} us  {tbs:5.2} TB/s  {of_copy:3.0} % of copy"
+        )?;
+        match exact {
+            true => Ok(()),
+            false => write!(f, "  NOT EXACT"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::KernelRow;
+    use super::*;
+
+    #[test]
+    fn a_line_for_each_launch() {
+        let figure = Figure {
+            us: 1e4,
+            tbs: 2.5,
+            of_read: 0.75,
+            speedup: 1.25,
+        };
+        let row = GemmRow {
+            layer: LayerInfo {
+                model: "llama-3-70b".to_owned(),
+                name: "gate+up".to_owned(),
+                rows: 57344,
+                cols: 8192,
+                compressed_bytes: 1,
+            },
+            n: 8192,
+            cublas_us: 12500.0,
+            cublas_choice: "cublasLt 1 of 8".to_owned(),
+            limit: 1.5,
+            kernels: vec![KernelRow {
+                kernel: "zipgemm_n64_2x4".to_owned(),
+                blocks: 132,
+                planned: true,
+                plain: figure,
+                dependent: Some(figure),
+                deviation: 0.5,
+                correct: false,
+            }],
+        };
+        let text = "\
+llama-3-70b   gate+up  57344 x 8192   N=8192  limit 1.500x
+    cublasLt 1 of 8                        12500.0 us
+  * zipgemm_n64_2x4 x 132                  10000.0 us   2.50 TB/s   75 % of read   1.250x  WRONG by 5.0e-1
+  * zipgemm_n64_2x4 x 132, dependent       10000.0 us   2.50 TB/s   75 % of read   1.250x  WRONG by 5.0e-1";
+        assert_eq!(row.to_string(), text);
     }
 }

@@ -2,7 +2,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use zipserv::checkpoint;
 
-use super::{Common, Outcome, console, json};
+use super::{Format, Outcome, console, json};
 
 /// Compress a .safetensors file or a checkpoint folder
 #[derive(clap::Args)]
@@ -13,16 +13,18 @@ pub struct Compress {
     /// Replace the output if it exists
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    format: Format,
 }
 
 impl Compress {
-    pub fn run(&self, common: &Common) -> Outcome {
+    pub fn run(&self) -> Outcome {
         let (report, time) = console::timed("compress", self.force, |options| {
             checkpoint::compress(&self.input, &self.output, options)
         });
         let report = report?;
         console::note_passed_through(&report);
-        if common.json {
+        if self.format.json {
             console::print_json(&json::Job::new(&self.input, &self.output, &report, time))?;
         } else {
             let speed = console::throughput(report.original_bytes(), time);

@@ -42,12 +42,16 @@ pub fn error(error: &dyn Error) {
     }
 }
 
+/// A progress bar, if standard error is a terminal; `count` is the template of how far it is.
+pub fn bar(name: &'static str, count: &str) -> ProgressBar {
+    let template = format!("{{prefix:>12}} [{{wide_bar}}] {count} {{eta}}");
+    let style = ProgressStyle::with_template(&template).expect("a valid template");
+    ProgressBar::no_length().with_style(style).with_prefix(name)
+}
+
 /// Runs a job with a progress bar, if standard error is a terminal, and times it.
 pub fn timed<T>(name: &'static str, force: bool, job: impl FnOnce(&Options) -> T) -> (T, Duration) {
-    let bar = ProgressBar::no_length();
-    let style = "{prefix:>12} [{wide_bar}] {decimal_bytes}/{decimal_total_bytes} {eta}";
-    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
-    bar.set_prefix(name);
+    let bar = bar(name, "{decimal_bytes}/{decimal_total_bytes}");
     let progress = Bar(&bar);
     let options = Options::default().force(force).progress(&progress);
     let start = Instant::now();

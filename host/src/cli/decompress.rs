@@ -2,7 +2,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use zipserv::checkpoint;
 
-use super::{Common, Outcome, console, json};
+use super::{Format, Outcome, console, json};
 
 /// Restore the original file or folder, byte for byte
 #[derive(clap::Args)]
@@ -13,15 +13,17 @@ pub struct Decompress {
     /// Replace the output if it exists
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    format: Format,
 }
 
 impl Decompress {
-    pub fn run(&self, common: &Common) -> Outcome {
+    pub fn run(&self) -> Outcome {
         let (report, time) = console::timed("decompress", self.force, |options| {
             checkpoint::decompress(&self.input, &self.output, options)
         });
         let report = report?;
-        if common.json {
+        if self.format.json {
             console::print_json(&json::Job::new(&self.input, &self.output, &report, time))?;
         } else {
             let speed = console::throughput(report.original_bytes(), time);

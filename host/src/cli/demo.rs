@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use zipserv::{checkpoint, synthetic::Model};
 
 use super::{
-    Common, DIFFERENT, Outcome, console,
+    DIFFERENT, Format, Outcome, console,
     json::{ReportJson, Speed},
     size,
     table::table,
@@ -32,6 +32,8 @@ pub struct Demo {
     /// Replace files in that folder
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    format: Format,
 }
 
 #[derive(Serialize)]
@@ -48,20 +50,20 @@ struct DemoJson<'a> {
 }
 
 impl Demo {
-    pub fn run(&self, common: &Common) -> Outcome {
+    pub fn run(&self) -> Outcome {
         match &self.keep {
             Some(folder) => {
                 fs::create_dir_all(folder)?;
-                self.run_in(folder, common)
+                self.run_in(folder)
             }
-            None => self.run_in(tempfile::tempdir()?.path(), common),
+            None => self.run_in(tempfile::tempdir()?.path()),
         }
     }
 
-    fn run_in(&self, folder: &Path, common: &Common) -> Outcome {
+    fn run_in(&self, folder: &Path) -> Outcome {
         let [original, compressed, restored] = ["original", "compressed", "restored"]
             .map(|name| folder.join(name).with_extension("safetensors"));
-        let say = |line: String| match common.json {
+        let say = |line: String| match self.format.json {
             true => Ok(()),
             false => console::print(line),
         };
@@ -104,7 +106,7 @@ impl Demo {
         say(format!("SHA-256     {original_sha256} original"))?;
         say(format!("            {restored_sha256} restored"))?;
         say(if equal { "equal" } else { "DIFFERENT" }.into())?;
-        if common.json {
+        if self.format.json {
             console::print_json(&DemoJson {
                 report: ReportJson::new(&inspected),
                 compress: Speed::new(bytes, compress),

@@ -3,7 +3,7 @@ use std::{path::PathBuf, process::ExitCode};
 use serde::Serialize;
 use zipserv::synthetic::Model;
 
-use super::{Common, Outcome, console, json::Speed, size};
+use super::{Format, Outcome, console, json::Speed, size};
 
 /// Make a checkpoint with weights like those of trained layers
 #[derive(clap::Args)]
@@ -18,6 +18,8 @@ pub struct Generate {
     /// Replace the output if it exists
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    format: Format,
 }
 
 #[derive(Serialize)]
@@ -28,12 +30,12 @@ struct Generated {
 }
 
 impl Generate {
-    pub fn run(&self, common: &Common) -> Outcome {
+    pub fn run(&self) -> Outcome {
         let (bytes, time) = console::timed("generate", self.force, |options| {
             Model::new(self.size, self.seed).write(&self.output, options)
         });
         let bytes = bytes?;
-        if common.json {
+        if self.format.json {
             let speed = Speed::new(bytes, time);
             console::print_json(&Generated { bytes, speed })?;
         } else {

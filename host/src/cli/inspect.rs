@@ -2,7 +2,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use zipserv::checkpoint;
 
-use super::{Common, Outcome, console, json::ReportJson, plot::plot, table::table};
+use super::{Format, Outcome, console, json::ReportJson, plot::plot, table::table};
 
 /// Tell what is in a compressed file or folder, or what compressing one would give
 #[derive(clap::Args)]
@@ -14,10 +14,12 @@ pub struct Inspect {
     /// Replace the plot if it exists
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    format: Format,
 }
 
 impl Inspect {
-    pub fn run(&self, common: &Common) -> Outcome {
+    pub fn run(&self) -> Outcome {
         let (report, _) = console::timed("inspect", false, |options| {
             checkpoint::inspect(&self.file, options)
         });
@@ -25,7 +27,7 @@ impl Inspect {
         if let Some(path) = &self.plot {
             plot(&report.exponents(), path, self.force)?;
         }
-        if common.json {
+        if self.format.json {
             console::print_json(&ReportJson::new(&report))?;
         } else {
             console::print(table(&report))?;

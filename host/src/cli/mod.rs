@@ -1,13 +1,21 @@
 //! Arguments, and what every subcommand shares.
 
+#[cfg(feature = "cuda")]
+mod bench;
 mod compress;
 mod console;
 mod decompress;
 mod demo;
 mod generate;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod inspect;
 mod json;
+#[cfg(not(feature = "cuda"))]
+mod no_gpu;
 mod plot;
+#[cfg(feature = "cuda")]
+mod self_test;
 mod size;
 mod table;
 mod verify;
@@ -16,17 +24,22 @@ use std::{error::Error, num::NonZeroUsize, process::ExitCode};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+#[cfg(not(feature = "cuda"))]
+use no_gpu::{NoGpu as Bench, NoGpu as Gpu};
+#[cfg(feature = "cuda")]
+use {bench::Bench, gpu::Gpu};
+
 /// What a subcommand comes to: an exit code, or an error, which has the exit code 2.
 type Outcome = Result<ExitCode, Box<dyn Error>>;
 
-/// The exit code when files differ.
+/// The exit code when files differ, or a GPU computes what it should not.
 const DIFFERENT: u8 = 1;
 /// The exit code of bad input; clap gives it for bad usage too.
 const ERROR: u8 = 2;
 
 /// Lossless compression of BF16 LLM weights.
 ///
-/// Exit codes: 0 done, 1 difference found, 2 bad usage or input.
+/// Exit codes: 0 done, 1 difference found, 2 bad usage or input, or no GPU where one is needed.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -38,15 +51,20 @@ struct Cli {
 
 #[derive(Args)]
 struct Common {
-    /// Print one JSON document on standard output
-    #[arg(long, global = true)]
-    json: bool,
     /// Threads to use [default: one for each core]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<NonZeroUsize>,
     /// Log what happens to standard error; twice for more
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
+}
+
+/// How results are printed. Not among [`Common`]: `bench` writes its JSON to a file.
+#[derive(Args)]
+struct Format {
+    /// Print one JSON document on standard output
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -57,12 +75,20 @@ enum Command {
     Inspect(inspect::Inspect),
     Demo(demo::Demo),
     Generate(generate::Generate),
+    /// Describe the GPU and test the kernels on it
+    ///
+    /// The exit code is 1 if a kernel is wrong, and 2 if there is no device.
+    Gpu(Gpu),
+    /// Measure the kernels beside cuBLAS
+    ///
+    /// The exit code is 1 if an output is wrong, and 2 if there is no device.
+    Bench(Bench),
 }
 
 /// Runs the program.
 pub fn main() -> ExitCode {
     let Cli { common, command } = Cli::parse();
-    match common.set_up().and_then(|()| command.run(&common)) {
+    match common.set_up().and_then(|()| command.run()) {
         Ok(code) => code,
         Err(error) => {
             console::error(&*error);
@@ -91,14 +117,16 @@ impl Common {
 }
 
 impl Command {
-    fn run(&self, common: &Common) -> Outcome {
+    fn run(&self) -> Outcome {
         match self {
-            Self::Compress(command) => command.run(common),
-            Self::Decompress(command) => command.run(common),
-            Self::Verify(command) => command.run(common),
-            Self::Inspect(command) => command.run(common),
-            Self::Demo(command) => command.run(common),
-            Self::Generate(command) => command.run(common),
+            Self::Compress(command) => command.run(),
+            Self::Decompress(command) => command.run(),
+            Self::Verify(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Demo(command) => command.run(),
+            Self::Generate(command) => command.run(),
+            Self::Gpu(command) => command.run(),
+            Self::Bench(command) => command.run(),
         }
     }
 }

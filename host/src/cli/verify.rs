@@ -6,7 +6,7 @@ use std::{
 use serde::Serialize;
 use zipserv::checkpoint::{self, Difference, DifferenceKind};
 
-use super::{Common, DIFFERENT, Outcome, console, json::Speed};
+use super::{DIFFERENT, Format, Outcome, console, json::Speed};
 
 /// Compare a compressed file or folder with its original
 ///
@@ -15,6 +15,8 @@ use super::{Common, DIFFERENT, Outcome, console, json::Speed};
 pub struct Verify {
     compressed: PathBuf,
     original: PathBuf,
+    #[command(flatten)]
+    format: Format,
 }
 
 #[derive(Serialize)]
@@ -56,13 +58,13 @@ impl<'a> DifferenceJson<'a> {
 }
 
 impl Verify {
-    pub fn run(&self, common: &Common) -> Outcome {
+    pub fn run(&self) -> Outcome {
         let (verdict, time) = console::timed("verify", false, |options| {
             checkpoint::verify(&self.compressed, &self.original, options)
         });
         let verdict = verdict?;
         let difference = verdict.difference.as_ref();
-        if common.json {
+        if self.format.json {
             console::print_json(&VerdictJson {
                 equal: difference.is_none(),
                 original_bytes: verdict.bytes,

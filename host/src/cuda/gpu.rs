@@ -93,7 +93,11 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`Gpu::new`]; loading fails when the driver does not like the text.
-    pub fn with_ptx(ordinal: u32, ptx: &str) -> Result<Self, CudaError> {
+    ///
+    /// # Safety
+    /// The kernels of `ptx` that are named as those built in take the same arguments, are
+    /// launched in the same shape, and touch no other memory.
+    pub unsafe fn with_ptx(ordinal: u32, ptx: &str) -> Result<Self, CudaError> {
         Self::open(ordinal, None, Some(ptx))
     }
 

@@ -1,0 +1,28 @@
+//! What the benchmarks of the kernels share.
+
+use std::time::Duration;
+
+use criterion::Criterion;
+use zipserv::{bench::Layer, cuda::Gpu};
+
+/// A layer that is small for a GPU, and one that is large.
+pub const LAYERS: [Layer; 2] = [layer(4096, 4096), layer(28672, 4096)];
+
+const fn layer(rows: usize, cols: usize) -> Layer {
+    let name = "one";
+    Layer { name, rows, cols }
+}
+
+/// Runs `benchmark` on the first device, if there is one.
+pub fn main(benchmark: impl FnOnce(&mut Criterion, &Gpu)) {
+    let gpu = match Gpu::new(0) {
+        Ok(gpu) => gpu,
+        Err(error) => return eprintln!("SKIPPED: {error}"),
+    };
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args();
+    benchmark(&mut criterion, &gpu);
+    criterion.final_summary();
+}

@@ -1,0 +1,216 @@
+use std::{
+    error::Error,
+    fmt::Display,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
+use zipserv::{
+    bench::{Config, MODELS, Progress, ReportFile, run},
+    cuda::Gpu,
+};
+
+use super::{DIFFERENT, Outcome, console, gpu};
+
+#[derive(clap::Args)]
+pub struct Bench {
+    /// Models whose layers to measure [default: all, unless --layers names others]
+    #[arg(long, value_name = "MODELS", value_delimiter = ',', value_parser = models())]
+    shapes: Vec<String>,
+    /// Other layers, as ROWSxCOLS
+    #[arg(long, value_delimiter = ',')]
+    layers: Vec<Shape>,
+    /// Numbers of tokens
+    #[arg(
+        long = "n",
+        value_name = "TOKENS",
+        value_delimiter = ',',
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..),
+        default_value = "1,8,16,32,64",
+    )]
+    tokens: Vec<usize>,
+    /// Kernels to try beside the plan's, which a star marks
+    #[arg(long, value_delimiter = ',')]
+    kernels: Vec<String>,
+    /// Try all kernels, those for far more tokens aside
+    #[arg(long)]
+    all_kernels: bool,
+    /// Numbers of thread blocks to try beside a kernel's own
+    #[arg(long, value_delimiter = ',')]
+    blocks: Vec<u32>,
+    /// Leave multiplication out, and with it cuBLAS
+    #[arg(long)]
+    no_gemm: bool,
+    /// Leave decompression out
+    #[arg(long)]
+    no_decompress: bool,
+    /// Less exact, and several times as fast
+    #[arg(long)]
+    quick: bool,
+    /// The same seed gives the same data [default: a new one]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Write the results to this file as JSON; - prints them in place of the table
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Replace that file if it exists
+    #[arg(long)]
+    force: bool,
+    /// The commit that the results name [default: that of the checkout here, if it is unchanged]
+    #[arg(long, value_name = "HASH")]
+    commit: Option<String>,
+    /// Kernels to load in place of those built in, from a file that the builder wrote
+    #[arg(long, value_name = "FILE")]
+    ptx: Option<PathBuf>,
+}
+
+/// Rows and columns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Shape(usize, usize);
+
+impl FromStr for Shape {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (rows, cols) = text.split_once('x').ok_or("not ROWSxCOLS")?;
+        let number = |text: &str| match text.parse() {
+            Ok(0) | Err(_) => Err("not a positive number"),
+            Ok(number) => Ok(number),
+        };
+        Ok(Self(number(rows)?, number(cols)?))
+    }
+}
+
+fn models() -> PossibleValuesParser {
+    MODELS
+        .iter()
+        .map(|model| model.name)
+        .collect::<Vec<_>>()
+        .into()
+}
+
+impl Bench {
+    pub fn run(&self) -> Outcome {
+        let to_stdout = self.json.as_deref() == Some(Path::new("-"));
+        let file = match &self.json {
+            Some(path) if !to_stdout => Some(ReportFile::create(path, self.force)?),
+            _ => None,
+        };
+        let gpu = gpu::first(|ordinal| self.open(ordinal))?;
+
+        let bar = console::bar("bench", "{pos}/{len}");
+        bar.enable_steady_tick(Duration::from_secs(1));
+        // A table that cannot be printed must not cost the file.
+        let mut printed = Ok(());
+        let mut print = |line: &dyn Display| {
+            if !to_stdout && printed.is_ok() {
+                printed = bar.suspend(|| console::print(line));
+            }
+        };
+        print(&format_args!("{}, {} kernels", gpu.name()?, gpu.family()));
+        let report = run(&gpu, &self.config(), &mut |progress| match progress {
+            Progress::Start {
+                seed,
+                ceilings,
+                rows,
+            } => {
+                bar.set_length(rows as u64);
+                print(&format_args!("seed {seed}; {ceilings}"));
+            }
+            Progress::Row(row) => {
+                bar.inc(1);
+                print(row);
+            }
+        });
+        bar.finish_and_clear();
+        let report = report?;
+        if !report.means.is_empty() {
+            print(&"geometric means, x cuBLAS");
+        }
+        for mean in &report.means {
+            print(mean);
+        }
+        if let Some(file) = file {
+            file.write(&report)?;
+        }
+        if to_stdout {
+            console::print_json(&report)?;
+        }
+        printed?;
+        if report.is_correct() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        console::note("some outputs are WRONG");
+        Ok(ExitCode::from(DIFFERENT))
+    }
+
+    fn open(&self, ordinal: u32) -> Result<Gpu, Box<dyn Error>> {
+        let Some(path) = &self.ptx else {
+            return Ok(Gpu::new(ordinal)?);
+        };
+        let name = |error| format!("{}: {error}", path.display());
+        let ptx = fs::read_to_string(path).map_err(name)?;
+        // SAFETY: whoever names the file takes it from the builder.
+        Ok(unsafe { Gpu::with_ptx(ordinal, &ptx)? })
+    }
+
+    fn config(&self) -> Config {
+        let tokens = match self.no_gemm {
+            true => Vec::new(),
+            false => self.tokens.clone(),
+        };
+        // Other kernels than those built in are of no commit that we know.
+        let found = || self.ptx.is_none().then(checkout).flatten();
+        let config = Config {
+            models: self.shapes.clone(),
+            layers: self.layers.iter().map(|&Shape(r, c)| (r, c)).collect(),
+            tokens,
+            kernels: self.kernels.clone(),
+            all_kernels: self.all_kernels,
+            blocks: self.blocks.clone(),
+            decompress: !self.no_decompress,
+            seed: self.seed,
+            commit: self.commit.clone().or_else(found),
+            ..Config::default()
+        };
+        if self.quick { config.quick() } else { config }
+    }
+}
+
+/// The commit of the working directory, if that is a checkout of zipserv in which nothing is
+/// changed that the program is made of.
+fn checkout() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        output.status.success().then_some(output.stdout)
+    };
+    git(&["cat-file", "-e", "HEAD:gpu/ptx/zipserv_sm_90a.ptx"])?;
+    git(&[
+        "diff",
+        "--quiet",
+        "HEAD",
+        "--",
+        ":/gpu",
+        ":/host",
+        ":/Cargo.lock",
+    ])?;
+    let commit = git(&["rev-parse", "--short", "HEAD"])?;
+    Some(String::from_utf8(commit).ok()?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes() {
+        assert_eq!("4096x14336".parse(), Ok(Shape(4096, 14336)));
+        for wrong in ["4096", "x4096", "0x4096", "4096x-1", "4096xx"] {
+            assert!(wrong.parse::<Shape>().is_err(), "{wrong}");
+        }
+    }
+}
