@@ -20,6 +20,7 @@
 use core::ops::Range;
 
 use super::{
+    fetch,
     tile::{self, Patches, Tile},
     work::{Segment, Segments, Work},
 };
@@ -254,7 +255,7 @@ impl<
         // SAFETY: `run`'s.
         unsafe {
             for stage in 0..STAGES as u32 {
-                barrier::init(self.full(stage), LANES as u32 + 1);
+                barrier::init(self.full(stage), LANES as u32 + fetch::ARRIVALS);
                 barrier::init(self.empty(stage), Self::WARPS);
             }
             for stage in 0..SUM_STAGES as u32 {
@@ -284,10 +285,7 @@ impl<
                     if unit.unit().2 > 0 {
                         barrier::wait(self.empty(S as u32), parity);
                         self.copy_unit(&unit, ranges[S], S as u32);
-                        thread::sync_warp();
-                        if self.lane == 0 {
-                            barrier::arrive(self.full(S as u32));
-                        }
+                        fetch::arrive(self.full(S as u32));
                         unit.advance();
                         ranges[S] = self.patch_range(&ahead);
                         ahead.advance();
@@ -327,8 +325,9 @@ impl<
     #[inline(always)]
     fn first_tile(&self, cursor: &Cursor<GROUPS>) -> Option<u32> {
         let (row_block, col, tiles) = cursor.unit();
-        let strip = row_block * STRIPS as u32 + self.lane;
-        let mine = tiles > 0 && self.lane < STRIPS as u32 && strip < self.strips;
+        let of_unit = fetch::run::<STRIPS>(self.lane);
+        let strip = row_block * STRIPS as u32 + of_unit;
+        let mine = tiles > 0 && of_unit < STRIPS as u32 && strip < self.strips;
         mine.then(|| strip * self.tile_cols + col)
     }
 
@@ -349,40 +348,32 @@ impl<
         }
     }
 
-    /// Starts the copies of a unit's tiles, patch offsets and patches, a lane for each strip.
+    /// Starts this lane's part in the copies of a unit's tiles, patch offsets and patches.
     #[inline(always)]
     unsafe fn copy_unit(&self, cursor: &Cursor<GROUPS>, [from, to]: [u32; 2], stage: u32) {
         let Some(tile) = self.first_tile(cursor) else {
             return;
         };
+        let strip = fetch::run::<STRIPS>(self.lane);
         let (at, full) = (self.stage(stage), self.full(stage));
-        let dense_bytes = cursor.unit().2 * TILE_BYTES as u32;
+        let dense_room = (GROUPS * TILE_BYTES) as u32;
         let offset_bytes = 4 * Self::SHAPE.offset_words() as u32;
         let room = Self::SHAPE.patch_room() as u32;
         // SAFETY: `run`'s; the sections are padded, so that whole groups of 16 bytes can be read.
         unsafe {
-            barrier::expect(full, dense_bytes + offset_bytes);
             let dense = self.args.dense.add(tile as usize * TILE_BYTES);
-            copy::bulk(
-                at + self.lane * (GROUPS * TILE_BYTES) as u32,
-                dense,
-                dense_bytes,
-                full,
-            );
+            let dense_bytes = cursor.unit().2 * TILE_BYTES as u32;
+            let dense_at = at + strip * dense_room;
+            fetch::start::<STRIPS>(dense_at, dense, dense_bytes, dense_room, full);
             let offsets = self.args.offsets.add((tile & !3) as usize).cast();
-            let offsets_at = Self::SHAPE.offsets_at() as u32 + self.lane * offset_bytes;
-            copy::bulk(at + offsets_at, offsets, offset_bytes, full);
+            let offsets_at = at + Self::SHAPE.offsets_at() as u32 + strip * offset_bytes;
+            fetch::start::<STRIPS>(offsets_at, offsets, offset_bytes, offset_bytes, full);
             if from < to {
                 let first = from & !7;
+                let patches = self.args.patches.add(first as usize).cast();
                 let bytes = 2 * (to.next_multiple_of(8) - first).min(room);
-                let at = at + Self::SHAPE.patches_at() as u32 + 2 * self.lane * room;
-                barrier::expect(full, bytes);
-                copy::bulk(
-                    at,
-                    self.args.patches.add(first as usize).cast(),
-                    bytes,
-                    full,
-                );
+                let patches_at = at + Self::SHAPE.patches_at() as u32 + 2 * strip * room;
+                fetch::start::<STRIPS>(patches_at, patches, bytes, 2 * room, full);
             }
         }
     }
@@ -629,8 +620,9 @@ impl<
         }
     }
 
-    /// Whether a writer's thread has registers for the sums of all tokens.
-    const EARLY: bool = N_TILES * Self::fours() <= 16;
+    /// Whether a writer's thread has registers for the sums of all tokens. The portable blocks
+    /// share a multiprocessor.
+    const EARLY: bool = N_TILES * Self::fours() <= if cfg!(zipserv_sm = "90a") { 16 } else { 8 };
 
     #[inline(always)]
     const fn fours() -> usize {
