@@ -3,19 +3,19 @@
 //! A target may lack some of [`crate::launch::KERNELS`]; the host asks the module what it has.
 
 macro_rules! zipgemm {
-    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $teams:literal $stages:literal $sum_stages:literal $blocks:literal;)*) => {$(
+    ($($sm:literal: $($name:ident: $n_tiles:literal $strips:literal $groups:literal $teams:literal $stages:literal $sum_stages:literal $blocks:literal;)*)*) => {$($(
         kernel! {
             /// `zipgemm` of one shape, see [`crate::launch::Gemm`].
             ///
             /// # Safety
             /// As [`crate::kernels::zipgemm::zipgemm`].
-            #[cfg(zipserv_sm = "90a")]
+            #[cfg(zipserv_sm = $sm)]
             fn $name(args: crate::args::GemmArgs) {
                 // SAFETY: the caller's promise.
                 unsafe { crate::kernels::zipgemm::zipgemm::<$n_tiles, $strips, $groups, $teams, $stages, $sum_stages>(&args) }
             }
         }
-    )*};
+    )*)*};
 }
 
 crate::gemm_kernels!(zipgemm);

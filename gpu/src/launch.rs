@@ -36,8 +36,8 @@ impl Gemm {
     /// Bytes of one warp's table of bases: one BF16 exponent field for each weight of a tile.
     pub const BASES_BYTES: usize = 2 * TILE_WEIGHTS;
 
-    /// The launch of the kernel called `name`.
-    const fn launch(self, name: &'static str) -> Launch {
+    /// The launch of the kernel called `name`, of the PTX for `sm`.
+    const fn launch(self, name: &'static str, sm: &str) -> Launch {
         assert!(
             self.blocks * (self.shared_bytes() + 1024) <= 228 * 1024,
             "more shared memory than Hopper has"
@@ -49,6 +49,10 @@ impl Gemm {
         assert!(
             self.strips * self.stages <= 32,
             "each strip of a stage has a lane that copies"
+        );
+        assert!(
+            matches!(sm.as_bytes(), b"90a") || self.shared_bytes() <= 99 * 1024,
+            "more shared memory than Ada and the small Blackwells have"
         );
         Launch {
             name,
@@ -279,37 +283,44 @@ pub struct Launch {
     pub cluster: usize,
 }
 
-/// Every `zipgemm` kernel: name, then [`Gemm`]'s fields. `$use` is a macro that makes something
-/// of the list: the entries of the PTX, or the tables below.
+/// Every `zipgemm` kernel: for each PTX file, by its `sm`, names and [`Gemm`]'s fields. `$use` is
+/// a macro that makes something of the list: the entries of the PTX, or the tables below.
 #[macro_export]
 macro_rules! gemm_kernels {
     ($use:ident) => {
         $use! {
+            "90a":
             zipgemm_n8_2x4x2: 1 2 4 2 4 1 1;
-            zipgemm_n16_2x2x4: 2 2 2 4 8 1 1;
             zipgemm_n16_2x4x2: 2 2 4 2 4 1 1;
             zipgemm_n32_2x2x2: 4 2 2 2 8 2 1;
             zipgemm_n64_4x2x1: 8 4 2 1 3 2 1;
+            "80":
+            zipgemm_sm80_n8_2x2x1: 1 2 2 1 4 1 3;
+            zipgemm_sm80_n8_2x4x1: 1 2 4 1 2 1 2;
+            zipgemm_sm80_n8_2x2x2: 1 2 2 2 4 1 2;
+            zipgemm_sm80_n16_2x2x1: 2 2 2 1 3 1 2;
+            zipgemm_sm80_n32_4x1x1: 4 4 1 1 3 1 2;
+            zipgemm_sm80_n64_4x1x1: 8 4 1 1 3 1 1;
         }
     };
 }
 
 macro_rules! tables {
-    ($($name:ident: $n_tiles:literal $strips:literal $groups:literal $teams:literal $stages:literal $sum_stages:literal $blocks:literal;)*) => {
+    ($($sm:literal: $($name:ident: $n_tiles:literal $strips:literal $groups:literal $teams:literal $stages:literal $sum_stages:literal $blocks:literal;)*)*) => {
         /// Every `zipgemm` kernel and its shape.
-        pub const GEMMS: &[(&str, Gemm)] = &[$((
+        pub const GEMMS: &[(&str, Gemm)] = &[$($((
             stringify!($name),
             Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, teams: $teams, stages: $stages, sum_stages: $sum_stages, blocks: $blocks },
-        )),*];
+        ),)*)*];
 
         /// Every kernel's launch.
         pub const KERNELS: &[Launch] = &[
             Launch { name: "decompress", threads: 256, min_blocks: 4, shared_bytes: 8 * DECOMPRESS_WARP_BYTES, cluster: 1 },
             Launch { name: "read", threads: READ_THREADS, min_blocks: 2, shared_bytes: 0, cluster: 1 },
-            $(
+            $($(
                 Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, teams: $teams, stages: $stages, sum_stages: $sum_stages, blocks: $blocks }
-                    .launch(stringify!($name)),
-            )*
+                    .launch(stringify!($name), $sm),
+            )*)*
             PREFILLS[0].1.launch(PREFILLS[0].0),
             PREFILLS[1].1.launch(PREFILLS[1].0),
             PREFILLS[2].1.launch(PREFILLS[2].0),

@@ -63,84 +63,90 @@ fn tokens() -> &'static [usize] {
 
 #[test]
 fn every_number_of_tokens() {
-    let Some(lab) = Lab::new() else { return };
-    let all: Vec<usize> = (1..=64).collect();
-    let some = [1, 8, 12, 24, 40, 64];
-    let tokens = if quick() { &some[..] } else { &all };
-    check(&lab, Kind::Gaussian, (200, 328), tokens, 0);
+    for lab in Lab::each() {
+        let all: Vec<usize> = (1..=64).collect();
+        let some = [1, 8, 12, 24, 40, 64];
+        let tokens = if quick() { &some[..] } else { &all };
+        check(&lab, Kind::Gaussian, (200, 328), tokens, 0);
+    }
 }
 
 #[test]
 fn shapes() {
-    let Some(lab) = Lab::new() else { return };
-    // K a multiple of 64, of 8, of neither; M of 32, of 4, of neither; one tile and many.
-    let shapes = [
-        (300, 2048),
-        (31, 65),
-        (1, 1),
-        (7, 13),
-        (33, 72),
-        (64, 64),
-        (96, 200),
-        (101, 1000),
-        (130, 777),
-        (129, 4096),
-        (1000, 64),
-        (5120, 640),
-    ];
-    let shapes = if quick() { &shapes[..2] } else { &shapes };
-    for &shape in shapes {
-        check(&lab, Kind::Gaussian, shape, tokens(), 0);
+    for lab in Lab::each() {
+        // K a multiple of 64, of 8, of neither; M of 32, of 4, of neither; one tile and many.
+        let shapes = [
+            (300, 2048),
+            (31, 65),
+            (1, 1),
+            (7, 13),
+            (33, 72),
+            (64, 64),
+            (96, 200),
+            (101, 1000),
+            (130, 777),
+            (129, 4096),
+            (1000, 64),
+            (5120, 640),
+        ];
+        let shapes = if quick() { &shapes[..2] } else { &shapes };
+        for &shape in shapes {
+            check(&lab, Kind::Gaussian, shape, tokens(), 0);
+        }
     }
 }
 
 #[test]
 fn activations_and_outputs_anywhere() {
-    let Some(lab) = Lab::new() else { return };
-    for skew in [1, 2, 4] {
-        check(&lab, Kind::Gaussian, (100, 328), tokens(), skew);
+    for lab in Lab::each() {
+        for skew in [1, 2, 4] {
+            check(&lab, Kind::Gaussian, (100, 328), tokens(), skew);
+        }
     }
 }
 
 #[test]
 fn outliers() {
-    let Some(lab) = Lab::new() else { return };
-    for kind in [Kind::Outliers, Kind::OutlierTiles] {
-        check(&lab, kind, (200, 776), tokens(), 0);
-        check(&lab, kind, (97, 130), tokens(), 0);
+    for lab in Lab::each() {
+        for kind in [Kind::Outliers, Kind::OutlierTiles] {
+            check(&lab, kind, (200, 776), tokens(), 0);
+            check(&lab, kind, (97, 130), tokens(), 0);
+        }
     }
 }
 
 #[test]
 fn extreme_bases() {
-    let Some(lab) = Lab::new() else { return };
-    for kind in [Kind::Zero, Kind::Large, Kind::Tiny] {
-        check(&lab, kind, (100, 330), tokens(), 0);
+    for lab in Lab::each() {
+        for kind in [Kind::Zero, Kind::Large, Kind::Tiny] {
+            check(&lab, kind, (100, 330), tokens(), 0);
+        }
     }
 }
 
 #[test]
 fn nan_and_infinity_reach_their_outputs_only() {
-    let Some(lab) = Lab::new() else { return };
-    let (m, k) = (100, 330);
-    let (infinity, minus) = (bf16::INFINITY.to_bits(), bf16::NEG_INFINITY.to_bits());
-    let nan = bf16::NAN.to_bits();
-    let mut weights = Kind::Gaussian.weights(m, k);
-    weights[3 * k + 5] = nan;
-    weights[40 * k + 329] = infinity;
-    weights[41 * k] = minus;
-    weights[99 * k + 64] = infinity;
-    weights[99 * k + 65] = minus;
-    let mut x = Kind::Gaussian.activations(64, k);
-    check_bits(&lab, &weights, &x, k, tokens(), 0, "weights not finite");
-    // Infinity times zero, for any number of tokens.
-    x[329] = 0;
-    x[2 * k + 11] = nan;
-    x[8 * k + 12] = infinity;
-    x[63 * k + 329] = minus;
-    check_bits(&lab, &weights, &x, k, tokens(), 0, "neither finite");
-    let weights = Kind::Gaussian.weights(m, k);
-    check_bits(&lab, &weights, &x, k, tokens(), 0, "activations not finite");
-    // In the window, in whole tiles.
-    check(&lab, Kind::Nan, (m, k), &tokens()[..3], 0);
+    for lab in Lab::each() {
+        let (m, k) = (100, 330);
+        let (infinity, minus) = (bf16::INFINITY.to_bits(), bf16::NEG_INFINITY.to_bits());
+        let nan = bf16::NAN.to_bits();
+        let mut weights = Kind::Gaussian.weights(m, k);
+        weights[3 * k + 5] = nan;
+        weights[40 * k + 329] = infinity;
+        weights[41 * k] = minus;
+        weights[99 * k + 64] = infinity;
+        weights[99 * k + 65] = minus;
+        let mut x = Kind::Gaussian.activations(64, k);
+        check_bits(&lab, &weights, &x, k, tokens(), 0, "weights not finite");
+        // Infinity times zero, for any number of tokens.
+        x[329] = 0;
+        x[2 * k + 11] = nan;
+        x[8 * k + 12] = infinity;
+        x[63 * k + 329] = minus;
+        check_bits(&lab, &weights, &x, k, tokens(), 0, "neither finite");
+        let weights = Kind::Gaussian.weights(m, k);
+        check_bits(&lab, &weights, &x, k, tokens(), 0, "activations not finite");
+        // In the window, in whole tiles.
+        check(&lab, Kind::Nan, (m, k), &tokens()[..3], 0);
+    }
 }

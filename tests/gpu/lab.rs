@@ -16,7 +16,7 @@ use cust::{
 use zipserv::{
     Matrix,
     cuda::{
-        DeviceMatrix, Gpu, Plan, PrefillPlan, RawStream, Workspace, decompress_raw,
+        DeviceMatrix, Family, Gpu, Plan, PrefillPlan, RawStream, Workspace, decompress_raw,
         zipgemm_prefill_raw, zipgemm_raw,
     },
     encode,
@@ -30,19 +30,23 @@ const NAN: u16 = 0x7FFF;
 /// Values in a guard zone; a multiple of any alignment that a kernel cares for.
 const ZONE: usize = 128;
 
-/// One device for all tests: making the kernels' machine code takes a while.
-static GPU: LazyLock<Option<Gpu>> = LazyLock::new(|| {
+/// The device with every family of kernels that it can run, for all tests: making their machine
+/// code takes a while.
+static GPUS: LazyLock<Vec<Gpu>> = LazyLock::new(|| {
     if cust::init(CudaFlags::empty()).is_err() || Device::get_device(0).is_err() {
         // The macros that print would be captured.
         let _ = stderr().write_all(b"SKIPPED: no CUDA device\n");
-        return None;
+        return Vec::new();
     }
-    let gpu = match env::var("ZIPSERV_PTX") {
+    if let Ok(path) = env::var("ZIPSERV_PTX") {
         // SAFETY: whoever sets the variable takes them from the builder.
-        Ok(path) => unsafe { Gpu::with_ptx(0, &fs::read_to_string(path).unwrap()) },
-        Err(_) => Gpu::new(0),
-    };
-    Some(gpu.unwrap())
+        return vec![unsafe { Gpu::with_ptx(0, &fs::read_to_string(path).unwrap()).unwrap() }];
+    }
+    let mut gpus = vec![Gpu::new(0).unwrap()];
+    if gpus[0].family() != Family::Portable {
+        gpus.push(Gpu::with_family(0, Family::Portable).unwrap());
+    }
+    gpus
 });
 
 /// One test at a time has the device: waiting for all of it breaks another's recording of a graph.
@@ -62,17 +66,23 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Nothing without a device.
-    pub fn new() -> Option<Self> {
-        let gpu = GPU.as_ref()?;
-        gpu.make_current().unwrap();
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(Self {
-            gpu,
-            workspace: Workspace::new(gpu).unwrap(),
-            stream: Stream::new(StreamFlags::NON_BLOCKING, None).unwrap(),
-            _turn: turn,
+    /// One after the other for each family of kernels; none without a device.
+    pub fn each() -> impl Iterator<Item = Self> {
+        GPUS.iter().map(|gpu| {
+            gpu.make_current().unwrap();
+            let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+            Self {
+                gpu,
+                workspace: Workspace::new(gpu).unwrap(),
+                stream: Stream::new(StreamFlags::NON_BLOCKING, None).unwrap(),
+                _turn: turn,
+            }
         })
+    }
+
+    /// The kernels for Hopper, on one.
+    pub fn hopper() -> Option<Self> {
+        Self::each().find(|lab| lab.gpu.family() == Family::Hopper)
     }
 
     pub fn raw(&self) -> RawStream {

@@ -4,9 +4,10 @@
 //! cargo test --release --features cuda --test gpu
 //! ```
 //!
-//! Without a device, one line says that everything was skipped. `ZIPSERV_PTX=FILE` takes the
-//! kernels from a file, in place of those built in. `ZIPSERV_QUICK=1` leaves out most cases, for
-//! NVIDIA's `compute-sanitizer`, which runs kernels many times slower. It is to find nothing:
+//! Every test runs with each family of kernels that the device can run. Without a device, one line
+//! says that everything was skipped. `ZIPSERV_PTX=FILE` takes the kernels from a file, in place of
+//! those built in. `ZIPSERV_QUICK=1` leaves out most cases, for NVIDIA's `compute-sanitizer`, which
+//! runs kernels many times slower. It is to find nothing:
 //!
 //! ```text
 //! export ZIPSERV_QUICK=1

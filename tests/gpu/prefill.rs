@@ -50,20 +50,26 @@ fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skew: 
 /// One small problem for each kernel: run this first.
 #[test]
 fn prefill_smoke() {
-    let Some(lab) = Lab::new() else { return };
+    let Some(lab) = Lab::hopper() else {
+        return;
+    };
     check(&lab, Kind::Gaussian, (128, 64), &[65], 0);
     check(&lab, Kind::Gaussian, (256, 512), &[256], 0);
 }
 
 #[test]
 fn prefill_tokens() {
-    let Some(lab) = Lab::new() else { return };
+    let Some(lab) = Lab::hopper() else {
+        return;
+    };
     check(&lab, Kind::Gaussian, (384, 1024), tokens(), 0);
 }
 
 #[test]
 fn prefill_shapes() {
-    let Some(lab) = Lab::new() else { return };
+    let Some(lab) = Lab::hopper() else {
+        return;
+    };
     let shapes = [
         (301, 1032),
         (1, 8),
@@ -82,7 +88,9 @@ fn prefill_shapes() {
 
 #[test]
 fn prefill_outputs_anywhere() {
-    let Some(lab) = Lab::new() else { return };
+    let Some(lab) = Lab::hopper() else {
+        return;
+    };
     for skew in [1, 4] {
         check(&lab, Kind::Gaussian, (136, 328), &tokens()[..2], skew);
     }
@@ -90,7 +98,9 @@ fn prefill_outputs_anywhere() {
 
 #[test]
 fn prefill_outliers_and_extremes() {
-    let Some(lab) = Lab::new() else { return };
+    let Some(lab) = Lab::hopper() else {
+        return;
+    };
     for kind in [
         Kind::Outliers,
         Kind::OutlierTiles,

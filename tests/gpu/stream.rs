@@ -51,21 +51,22 @@ fn repeat(
 
 #[test]
 fn the_same_bits_in_a_hundred_runs() {
-    let Some(lab) = Lab::new() else { return };
-    let runs = if quick() { 3 } else { 100 };
-    let (m, k) = (1000, 4104);
-    let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
-    for (kernel, shape) in lab.kernels() {
-        let n = 8 * shape.n_tiles - 1;
-        let x = buffer(&Kind::Gaussian.activations(n, k));
-        for plan in lab.plans(&weights, kernel, &[7, 132]) {
-            let plain = plan.with_dependent(false);
-            let first = repeat(&lab, &plain, &weights, &x, 1);
-            // Dependent launches, which may overlap, then plain ones.
-            for plan in [plan, plain] {
-                let all = repeat(&lab, &plan, &weights, &x, runs);
-                let same = all.chunks(n * m).all(|y| y == first);
-                assert!(same, "{plan}: runs differ");
+    for lab in Lab::each() {
+        let runs = if quick() { 3 } else { 100 };
+        let (m, k) = (1000, 4104);
+        let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
+        for (kernel, shape) in lab.kernels() {
+            let n = 8 * shape.n_tiles - 1;
+            let x = buffer(&Kind::Gaussian.activations(n, k));
+            for plan in lab.plans(&weights, kernel, &[7, 132]) {
+                let plain = plan.with_dependent(false);
+                let first = repeat(&lab, &plain, &weights, &x, 1);
+                // Dependent launches, which may overlap, then plain ones.
+                for plan in [plan, plain] {
+                    let all = repeat(&lab, &plan, &weights, &x, runs);
+                    let same = all.chunks(n * m).all(|y| y == first);
+                    assert!(same, "{plan}: runs differ");
+                }
             }
         }
     }
@@ -73,68 +74,70 @@ fn the_same_bits_in_a_hundred_runs() {
 
 #[test]
 fn a_chain_of_dependent_launches_keeps_its_order() {
-    let Some(lab) = Lab::new() else { return };
-    let size = if quick() { 256 } else { 1024 };
-    let depth = if quick() { 4 } else { 50 };
-    let weights = upload(size, size, &Kind::Gaussian.weights(size, size));
-    for (kernel, shape) in lab.kernels() {
-        let n = 8 * shape.n_tiles;
-        let x = Kind::Gaussian.activations(n, size);
-        let plan = Plan::with_kernel(lab.gpu, &weights, kernel).unwrap();
-        let run = |plan: Plan| {
-            // Each launch reads what the one before it wrote, and writes what that one read.
-            let buffers = [buffer(&x), buffer(&x)];
-            for i in 0..depth {
-                let [from, to] = [&buffers[i % 2], &buffers[(i + 1) % 2]];
-                let (x, y) = (from.as_device_ptr().as_raw(), to.as_device_ptr().as_raw());
-                // SAFETY: both have the size; all follow one another in the lab's stream.
-                unsafe {
-                    zipgemm_raw(lab.gpu, lab.raw(), &plan, &weights, x, n, y, &lab.workspace)
-                        .unwrap();
+    for lab in Lab::each() {
+        let size = if quick() { 256 } else { 1024 };
+        let depth = if quick() { 4 } else { 50 };
+        let weights = upload(size, size, &Kind::Gaussian.weights(size, size));
+        for (kernel, shape) in lab.kernels() {
+            let n = 8 * shape.n_tiles;
+            let x = Kind::Gaussian.activations(n, size);
+            let plan = Plan::with_kernel(lab.gpu, &weights, kernel).unwrap();
+            let run = |plan: Plan| {
+                // Each launch reads what the one before it wrote, and writes what that one read.
+                let buffers = [buffer(&x), buffer(&x)];
+                for i in 0..depth {
+                    let [from, to] = [&buffers[i % 2], &buffers[(i + 1) % 2]];
+                    let (x, y) = (from.as_device_ptr().as_raw(), to.as_device_ptr().as_raw());
+                    // SAFETY: both have the size; all follow one another in the lab's stream.
+                    unsafe {
+                        zipgemm_raw(lab.gpu, lab.raw(), &plan, &weights, x, n, y, &lab.workspace)
+                            .unwrap();
+                    }
+                    if !plan.is_dependent() {
+                        lab.stream.synchronize().unwrap();
+                    }
                 }
-                if !plan.is_dependent() {
-                    lab.stream.synchronize().unwrap();
-                }
-            }
-            download(&lab, &buffers[depth % 2])
-        };
-        let same = run(plan) == run(plan.with_dependent(false));
-        assert!(same, "{plan}: a launch was ahead of its activations");
+                download(&lab, &buffers[depth % 2])
+            };
+            let same = run(plan) == run(plan.with_dependent(false));
+            assert!(same, "{plan}: a launch was ahead of its activations");
+        }
     }
 }
 
 #[test]
 fn a_graph_replays() {
-    let Some(mut lab) = Lab::new() else { return };
-    let (m, k, n) = (500, 1000, 5);
-    let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
-    let Ok(plan) = zipgemm_plan(lab.gpu, &weights, n) else {
-        return;
-    };
-    let values = Kind::Gaussian.activations(n, k);
-    let expected = lab.multiply(&plan, &weights, &values, 0);
-    let x = buffer(&values);
-    // SAFETY: the lab outlives the timer.
-    let timer = unsafe { Timer::new(lab.raw()).unwrap() };
-    for replays in 0..3 {
-        let mut y = buffer(&vec![u16::MAX; n * m]);
-        let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
-        let graph = timer.record(3, || {
-            (0..3).try_for_each(|_| zipgemm(gpu, stream, &plan, &weights, &x, &mut y, work))
-        });
-        let graph = graph.unwrap();
-        for _ in 0..replays {
-            timer.replay(&graph).unwrap();
-        }
-        drop(graph);
-        let y = download(&lab, &y);
-        if replays == 0 {
-            assert!(
-                y.iter().all(|&v| v == u16::MAX),
-                "recording ran the launches"
-            );
-        } else {
-            assert!(y == expected, "a replay differs");
+    for mut lab in Lab::each() {
+        let (m, k, n) = (500, 1000, 5);
+        let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
+        let Ok(plan) = zipgemm_plan(lab.gpu, &weights, n) else {
+            continue;
+        };
+        let values = Kind::Gaussian.activations(n, k);
+        let expected = lab.multiply(&plan, &weights, &values, 0);
+        let x = buffer(&values);
+        // SAFETY: the lab outlives the timer.
+        let timer = unsafe { Timer::new(lab.raw()).unwrap() };
+        for replays in 0..3 {
+            let mut y = buffer(&vec![u16::MAX; n * m]);
+            let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
+            let graph = timer.record(3, || {
+                (0..3).try_for_each(|_| zipgemm(gpu, stream, &plan, &weights, &x, &mut y, work))
+            });
+            let graph = graph.unwrap();
+            for _ in 0..replays {
+                timer.replay(&graph).unwrap();
+            }
+            drop(graph);
+            let y = download(&lab, &y);
+            if replays == 0 {
+                assert!(
+                    y.iter().all(|&v| v == u16::MAX),
+                    "recording ran the launches"
+                );
+            } else {
+                assert!(y == expected, "a replay differs");
+            }
         }
     }
 }

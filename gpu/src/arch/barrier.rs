@@ -15,9 +15,10 @@ pub unsafe fn init(barrier: u32, arrivals: u32) {
     }
 }
 
-/// Makes initialised barriers visible to the asynchronous copies.
+/// Makes initialised barriers visible to bulk copies; the others need nothing.
 #[inline(always)]
 pub fn fence_init() {
+    #[cfg(zipserv_sm = "90a")]
     // SAFETY: a fence.
     unsafe {
         asm!(
@@ -68,6 +69,22 @@ pub unsafe fn expect(barrier: u32, bytes: u32) {
     }
 }
 
+/// Asks for a phase; the instruction itself waits for a while.
+#[cfg(zipserv_sm = "90a")]
+macro_rules! ask {
+    () => {
+        "mbarrier.try_wait.parity.shared.b64 p, [{}], {};"
+    };
+}
+
+/// Asks for a phase; while it lasts, leaves the other warps some 30 ns of issue slots.
+#[cfg(not(zipserv_sm = "90a"))]
+macro_rules! ask {
+    () => {
+        "mbarrier.test_wait.parity.shared.b64 p, [{}], {}; @!p nanosleep.u32 32;"
+    };
+}
+
 /// Waits until the phase of the given parity has completed.
 ///
 /// # Safety
@@ -80,7 +97,7 @@ pub unsafe fn wait(barrier: u32, parity: u32) {
         unsafe {
             asm!(
                 "{{ .reg .pred p;",
-                "mbarrier.try_wait.parity.shared.b64 p, [{}], {};",
+                ask!(),
                 "selp.u32 {}, 1, 0, p; }}",
                 in(reg32) barrier, in(reg32) parity, out(reg32) done,
                 options(nostack, preserves_flags));

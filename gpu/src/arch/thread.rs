@@ -33,6 +33,19 @@ pub fn broadcast(value: u32) -> u32 {
     result
 }
 
+/// The value of another lane.
+#[inline(always)]
+pub fn shuffle(value: u32, lane: u32) -> u32 {
+    let mut result: u32;
+    // SAFETY: all lanes of the warp run this.
+    unsafe {
+        asm!("shfl.sync.idx.b32 {}, {}, {}, 31, 0xffffffff;",
+            out(reg32) result, in(reg32) value, in(reg32) lane,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    result
+}
+
 /// Orders the shared-memory accesses of a warp's lanes before it against those after it.
 #[inline(always)]
 pub fn sync_warp() {

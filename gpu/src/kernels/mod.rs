@@ -15,6 +15,7 @@ macro_rules! unroll {
 }
 
 pub mod decompress;
+mod fetch;
 pub mod read;
 mod ring;
 pub mod sm90_prefill;

@@ -20,6 +20,7 @@
 use core::ops::Range;
 
 use super::{
+    fetch,
     ring::Ring,
     tile::{self, Patches, Tile},
     work::{Segment, Segments, Work},
@@ -245,7 +246,7 @@ impl<
         // SAFETY: `run`'s.
         unsafe {
             for stage in 0..STAGES as u32 {
-                barrier::init(self.full(stage), (LANES + STRIPS) as u32);
+                barrier::init(self.full(stage), LANES as u32 + fetch::arrivals::<STRIPS>());
                 barrier::init(self.empty(stage), (STRIPS * GROUPS) as u32);
             }
             for stage in 0..SUM_STAGES as u32 {
@@ -268,8 +269,9 @@ impl<
         unsafe {
             let mut own = Cursor::<GROUPS>::new(self.segments).after(turn);
             let mut range = self.patch_range(&own, strip);
+            let mut shared = Cursor::<GROUPS>::new(self.segments);
             // The whole ring, before anything waits for the range.
-            if turn < STAGES as u32 {
+            if fetch::ALONE && turn < STAGES as u32 {
                 self.copy_dense(&own, strip, turn);
             }
             let mut ring = Ring::<STAGES>::FILLING;
@@ -279,7 +281,16 @@ impl<
                 let next_range = self.patch_range(&next, strip);
                 for now in 0..Self::BATCH.min(units - unit) {
                     barrier::wait(self.empty(ring.stage), ring.parity);
-                    if turn == now {
+                    if !fetch::ALONE {
+                        // All lanes copy the unit, each a part of one strip.
+                        let strip = fetch::strip::<STRIPS>(self.lane);
+                        let holder = now * STRIPS as u32 + strip;
+                        let range = range.map(|at| thread::shuffle(at, holder));
+                        self.copy_dense(&shared, strip, ring.stage);
+                        self.copy_patches(range, strip, ring.stage);
+                        copy::arrive_after_chunks(self.full(ring.stage));
+                        shared = shared.after(1);
+                    } else if turn == now {
                         if unit >= STAGES as u32 {
                             self.copy_dense(&own, strip, ring.stage);
                         }
@@ -336,7 +347,7 @@ impl<
         }
     }
 
-    /// Starts the copies of a strip's tiles and patch offsets.
+    /// Starts this lane's part in the copies of a strip's tiles and patch offsets.
     #[inline(always)]
     unsafe fn copy_dense(&self, cursor: &Cursor<GROUPS>, strip: u32, stage: u32) {
         let Some(tile) = self.first_tile(cursor, strip) else {
@@ -350,15 +361,15 @@ impl<
         // SAFETY: `run`'s; the section of offsets is padded, so that whole groups of 16 bytes can
         // be read.
         unsafe {
-            barrier::expect(full, dense_bytes + offset_bytes);
             let dense = self.args.dense.add(tile as usize * TILE_BYTES);
-            copy::bulk(dense_at, dense, dense_bytes, full);
+            let most = (GROUPS * TILE_BYTES) as u32;
+            fetch::start::<STRIPS>(dense_at, dense, dense_bytes, most, full);
             let offsets = self.args.offsets.add((tile & !3) as usize).cast();
-            copy::bulk(offsets_at, offsets, offset_bytes, full);
+            fetch::start::<STRIPS>(offsets_at, offsets, offset_bytes, offset_bytes, full);
         }
     }
 
-    /// Starts the copy of a strip's patches, as many as a stage has room for.
+    /// Starts this lane's part in the copy of a strip's patches, as many as a stage has room for.
     #[inline(always)]
     unsafe fn copy_patches(&self, [from, to]: [u32; 2], strip: u32, stage: u32) {
         if from == to {
@@ -371,8 +382,7 @@ impl<
         // SAFETY: `run`'s; the section of patches is padded like that of offsets.
         unsafe {
             let patches = self.args.patches.add(first as usize).cast();
-            barrier::expect(self.full(stage), bytes);
-            copy::bulk(at, patches, bytes, self.full(stage));
+            fetch::start::<STRIPS>(at, patches, bytes, 2 * room, self.full(stage));
         }
     }
 
@@ -619,8 +629,9 @@ impl<
         }
     }
 
-    /// Whether a writer's thread has registers for the sums of all tokens.
-    const EARLY: bool = N_TILES * Self::fours() <= 16;
+    /// Whether a writer's thread has registers for the sums of all tokens. The portable blocks
+    /// share a multiprocessor.
+    const EARLY: bool = N_TILES * Self::fours() <= if cfg!(zipserv_sm = "90a") { 16 } else { 8 };
 
     #[inline(always)]
     const fn fours() -> usize {

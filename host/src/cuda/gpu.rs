@@ -4,6 +4,7 @@ use cudarc::driver::sys;
 use cust::{
     context::{Context, CurrentContext},
     device::{Device, DeviceAttribute},
+    function::BlockSize,
     module::{Module, ModuleJitOption},
 };
 use zipserv_gpu::launch::{KERNELS, Launch};
@@ -13,9 +14,9 @@ use super::{CudaError, RawStream, check};
 /// Which build of the kernels a device runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// sm_90a: bulk copies, `wgmma`.
+    /// sm_90a: bulk copies, dependent launches.
     Hopper,
-    /// sm_80 and later: `cp.async`, `mma.sync`.
+    /// sm_80 and later: `cp.async`.
     Portable,
 }
 
@@ -64,6 +65,8 @@ pub struct Gpu {
 struct Function {
     raw: sys::CUfunction,
     launch: &'static Launch,
+    /// Blocks that fit on one multiprocessor.
+    resident: u32,
 }
 
 // SAFETY: a handle that the driver lets any thread use, of a module that lives as long as `Gpu`.
@@ -122,8 +125,9 @@ impl Gpu {
         };
         let ptx = ptx.unwrap_or(family.ptx());
         let module = Module::from_ptx(ptx, &[ModuleJitOption::MaxRegisters(255)])?;
+        let shared_bytes = shared_bytes(device)?;
         let mut functions = HashMap::new();
-        for launch in KERNELS {
+        for launch in KERNELS.iter().filter(|l| l.shared_bytes <= shared_bytes) {
             let Ok(function) = module.get_function(launch.name) else {
                 continue;
             };
@@ -134,7 +138,17 @@ impl Gpu {
             check("cuFuncSetAttribute", unsafe {
                 sys::cuFuncSetAttribute(raw, attribute, launch.shared_bytes as i32)
             })?;
-            functions.insert(launch.name, Function { raw, launch });
+            let threads = BlockSize::x(launch.threads as u32);
+            let resident =
+                function.max_active_blocks_per_multiprocessor(threads, launch.shared_bytes)?;
+            if resident > 0 {
+                let function = Function {
+                    raw,
+                    launch,
+                    resident,
+                };
+                functions.insert(launch.name, function);
+            }
         }
         Ok(Self {
             functions,
@@ -192,7 +206,7 @@ impl Gpu {
         self.multiprocessors
     }
 
-    /// Whether the device's module has a kernel of this name.
+    /// Whether the family has a kernel of this name, and the device room for it.
     pub fn has(&self, kernel: &str) -> bool {
         self.functions.contains_key(kernel)
     }
@@ -200,6 +214,14 @@ impl Gpu {
     /// Threads in a block of `kernel`.
     pub(super) fn threads(&self, kernel: &str) -> Result<usize, CudaError> {
         Ok(self.function(kernel)?.launch.threads)
+    }
+
+    /// Blocks of `kernel` that the device holds at a time, no more than the kernel is made for.
+    pub(super) fn resident_blocks(&self, kernel: &str) -> Result<u32, CudaError> {
+        let Function {
+            launch, resident, ..
+        } = self.function(kernel)?;
+        Ok(self.multiprocessors * (launch.min_blocks as u32).min(*resident))
     }
 
     fn function(&self, kernel: &str) -> Result<&Function, CudaError> {
@@ -269,6 +291,17 @@ impl Gpu {
             sys::cuLaunchKernelEx(&config, function.raw, params.as_mut_ptr(), ptr::null_mut())
         })
     }
+}
+
+/// Most dynamic shared memory of a block, in bytes.
+fn shared_bytes(device: Device) -> Result<usize, CudaError> {
+    let mut bytes = 0;
+    let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    // SAFETY: writes an `int`.
+    check("cuDeviceGetAttribute", unsafe {
+        sys::cuDeviceGetAttribute(&mut bytes, attribute, device.as_raw())
+    })?;
+    Ok(bytes as usize)
 }
 
 #[cfg(test)]

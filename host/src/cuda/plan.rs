@@ -137,13 +137,13 @@ impl Plan {
                 ))
             })?;
         let columns = columns(shape, weights);
-        let blocks = (gpu.multiprocessors() as usize * shape.blocks).min(columns);
+        let blocks = columns.min(gpu.resident_blocks(kernel)? as usize);
         Ok(Self {
             kernel,
             shape: *shape,
             blocks: blocks.max(1) as u32,
             columns,
-            // The portable kernels do not wait for the kernel before them.
+            // The portable kernels know of no kernel before them.
             dependent: gpu.family() == Family::Hopper,
             choice: Choice::Asked,
         })
