@@ -295,8 +295,6 @@ macro_rules! gemm_kernels {
             zipgemm_n32_2x2x2: 4 2 2 2 8 2 1;
             zipgemm_n64_4x2x1: 8 4 2 1 3 2 1;
             "80":
-            zipgemm_sm80_n8_2x2x1: 1 2 2 1 4 1 3;
-            zipgemm_sm80_n8_2x4x1: 1 2 4 1 2 1 2;
             zipgemm_sm80_n8_2x2x2: 1 2 2 2 4 1 2;
             zipgemm_sm80_n16_2x2x1: 2 2 2 1 3 1 2;
             zipgemm_sm80_n32_4x1x1: 4 4 1 1 3 1 2;

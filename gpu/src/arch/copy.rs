@@ -2,18 +2,49 @@
 
 use core::arch::asm;
 
+/// How long the L2 cache should keep what a copy reads.
+#[derive(Clone, Copy)]
+pub struct Keep(u64);
+
+impl Keep {
+    /// Not at all: it is read once, and what is read again and again should stay instead.
+    #[inline(always)]
+    pub fn not() -> Self {
+        let mut policy: u64;
+        // SAFETY: makes a number.
+        unsafe {
+            asm!("createpolicy.fractional.L2::evict_first.b64 {}, 1.0;", out(reg64) policy,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        Self(policy)
+    }
+
+    /// As usual.
+    #[inline(always)]
+    pub fn as_usual() -> Self {
+        let mut policy: u64;
+        // SAFETY: makes a number.
+        unsafe {
+            asm!("createpolicy.fractional.L2::evict_normal.b64 {}, 1.0;", out(reg64) policy,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        Self(policy)
+    }
+}
+
 /// Starts a bulk copy of `bytes` bytes; `barrier` counts them when they have landed.
 ///
 /// # Safety
 /// Both ranges are valid; `to`, `from` and `bytes` are multiples of 16; `barrier` expects the
 /// bytes; nothing touches the destination until the barrier's phase completes.
 #[inline(always)]
-pub unsafe fn bulk(to: u32, from: *const u8, bytes: u32, barrier: u32) {
+pub unsafe fn bulk(to: u32, from: *const u8, bytes: u32, barrier: u32, keep: Keep) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{}], [{}], {}, [{}];",
-            in(reg32) to, in(reg64) from, in(reg32) bytes, in(reg32) barrier,
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint \
+             [{}], [{}], {}, [{}], {};",
+            in(reg32) to, in(reg64) from, in(reg32) bytes, in(reg32) barrier, in(reg64) keep.0,
             options(nostack, preserves_flags));
     }
 }
@@ -72,6 +103,32 @@ pub unsafe fn chunk(to: u32, from: *const u8, bytes: u32) {
     unsafe {
         asm!("cp.async.cg.shared.global [{}], [{}], 16, {};",
             in(reg32) to, in(reg64) from, in(reg32) bytes, options(nostack, preserves_flags));
+    }
+}
+
+/// [`chunk`] of all 16 bytes, with a word to the L2 cache.
+///
+/// # Safety
+/// As [`chunk`].
+#[inline(always)]
+pub unsafe fn chunk_kept(to: u32, from: *const u8, keep: Keep) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("cp.async.cg.shared.global.L2::cache_hint [{}], [{}], 16, {};",
+            in(reg32) to, in(reg64) from, in(reg64) keep.0, options(nostack, preserves_flags));
+    }
+}
+
+/// Brings `bytes` bytes to the L2 cache: a hint that has no other effect.
+///
+/// # Safety
+/// The range is readable; `from` and `bytes` are multiples of 16.
+#[inline(always)]
+pub unsafe fn prefetch_bulk(from: *const u8, bytes: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("cp.async.bulk.prefetch.L2.global [{}], {};",
+            in(reg64) from, in(reg32) bytes, options(nostack, preserves_flags));
     }
 }
 

@@ -41,7 +41,8 @@ mod bulk {
         // SAFETY: the caller's promise.
         unsafe {
             barrier::expect(barrier, bytes);
-            copy::bulk(to, from, bytes, barrier);
+            // Weights are read once a launch.
+            copy::bulk(to, from, bytes, barrier, copy::Keep::not());
         }
     }
 }
@@ -89,11 +90,13 @@ mod chunks {
         let mine = CHUNK * (thread::lane() % lanes);
         let (to, from) = (to + mine, from.wrapping_add(mine as usize));
         let left = bytes.saturating_sub(mine);
+        // Weights are read once a launch.
+        let keep = copy::Keep::not();
         for round in 0..most.div_ceil(CHUNK * lanes) {
             let at = CHUNK * lanes * round;
             if at < left {
                 // SAFETY: the caller's promise.
-                unsafe { copy::chunk(to + at, from.wrapping_add(at as usize), CHUNK) };
+                unsafe { copy::chunk_kept(to + at, from.wrapping_add(at as usize), keep) };
             }
         }
     }

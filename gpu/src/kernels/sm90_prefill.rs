@@ -424,6 +424,12 @@ where
         } else {
             0
         };
+        // Once read, unless other tokens need them again.
+        let keep = if self.args.n <= Self::SHAPE.tokens as u32 {
+            copy::Keep::not()
+        } else {
+            copy::Keep::as_usual()
+        };
         // SAFETY: `run`'s.
         unsafe {
             let range = at + Self::SHAPE.ranges_at() as u32 + 8 * strip;
@@ -435,6 +441,7 @@ where
                 self.args.dense.add(self.tile(unit, strip) * TILE_BYTES),
                 TILE_BYTES as u32,
                 full,
+                keep,
             );
             if patch_bytes > 0 {
                 copy::bulk(
@@ -442,6 +449,7 @@ where
                     self.args.patches.add(first as usize).cast(),
                     patch_bytes,
                     full,
+                    keep,
                 );
             }
         }

@@ -32,6 +32,10 @@ use crate::{
     layout::*,
 };
 
+/// Units behind the first ring that are brought to the L2 cache, to keep memory busy while the
+/// block waits for the kernel before it. More of them slow that kernel's last blocks down.
+const AHEAD: u32 = 2;
+
 /// The kernel of one [`Gemm`] shape.
 ///
 /// # Safety
@@ -273,6 +277,8 @@ impl<
             // The whole ring, before anything waits for the range.
             if fetch::ALONE && turn < STAGES as u32 {
                 self.copy_dense(&own, strip, turn);
+            } else if fetch::ALONE && turn < STAGES as u32 + AHEAD {
+                self.prefetch_dense(&own, strip);
             }
             let mut ring = Ring::<STAGES>::FILLING;
             let mut unit = 0;
@@ -366,6 +372,18 @@ impl<
             fetch::start::<STRIPS>(dense_at, dense, dense_bytes, most, full);
             let offsets = self.args.offsets.add((tile & !3) as usize).cast();
             fetch::start::<STRIPS>(offsets_at, offsets, offset_bytes, offset_bytes, full);
+        }
+    }
+
+    /// Brings a strip's tiles to the L2 cache.
+    #[inline(always)]
+    unsafe fn prefetch_dense(&self, cursor: &Cursor<GROUPS>, strip: u32) {
+        if let Some(tile) = self.first_tile(cursor, strip) {
+            // SAFETY: tiles of the matrix.
+            unsafe {
+                let dense = self.args.dense.add(tile as usize * TILE_BYTES);
+                copy::prefetch_bulk(dense, cursor.unit().2 * TILE_BYTES as u32);
+            }
         }
     }
 
