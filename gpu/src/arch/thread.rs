@@ -61,23 +61,9 @@ pub fn sync_warp() {
 /// Waits for all threads of the block.
 #[inline(always)]
 pub fn sync_block() {
-    // SAFETY: all threads of the block run this; `asm!` keeps memory accesses on their side.
-    unsafe { asm!("bar.sync 0;", options(nostack, preserves_flags)) }
-}
-
-/// Waits until each of the block's `threads` is here or has passed [`arrive_block`].
-#[inline(always)]
-pub fn meet_block(threads: u32) {
-    // SAFETY: all other threads of the block run one of the two; `asm!` keeps memory accesses on
-    // their side.
-    unsafe { asm!("bar.sync 0, {};", in(reg32) threads, options(nostack, preserves_flags)) }
-}
-
-/// Lets others of the block's `threads` pass [`meet_block`], and does not wait for them.
-#[inline(always)]
-pub fn arrive_block(threads: u32) {
-    // SAFETY: as above.
-    unsafe { asm!("bar.arrive 0, {};", in(reg32) threads, options(nostack, preserves_flags)) }
+    // SAFETY: all threads of the block run this. The intrinsic, unlike `asm!`, tells the compiler
+    // not to make several of it, one for each way here.
+    unsafe { _syncthreads() }
 }
 
 /// Waits for the `THREADS` threads that run this with the same `barrier`, 1 to 15.

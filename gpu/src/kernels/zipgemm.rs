@@ -154,7 +154,6 @@ impl<
         blocks: 1,
     };
     const WARPS: u32 = Self::SHAPE.warps() as u32;
-    const THREADS: u32 = Self::SHAPE.threads() as u32;
     /// Units of which the lanes that copy weights look after a strip each.
     const BATCH: u32 = LANES as u32 / STRIPS as u32;
     const ROWS: u32 = Self::SHAPE.rows() as u32;
@@ -221,22 +220,22 @@ impl<
         // SAFETY: addresses lie in the block's shared memory by the shape's arithmetic; global
         // ranges are the caller's promise.
         unsafe {
+            let mut first = None;
             if self.warp == Self::WARPS {
-                // It waits for nobody: weights are on their way before anything else happens.
+                // Weights are on their way before anything else happens.
                 if self.lane == 0 {
                     self.init_barriers();
                 }
                 thread::sync_warp();
-                thread::arrive_block(Self::THREADS);
-                self.copy_weights();
-                return;
-            }
-            if self.warp < Self::WARPS {
+                first = Some(self.start_weights());
+            } else if self.warp < Self::WARPS {
                 tile::fill_bases(self.args, self.bases(), self.lane);
             }
-            thread::meet_block(Self::THREADS);
+            thread::sync_block();
             if self.warp < Self::WARPS {
                 self.multiply();
+            } else if let Some(first) = first {
+                self.copy_weights(first);
             } else if self.warp == Self::WARPS + 1 {
                 self.copy_activations();
             } else {
@@ -254,32 +253,43 @@ impl<
                 barrier::init(self.empty(stage), (STRIPS * GROUPS) as u32);
             }
             for stage in 0..SUM_STAGES as u32 {
-                barrier::init(self.sums_full(stage), Self::WARPS);
-                barrier::init(self.sums_empty(stage), Gemm::WRITERS as u32);
+                // Every lane arrives, which racecheck understands.
+                barrier::init(self.sums_full(stage), Self::WARPS * LANES as u32);
+                barrier::init(self.sums_empty(stage), (Gemm::WRITERS * LANES) as u32);
             }
         }
         barrier::fence_init();
     }
 
-    /// Keeps the ring full of weights, which never depend on an earlier kernel of the stream.
-    ///
-    /// Each lane looks after one strip of one unit in [`Self::BATCH`], so that what it must read
-    /// of the offsets is there long before its turn.
+    /// Fills the ring with weights, which never depend on an earlier kernel of the stream, and
+    /// says what this lane copies next and where its patches are.
     #[inline(always)]
-    unsafe fn copy_weights(&self) {
-        let units = self.segments.units(GROUPS as u32);
+    unsafe fn start_weights(&self) -> (Cursor<GROUPS>, [u32; 2]) {
         let (strip, turn) = (self.lane % STRIPS as u32, self.lane / STRIPS as u32);
+        let own = Cursor::<GROUPS>::new(self.segments).after(turn);
+        let range = self.patch_range(&own, strip);
         // SAFETY: `run`'s.
         unsafe {
-            let mut own = Cursor::<GROUPS>::new(self.segments).after(turn);
-            let mut range = self.patch_range(&own, strip);
-            let mut shared = Cursor::<GROUPS>::new(self.segments);
-            // The whole ring, before anything waits for the range.
             if fetch::ALONE && turn < STAGES as u32 {
                 self.copy_dense(&own, strip, turn);
             } else if fetch::ALONE && turn < STAGES as u32 + AHEAD {
                 self.prefetch_dense(&own, strip);
             }
+        }
+        (own, range)
+    }
+
+    /// Keeps the ring full of weights.
+    ///
+    /// Each lane looks after one strip of one unit in [`Self::BATCH`], so that what it must read
+    /// of the offsets is there long before its turn.
+    #[inline(always)]
+    unsafe fn copy_weights(&self, (mut own, mut range): (Cursor<GROUPS>, [u32; 2])) {
+        let units = self.segments.units(GROUPS as u32);
+        let (strip, turn) = (self.lane % STRIPS as u32, self.lane / STRIPS as u32);
+        // SAFETY: `run`'s.
+        unsafe {
+            let mut shared = Cursor::<GROUPS>::new(self.segments);
             let mut ring = Ring::<STAGES>::FILLING;
             let mut unit = 0;
             while unit < units {
@@ -572,10 +582,7 @@ impl<
                     memory::store_f32(at + 32, c);
                     memory::store_f32(at + 4 * stride + 32, d);
                 }
-                thread::sync_warp();
-                if self.lane == 0 {
-                    barrier::arrive(self.sums_full(ring.stage));
-                }
+                barrier::arrive(self.sums_full(ring.stage));
             }
             ring.advance();
         });
@@ -627,10 +634,7 @@ impl<
                             }
                         }
                     });
-                    thread::sync_warp();
-                    if self.lane == 0 {
-                        barrier::arrive(self.sums_empty(ring.stage));
-                    }
+                    barrier::arrive(self.sums_empty(ring.stage));
                     ring.advance();
                     unroll!(I < Self::fours() => {
                         let (token, row) = Self::four(I, thread);
