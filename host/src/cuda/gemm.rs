@@ -10,13 +10,13 @@ use super::{
 };
 
 /// Y[N, M] = X[N, K] W[M, K]^T: tokens of BF16 activations in `x`, row after row, times the
-/// transposed weights, into BF16 in `y`. Sums are FP32, in an order that depends on the plan
-/// alone, so that the same inputs give the same bits.
+/// transposed weights, into BF16 in `y`. Sums are FP32, in an order that depends on the plan, and
+/// on whether `x` is aligned, so that the same inputs give the same bits.
 ///
 /// The number of tokens, N, is `x.len() / K`, and at most [`MAX_TOKENS`](super::MAX_TOKENS); the
-/// plan is for as many. The call returns at once; the result is there when
-/// `stream` has come so far. Nothing is allocated and nothing waits, so the call can be captured
-/// into a CUDA graph. The first call binds `workspace` to `stream`.
+/// plan is for as many. The call returns at once; the result is there when `stream` has come so
+/// far. Nothing is allocated and nothing waits, so the call can be captured into a CUDA graph. The
+/// first call binds `workspace` to `stream`.
 ///
 /// On Hopper, more than 32 tokens are fast where K is a multiple of 8 and `x` is aligned to 16
 /// bytes, as allocations are. Other activations, and more than 64 tokens on other GPUs, go through
