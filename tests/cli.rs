@@ -387,6 +387,7 @@ mod gpu {
             &["--shapes", "llama-0b"][..],
             &["--layers", "4096"],
             &["--n", "0"],
+            &["--n", "8,16385"],
             &["--json"],
         ] {
             let mut command = zipserv();
@@ -418,13 +419,14 @@ mod gpu {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("report.json");
         let mut command = bench();
-        command.args(["--n", "8", "--commit", "c0ffee", "--json"]);
+        command.args(["--n", "8,100", "--commit", "c0ffee", "--json"]);
         command.arg(&path);
         let Some(table) = output(command) else { return };
         assert!(table.contains("geometric means"));
         let report: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
         assert_eq!(report["commit"], "c0ffee");
         assert_eq!(report["gemm"][0]["layer"]["rows"], 500);
+        assert_eq!(report["gemm"][1]["n"], 100);
         assert_eq!(report["decompress"][0]["exact"], true);
 
         let mut command = bench();

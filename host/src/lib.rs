@@ -33,7 +33,8 @@
 //! - The crate root has the codec, for matrices in memory.
 //! - [`checkpoint`] has `.safetensors` files and the folders that model hubs hand out.
 //! - [`synthetic`] makes checkpoints for tests and measurements.
-//! - `cuda` and `bench`, with the feature `cuda`, load, launch and time the GPU kernels.
+//! - `cuda` and `bench`, with the feature `cuda`, load, launch and time the GPU kernels; one call
+//!   multiplies by the compressed weights, whatever the number of tokens.
 //!
 //! Everything parallel runs on the current [rayon](https://docs.rs/rayon) pool. The feature
 //! `cli`, on by default, is for the program; a library does without.

@@ -5,7 +5,7 @@ use cust::{
     memory::{CopyDestination, DeviceBuffer},
     stream::{Stream, StreamFlags},
 };
-use zipserv::cuda::{CudaError, Plan, decompress, zipgemm, zipgemm_plan};
+use zipserv::cuda::{CudaError, MAX_TOKENS, Plan, decompress, zipgemm, zipgemm_plan};
 
 use crate::{
     data::{Kind, Product},
@@ -22,12 +22,21 @@ fn checked_multiplication() {
         let (m, k, n) = (100, 200, 3);
         let bits = Kind::Gaussian.weights(m, k);
         let weights = upload(m, k, &bits);
-        for n in [0, 1 << 20] {
+        for n in [0, MAX_TOKENS + 1] {
             assert!(zipgemm_plan(lab.gpu, &weights, n).is_err(), "{n} tokens");
         }
-        assert!(Plan::with_kernel(lab.gpu, &weights, "decompress").is_err());
+        assert!(zipgemm_plan(lab.gpu, &weights, MAX_TOKENS).is_ok());
+        assert!(Plan::with_kernel(lab.gpu, &weights, n, "decompress").is_err());
+        let narrow = upload(m, k + 1, &Kind::Zero.weights(m, k + 1));
+        for (kernel, _) in lab.prefill_kernels() {
+            assert!(Plan::with_kernel(lab.gpu, &narrow, n, kernel).is_err());
+        }
         let Ok(plan) = zipgemm_plan(lab.gpu, &weights, n) else {
-            assert_eq!(lab.kernels().count(), 0, "there are kernels, but no plan");
+            assert_eq!(
+                lab.decode_kernels().count(),
+                0,
+                "there are kernels, but no plan"
+            );
             continue;
         };
         let values = Kind::Gaussian.activations(n, k);
@@ -36,6 +45,7 @@ fn checked_multiplication() {
         let mut short = DeviceBuffer::from_slice(&vec![0u16; n * m - 1]).unwrap();
         let larger = upload(64 * m, k, &Kind::Zero.weights(64 * m, k));
         let larger = zipgemm_plan(lab.gpu, &larger, n).unwrap();
+        let more = zipgemm_plan(lab.gpu, &weights, 1000).unwrap();
         CurrentContext::synchronize().unwrap();
 
         let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
@@ -62,6 +72,9 @@ fn checked_multiplication() {
         )));
         assert!(refused(zipgemm(
             gpu, stream, &larger, &weights, &x, &mut y, work
+        )));
+        assert!(refused(zipgemm(
+            gpu, stream, &more, &weights, &x, &mut y, work
         )));
         zipgemm(gpu, stream, &plan, &weights, &x, &mut y, work).unwrap();
         // The workspace now follows that stream.

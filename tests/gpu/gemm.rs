@@ -8,13 +8,15 @@ use crate::{
     lab::{Lab, quick, upload},
 };
 
-/// Tokens that every kernel takes some of.
+/// Tokens that every kernel for few of them takes some of.
 const TOKENS: [usize; 12] = [1, 9, 64, 2, 5, 7, 8, 16, 17, 31, 32, 33];
 /// Thread blocks: one, few, unequal shares, a multiprocessor's worth and two.
 const BLOCKS: [u32; 5] = [3, 1, 7, 132, 264];
+/// More tokens than those kernels take at a time.
+const MANY: [usize; 8] = [65, 300, 100, 128, 200, 256, 512, 1000];
 
-/// Checks every kernel and the plan on one matrix, with up to the first `tokens` of the same
-/// activations.
+/// Checks every kernel for few tokens and the plan on one matrix, with up to the first `tokens` of
+/// the same activations.
 fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skew: usize) {
     let bits = kind.weights(m, k);
     let most = tokens.iter().copied().max().unwrap();
@@ -45,12 +47,12 @@ fn check_bits(
     for &n in tokens {
         let x = &x[..n * k];
         if let Ok(plan) = zipgemm_plan(lab.gpu, &weights, n) {
-            let y = lab.multiply(&plan, &weights, x, skew);
+            let y = lab.multiply(&plan, &weights, x, [skew; 2]);
             product.check(&y, &format_args!("{what}, {n} tokens, {plan}"));
         }
-        for (kernel, _) in lab.kernels().filter(|(_, shape)| n <= 8 * shape.n_tiles) {
-            for plan in lab.plans(&weights, kernel, blocks) {
-                let y = lab.multiply(&plan, &weights, x, skew);
+        for (kernel, _) in lab.decode_kernels().filter(|&(_, tokens)| n <= tokens) {
+            for plan in lab.plans(&weights, n, kernel, blocks) {
+                let y = lab.multiply(&plan, &weights, x, [skew; 2]);
                 product.check(&y, &format_args!("{what}, {n} tokens, {plan}"));
             }
         }
@@ -68,6 +70,59 @@ fn every_number_of_tokens() {
         let some = [1, 8, 12, 24, 40, 64];
         let tokens = if quick() { &some[..] } else { &all };
         check(&lab, Kind::Gaussian, (200, 328), tokens, 0);
+    }
+}
+
+/// The plan, for as many tokens as there may be, of activations that tensor copies read and of
+/// those that they do not.
+#[test]
+fn the_plan_for_any_tokens() {
+    for lab in Lab::each() {
+        let few: Vec<usize> = (1..=64).collect();
+        let (few, many) = match quick() {
+            true => (&few[31..33], &MANY[..2]),
+            false => (&few[..], &MANY[..]),
+        };
+        let m = 200;
+        for (k, skews) in [
+            (328, [0, 0]),
+            (328, [0, 1]),
+            (328, [8, 8]),
+            (328, [1, 0]),
+            (328, [4, 4]),
+            (333, [0, 0]),
+        ] {
+            let bits = Kind::Gaussian.weights(m, k);
+            let weights = upload(m, k, &bits);
+            let most = many.iter().copied().max().unwrap();
+            let x = Kind::Gaussian.activations(most, k);
+            let product = Product::new(&x, &bits, k);
+            for &n in few.iter().chain(many) {
+                let plan = zipgemm_plan(lab.gpu, &weights, n).unwrap();
+                let y = lab.multiply(&plan, &weights, &x[..n * k], skews);
+                product.check(
+                    &y,
+                    &format_args!("{m} x {k}, {n} tokens, skews {skews:?}, {plan}"),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn slices_of_any_kernel() {
+    for lab in Lab::each() {
+        let (m, k, n) = (100, 328, 65);
+        let bits = Kind::Gaussian.weights(m, k);
+        let weights = upload(m, k, &bits);
+        let x = Kind::Gaussian.activations(n, k);
+        let product = Product::new(&x, &bits, k);
+        for (kernel, _) in lab.decode_kernels() {
+            for plan in lab.plans(&weights, n, kernel, &BLOCKS[..1]) {
+                let y = lab.multiply(&plan, &weights, &x, [0; 2]);
+                product.check(&y, &plan);
+            }
+        }
     }
 }
 
@@ -127,26 +182,33 @@ fn extreme_bases() {
 #[test]
 fn nan_and_infinity_reach_their_outputs_only() {
     for lab in Lab::each() {
-        let (m, k) = (100, 330);
-        let (infinity, minus) = (bf16::INFINITY.to_bits(), bf16::NEG_INFINITY.to_bits());
-        let nan = bf16::NAN.to_bits();
-        let mut weights = Kind::Gaussian.weights(m, k);
-        weights[3 * k + 5] = nan;
-        weights[40 * k + 329] = infinity;
-        weights[41 * k] = minus;
-        weights[99 * k + 64] = infinity;
-        weights[99 * k + 65] = minus;
-        let mut x = Kind::Gaussian.activations(64, k);
-        check_bits(&lab, &weights, &x, k, tokens(), 0, "weights not finite");
-        // Infinity times zero, for any number of tokens.
-        x[329] = 0;
-        x[2 * k + 11] = nan;
-        x[8 * k + 12] = infinity;
-        x[63 * k + 329] = minus;
-        check_bits(&lab, &weights, &x, k, tokens(), 0, "neither finite");
-        let weights = Kind::Gaussian.weights(m, k);
-        check_bits(&lab, &weights, &x, k, tokens(), 0, "activations not finite");
-        // In the window, in whole tiles.
-        check(&lab, Kind::Nan, (m, k), &tokens()[..3], 0);
+        // Tensor copies read activations of the first width only.
+        for k in [336, 330] {
+            nan_and_infinity(&lab, k);
+        }
     }
+}
+
+fn nan_and_infinity(lab: &Lab, k: usize) {
+    let m = 100;
+    let (infinity, minus) = (bf16::INFINITY.to_bits(), bf16::NEG_INFINITY.to_bits());
+    let nan = bf16::NAN.to_bits();
+    let mut weights = Kind::Gaussian.weights(m, k);
+    weights[3 * k + 5] = nan;
+    weights[41 * k - 1] = infinity;
+    weights[41 * k] = minus;
+    weights[99 * k + 64] = infinity;
+    weights[99 * k + 65] = minus;
+    let mut x = Kind::Gaussian.activations(64, k);
+    check_bits(lab, &weights, &x, k, tokens(), 0, "weights not finite");
+    // Infinity times zero, for any number of tokens.
+    x[k - 1] = 0;
+    x[2 * k + 11] = nan;
+    x[8 * k + 12] = infinity;
+    x[64 * k - 1] = minus;
+    check_bits(lab, &weights, &x, k, tokens(), 0, "neither finite");
+    let weights = Kind::Gaussian.weights(m, k);
+    check_bits(lab, &weights, &x, k, tokens(), 0, "activations not finite");
+    // In the window, in whole tiles.
+    check(lab, Kind::Nan, (m, k), &tokens()[..3], 0);
 }

@@ -15,13 +15,9 @@ use cust::{
 };
 use zipserv::{
     Matrix,
-    cuda::{
-        DeviceMatrix, Family, Gpu, Plan, PrefillPlan, RawStream, Workspace, decompress_raw,
-        zipgemm_prefill_raw, zipgemm_raw,
-    },
+    cuda::{DeviceMatrix, Family, Gpu, Plan, RawStream, Workspace, decompress_raw, zipgemm_raw},
     encode,
 };
-use zipserv_gpu::launch::{GEMMS, Gemm};
 
 /// What guard zones of outputs hold.
 pub const GUARD: u16 = 0x1234;
@@ -89,15 +85,25 @@ impl Lab {
         self.stream.as_inner().cast()
     }
 
-    /// The kernels of the device, with their shapes.
-    pub fn kernels(&self) -> impl Iterator<Item = (&'static str, Gemm)> {
-        let kernels = GEMMS.iter().filter(|(name, _)| self.gpu.has(name));
-        kernels.map(|&(name, shape)| (name, shape))
+    /// The kernels of the device for few tokens, with how many.
+    pub fn decode_kernels(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        Plan::kernels(self.gpu).filter(|(name, _)| name.starts_with("zipgemm"))
+    }
+
+    /// Those for many, with the tokens of an output tile.
+    pub fn prefill_kernels(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        Plan::kernels(self.gpu).filter(|(name, _)| name.starts_with("prefill"))
     }
 
     /// The launches of a kernel to try: its own number of blocks, and others.
-    pub fn plans(&self, weights: &DeviceMatrix, kernel: &str, blocks: &[u32]) -> Vec<Plan> {
-        let plan = Plan::with_kernel(self.gpu, weights, kernel).unwrap();
+    pub fn plans(
+        &self,
+        weights: &DeviceMatrix,
+        n: usize,
+        kernel: &str,
+        blocks: &[u32],
+    ) -> Vec<Plan> {
+        let plan = Plan::with_kernel(self.gpu, weights, n, kernel).unwrap();
         let mut plans = vec![plan];
         for &blocks in blocks {
             let plan = plan.with_blocks(blocks);
@@ -108,51 +114,21 @@ impl Lab {
         plans
     }
 
-    /// Multiplies; `skew` values move `x` and `y` away from where allocations are aligned.
+    /// Multiplies; `skews` values move `x` and `y` away from where allocations are aligned.
     pub fn multiply(
         &self,
         plan: &Plan,
         weights: &DeviceMatrix,
         x: &[u16],
-        skew: usize,
+        skews: [usize; 2],
     ) -> Vec<u16> {
         let n = x.len() / weights.cols();
-        let input = Guarded::new(x, NAN, skew);
-        let output = Guarded::new(&vec![NAN; n * weights.rows()], GUARD, skew);
+        let input = Guarded::new(x, NAN, skews[0]);
+        let output = Guarded::new(&vec![NAN; n * weights.rows()], GUARD, skews[1]);
         let (x, y) = (input.address(), output.address());
         // SAFETY: `x` and `y` have room; all calls of a lab follow one another in its stream.
         unsafe {
             zipgemm_raw(
-                self.gpu,
-                self.raw(),
-                plan,
-                weights,
-                x,
-                n,
-                y,
-                &self.workspace,
-            )
-            .unwrap();
-        }
-        self.stream.synchronize().unwrap();
-        output.values()
-    }
-
-    /// Multiplies many tokens; `skew` moves `y`.
-    pub fn prefill(
-        &self,
-        plan: &PrefillPlan,
-        weights: &DeviceMatrix,
-        x: &[u16],
-        skew: usize,
-    ) -> Vec<u16> {
-        let n = x.len() / weights.cols();
-        let input = Guarded::new(x, NAN, 0);
-        let output = Guarded::new(&vec![NAN; n * weights.rows()], GUARD, skew);
-        let (x, y) = (input.address(), output.address());
-        // SAFETY: `x` and `y` have room; all calls of a lab follow one another in its stream.
-        unsafe {
-            zipgemm_prefill_raw(
                 self.gpu,
                 self.raw(),
                 plan,

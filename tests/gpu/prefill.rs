@@ -1,7 +1,6 @@
 //! The kernels for many tokens give what sums in FP64 give, and the same bits each time.
 
-use zipserv::cuda::{PrefillPlan, prefill_plan};
-use zipserv_gpu::launch::PREFILLS;
+use zipserv::cuda::{DeviceMatrix, Plan};
 
 use crate::{
     data::{Kind, Product},
@@ -16,14 +15,14 @@ fn tokens() -> &'static [usize] {
 }
 
 /// Every kernel's launch for a problem, with tiles whole and shared, on all clusters and few.
-fn plans(lab: &Lab, weights: &zipserv::cuda::DeviceMatrix, n: usize) -> Vec<PrefillPlan> {
-    let mut plans = vec![prefill_plan(lab.gpu, weights, n).unwrap()];
-    for (name, _) in PREFILLS.iter().filter(|(name, _)| lab.gpu.has(name)) {
-        let plan = PrefillPlan::with_kernel(lab.gpu, weights, n, name).unwrap();
-        let all = plan.tiles();
-        plans.extend([plan.with_split(0), plan.with_split(all)]);
-        plans.push(plan.with_clusters(3).with_split(all));
-        plans.push(plan.with_clusters(2).with_split(1).with_dependent(false));
+fn plans(lab: &Lab, weights: &DeviceMatrix, n: usize) -> Vec<Plan> {
+    let mut plans = Vec::new();
+    for (name, _) in lab.prefill_kernels() {
+        let plan = Plan::with_kernel(lab.gpu, weights, n, name).unwrap();
+        let all = u32::MAX;
+        plans.extend([plan, plan.with_split(0), plan.with_split(all)]);
+        plans.push(plan.with_blocks(6).with_split(all));
+        plans.push(plan.with_blocks(4).with_split(1).with_dependent(false));
     }
     plans
 }
@@ -36,9 +35,9 @@ fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skew: 
     let product = Product::new(&x, &bits, k);
     for &n in tokens {
         for plan in plans(lab, &weights, n) {
-            let y = lab.prefill(&plan, &weights, &x[..n * k], skew);
+            let y = lab.multiply(&plan, &weights, &x[..n * k], [0, skew]);
             product.check(&y, &format_args!("{kind:?} {m} x {k}, {n} tokens, {plan}"));
-            let again = lab.prefill(&plan, &weights, &x[..n * k], skew);
+            let again = lab.multiply(&plan, &weights, &x[..n * k], [0, skew]);
             assert!(
                 y == again,
                 "{kind:?} {m} x {k}, {n} tokens, {plan}: other bits"

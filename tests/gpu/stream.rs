@@ -55,10 +55,10 @@ fn the_same_bits_in_a_hundred_runs() {
         let runs = if quick() { 3 } else { 100 };
         let (m, k) = (1000, 4104);
         let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
-        for (kernel, shape) in lab.kernels() {
-            let n = 8 * shape.n_tiles - 1;
+        for (kernel, tokens) in Plan::kernels(lab.gpu) {
+            let n = tokens - 1;
             let x = buffer(&Kind::Gaussian.activations(n, k));
-            for plan in lab.plans(&weights, kernel, &[7, 132]) {
+            for plan in lab.plans(&weights, n, kernel, &[7, 132]) {
                 let plain = plan.with_dependent(false);
                 let first = repeat(&lab, &plain, &weights, &x, 1);
                 // Dependent launches, which may overlap, then plain ones.
@@ -78,10 +78,11 @@ fn a_chain_of_dependent_launches_keeps_its_order() {
         let size = if quick() { 256 } else { 1024 };
         let depth = if quick() { 4 } else { 50 };
         let weights = upload(size, size, &Kind::Gaussian.weights(size, size));
-        for (kernel, shape) in lab.kernels() {
-            let n = 8 * shape.n_tiles;
+        for (kernel, tokens) in Plan::kernels(lab.gpu) {
+            // Two slices of a kernel for few tokens, two output tiles of the others.
+            let n = 2 * tokens;
             let x = Kind::Gaussian.activations(n, size);
-            let plan = Plan::with_kernel(lab.gpu, &weights, kernel).unwrap();
+            let plan = Plan::with_kernel(lab.gpu, &weights, n, kernel).unwrap();
             let run = |plan: Plan| {
                 // Each launch reads what the one before it wrote, and writes what that one read.
                 let buffers = [buffer(&x), buffer(&x)];
@@ -108,36 +109,42 @@ fn a_chain_of_dependent_launches_keeps_its_order() {
 #[test]
 fn a_graph_replays() {
     for mut lab in Lab::each() {
-        let (m, k, n) = (500, 1000, 5);
-        let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
-        let Ok(plan) = zipgemm_plan(lab.gpu, &weights, n) else {
-            continue;
-        };
-        let values = Kind::Gaussian.activations(n, k);
-        let expected = lab.multiply(&plan, &weights, &values, 0);
-        let x = buffer(&values);
-        // SAFETY: the lab outlives the timer.
-        let timer = unsafe { Timer::new(lab.raw()).unwrap() };
-        for replays in 0..3 {
-            let mut y = buffer(&vec![u16::MAX; n * m]);
-            let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
-            let graph = timer.record(3, || {
-                (0..3).try_for_each(|_| zipgemm(gpu, stream, &plan, &weights, &x, &mut y, work))
-            });
-            let graph = graph.unwrap();
-            for _ in 0..replays {
-                timer.replay(&graph).unwrap();
-            }
-            drop(graph);
-            let y = download(&lab, &y);
-            if replays == 0 {
-                assert!(
-                    y.iter().all(|&v| v == u16::MAX),
-                    "recording ran the launches"
-                );
-            } else {
-                assert!(y == expected, "a replay differs");
-            }
+        graph_replays(&mut lab, (500, 1000), 5);
+        // Many tokens, at once and in slices.
+        graph_replays(&mut lab, (500, 1000), 200);
+        graph_replays(&mut lab, (500, 1001), 200);
+    }
+}
+
+fn graph_replays(lab: &mut Lab, (m, k): (usize, usize), n: usize) {
+    let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
+    let Ok(plan) = zipgemm_plan(lab.gpu, &weights, n) else {
+        return;
+    };
+    let values = Kind::Gaussian.activations(n, k);
+    let expected = lab.multiply(&plan, &weights, &values, [0; 2]);
+    let x = buffer(&values);
+    // SAFETY: the lab outlives the timer.
+    let timer = unsafe { Timer::new(lab.raw()).unwrap() };
+    for replays in 0..3 {
+        let mut y = buffer(&vec![u16::MAX; n * m]);
+        let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
+        let graph = timer.record(3, || {
+            (0..3).try_for_each(|_| zipgemm(gpu, stream, &plan, &weights, &x, &mut y, work))
+        });
+        let graph = graph.unwrap();
+        for _ in 0..replays {
+            timer.replay(&graph).unwrap();
+        }
+        drop(graph);
+        let y = download(lab, &y);
+        if replays == 0 {
+            assert!(
+                y.iter().all(|&v| v == u16::MAX),
+                "recording ran the launches"
+            );
+        } else {
+            assert!(y == expected, "a replay differs");
         }
     }
 }

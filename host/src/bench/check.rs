@@ -1,10 +1,11 @@
 use half::bf16;
 use rayon::prelude::*;
 
-/// Rows of the weights whose outputs are also computed in FP64.
+/// Rows of the weights, and tokens at most, whose outputs are also computed in FP64.
 const SAMPLED_ROWS: usize = 16;
+const SAMPLED_TOKENS: usize = 128;
 
-/// The outputs that a multiplication should have, in FP32, and in FP64 for some rows.
+/// The outputs that a multiplication should have, in FP32, and in FP64 for some rows and tokens.
 pub struct Reference {
     fp32: Vec<f32>,
     /// Index of an output, and its value.
@@ -25,18 +26,18 @@ impl Reference {
     /// From the FP32 outputs of another implementation; `x` is `n` rows of `k`, `w` rows of `k`.
     pub fn new(fp32: Vec<f32>, x: &[u16], w: &[u16], k: usize) -> Self {
         let (n, m) = (x.len() / k, w.len() / k);
-        let step = m.div_ceil(SAMPLED_ROWS);
+        // The last ones, where a kernel's special cases are, then some from all over.
+        let sample = |from: usize, most: usize| (0..from).rev().step_by(from.div_ceil(most));
         let value = |bits: &u16| bf16::from_bits(*bits).to_f64();
         let of_row = |row: usize| {
             let w = &w[row * k..][..k];
-            (0..n).map(move |token| {
+            sample(n, SAMPLED_TOKENS).map(move |token| {
                 let x = &x[token * k..][..k];
                 let sum = x.iter().zip(w).map(|(x, w)| value(x) * value(w)).sum();
                 (token * m + row, sum)
             })
         };
-        // The last row, where a kernel's special cases are, then some from all over.
-        let rows: Vec<usize> = (0..m).rev().step_by(step).collect();
+        let rows: Vec<usize> = sample(m, SAMPLED_ROWS).collect();
         let fp64 = rows.into_par_iter().flat_map_iter(of_row).collect();
         let squares: f64 = fp32.par_iter().map(|&y| f64::from(y).powi(2)).sum();
         let rms = (squares / fp32.len() as f64).sqrt();

@@ -12,7 +12,8 @@ pub struct Config {
     pub tokens: Vec<usize>,
     /// Kernels to try beside the plan's, by name.
     pub kernels: Vec<String>,
-    /// Try all kernels of the device, those for far more tokens aside.
+    /// Try all kernels of the device that suit the number of tokens, and other splits of their
+    /// work.
     pub all_kernels: bool,
     /// Numbers of thread blocks to try beside a kernel's own.
     pub blocks: Vec<u32>,

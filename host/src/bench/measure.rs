@@ -4,7 +4,6 @@ use cust::{
     context::CurrentContext,
     memory::{CopyDestination, DeviceBuffer},
 };
-use zipserv_gpu::launch::GEMMS;
 
 use super::{
     Algorithm, Config, Layer, Problem, Recording,
@@ -89,9 +88,12 @@ impl Measure<'_> {
             Ok(KernelRow {
                 kernel: plan.kernel().to_owned(),
                 blocks: plan.blocks(),
+                split: plan.split(),
                 planned: index == 0,
-                plain: self.figure(operands, times[0], cublas_us),
-                dependent: times.get(1).map(|&us| self.figure(operands, us, cublas_us)),
+                plain: self.figure(operands, n, times[0], cublas_us),
+                dependent: times
+                    .get(1)
+                    .map(|&us| self.figure(operands, n, us, cublas_us)),
                 deviation: checks.iter().map(|c| c.deviation).fold(0.0, f64::max),
                 correct: checks.iter().all(|check| check.correct),
             })
@@ -108,12 +110,14 @@ impl Measure<'_> {
         })
     }
 
-    fn figure(&self, operands: &Operands, us: f64, cublas_us: f64) -> Figure {
-        let tbs = operands.info.compressed_bytes as f64 / us / 1e6;
+    fn figure(&self, operands: &Operands, n: usize, us: f64, cublas_us: f64) -> Figure {
+        let info = &operands.info;
+        let tbs = info.compressed_bytes as f64 / us / 1e6;
         Figure {
             us,
             tbs,
             of_read: tbs / self.ceilings.read,
+            tflops: info.tflops(n, us),
             speedup: cublas_us / us,
         }
     }
@@ -135,15 +139,25 @@ impl Measure<'_> {
             return Err(CudaError::Argument(wrong));
         }
         let mut plans = vec![zipgemm_plan(self.gpu, weights, n)?];
-        let kernels = GEMMS.iter().filter(|(name, shape)| {
-            // Those for twice as many tokens and more only multiply by zeros.
-            let near = shape.n_tiles <= n.div_ceil(8).next_power_of_two();
-            let wanted =
-                asked.iter().any(|kernel| kernel == name) || self.config.all_kernels && near;
-            wanted && self.gpu.has(name) && n <= 8 * shape.n_tiles
-        });
-        for (name, _) in kernels {
-            plans.push(Plan::with_kernel(self.gpu, weights, name)?);
+        for (name, tokens) in Plan::kernels(self.gpu) {
+            let plan = Plan::with_kernel(self.gpu, weights, n, name);
+            // Activations of some widths are not for all kernels.
+            let Ok(plan) = plan else { continue };
+            // Slices read the weights again and again.
+            let sliced = plan.split().is_none() && n > tokens;
+            // Kernels for twice as many tokens and more only multiply by zeros.
+            let near = tokens < 2 * n.next_multiple_of(8);
+            let all = self.config.all_kernels && near;
+            if !sliced && (all || asked.iter().any(|kernel| kernel == name)) {
+                plans.push(plan);
+            }
+        }
+        if self.config.all_kernels {
+            let others = plans.iter().flat_map(|plan| {
+                let splits = plan.splits().into_iter();
+                splits.map(|tiles| plan.with_split(tiles))
+            });
+            plans.extend(others.collect::<Vec<_>>());
         }
         let blocks = &self.config.blocks;
         let others = plans
@@ -152,7 +166,7 @@ impl Measure<'_> {
         plans.extend(others.collect::<Vec<_>>());
         let mut seen = Vec::new();
         plans.retain(|plan| {
-            let launch = (plan.kernel(), plan.blocks());
+            let launch = (plan.kernel(), plan.blocks(), plan.split());
             let new = !seen.contains(&launch);
             seen.push(launch);
             new
@@ -161,7 +175,7 @@ impl Measure<'_> {
     }
 
     /// What the outputs should be.
-    pub(super) fn reference(
+    fn reference(
         &self,
         operands: &Operands,
         x: &Copies,
@@ -196,11 +210,7 @@ impl Measure<'_> {
         }
     }
 
-    pub(super) fn algorithms(
-        &self,
-        operands: &Operands,
-        n: usize,
-    ) -> Result<Vec<Algorithm>, CudaError> {
+    fn algorithms(&self, operands: &Operands, n: usize) -> Result<Vec<Algorithm>, CudaError> {
         let problem = Problem {
             m: operands.info.rows,
             n,
@@ -212,7 +222,7 @@ impl Measure<'_> {
     }
 
     /// cuBLAS's own choice, and the most promising of cuBLASLt's.
-    pub(super) fn cublas_choices<'b>(
+    fn cublas_choices<'b>(
         &'b self,
         operands: &'b Operands,
         algorithms: &'b [Algorithm],

@@ -14,7 +14,6 @@ mod layers;
 mod measure;
 mod operands;
 mod platform;
-mod prefill;
 mod report;
 mod run;
 mod stage;
@@ -26,7 +25,6 @@ pub use cublas::{Algorithm, Cublas, CublasError, Problem};
 pub use iterations::{Iterate, iterate_decompress, iterate_gemm};
 pub use layers::{Layer, MODELS, Model, layers};
 pub use platform::driver;
-pub use prefill::{PrefillKernel, PrefillRow, prefill};
 pub use report::{
     Ceilings, DecompressRow, Figure, GemmRow, KernelRow, LayerInfo, Mean, Report, ReportFile,
 };

@@ -94,6 +94,11 @@ impl LayerInfo {
     pub fn bf16_bytes(&self) -> usize {
         2 * self.rows * self.cols
     }
+
+    /// TFLOP/s of a multiplication by `n` tokens that takes so many microseconds.
+    pub fn tflops(&self, n: usize, us: f64) -> f64 {
+        2.0 * (self.rows * self.cols * n) as f64 / us / 1e6
+    }
 }
 
 /// One layer times some tokens.
@@ -120,6 +125,8 @@ pub struct KernelRow {
     pub kernel: String,
     /// Thread blocks.
     pub blocks: u32,
+    /// Output tiles that they share along K, where the kernel has output tiles.
+    pub split: Option<u32>,
     /// Whether the plan chooses it.
     pub planned: bool,
     /// Launched plainly.
@@ -142,6 +149,8 @@ pub struct Figure {
     pub tbs: f64,
     /// Share of the read ceiling.
     pub of_read: f64,
+    /// TFLOP/s.
+    pub tflops: f64,
     /// x cuBLAS.
     pub speedup: f64,
 }

@@ -15,8 +15,8 @@ use super::{
     report::Ceilings,
 };
 use crate::cuda::{
-    CudaError, Gpu, Plan, PrefillPlan, RawStream, Workspace, check, decompress_raw, read_raw,
-    read_sink_words, zipgemm_prefill_raw, zipgemm_raw,
+    CudaError, Gpu, Plan, RawStream, Workspace, check, decompress_raw, read_raw, read_sink_words,
+    zipgemm_raw,
 };
 
 /// Where launches are recorded and replayed: one stream, workspace, timer and cuBLAS.
@@ -82,22 +82,6 @@ impl<'g> Stage<'g> {
             let (w, x, y) = (&operands.compressed[copy], x.at(copy), y.at(copy));
             // SAFETY: copies have the problem's sizes; one stream uses the workspace.
             unsafe { zipgemm_raw(self.gpu, self.raw, &plan, w, x, n, y, &self.workspace) }
-        })
-    }
-
-    /// A plan for many tokens over the layer's copies.
-    pub fn prefill<'a>(
-        &'a self,
-        operands: &'a Operands,
-        plan: PrefillPlan,
-        n: usize,
-        x: &'a Copies,
-        y: &'a Copies,
-    ) -> Result<Recording<'a>, CudaError> {
-        self.rotate(operands, move |copy| {
-            let (w, x, y) = (&operands.compressed[copy], x.at(copy), y.at(copy));
-            // SAFETY: copies have the problem's sizes; one stream uses the workspace.
-            unsafe { zipgemm_prefill_raw(self.gpu, self.raw, &plan, w, x, n, y, &self.workspace) }
         })
     }
 

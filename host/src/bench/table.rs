@@ -5,7 +5,9 @@ use std::fmt;
 use super::report::{Ceilings, DecompressRow, Figure, GemmRow, LayerInfo, Mean};
 
 /// Room for the name of a launch.
-const NAME: usize = 36;
+const NAME: usize = 40;
+/// Tokens, at most, of which memory sets the pace; that of more are floating-point operations.
+const MEMORY_BOUND: usize = 64;
 
 impl fmt::Display for Ceilings {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -46,14 +48,26 @@ impl fmt::Display for GemmRow {
         let Self {
             layer, n, limit, ..
         } = self;
-        write!(f, "{layer}  N={n:<4}  limit {limit:.3}x")?;
+        let many = *n > MEMORY_BOUND;
+        write!(f, "{layer}  N={n:<2}")?;
+        if !many {
+            write!(f, "  limit {limit:.3}x")?;
+        }
         let (choice, us) = (&self.cublas_choice, self.cublas_us);
         write!(f, "\n    {choice:NAME$}  {us:8.1} us")?;
+        if many {
+            write!(f, "  {:4.0} TFLOP/s", layer.tflops(*n, us))?;
+        }
         for kernel in &self.kernels {
             let mark = if kernel.planned { '*' } else { ' ' };
             let mut line = |figure: &Figure, how: &str| {
-                let name = format!("{} x {}{how}", kernel.kernel, kernel.blocks);
+                let split = kernel.split.map(|tiles| format!(", split {tiles}"));
+                let split = split.unwrap_or_default();
+                let name = format!("{} x {}{split}{how}", kernel.kernel, kernel.blocks);
                 write!(f, "\n  {mark} {name:NAME$}  {figure}")?;
+                if many {
+                    write!(f, "  {:4.0} TFLOP/s", figure.tflops)?;
+                }
                 match kernel.correct {
                     true => Ok(()),
                     false => write!(f, "  WRONG by {:.1e}", kernel.deviation),
@@ -81,9 +95,13 @@ impl fmt::Display for Mean {
         } = self;
         write!(
             f,
-            "N={n:<4}  {plain:.3}x plain, {dependent:.3}x dependent (worst {worst:.3}x), \
-             {best:.3}x best kernels, {limit:.3}x limit; {layers} layers"
-        )
+            "N={n:<5}  {plain:.3}x plain, {dependent:.3}x dependent (worst {worst:.3}x), \
+             {best:.3}x best kernels"
+        )?;
+        if *n <= MEMORY_BOUND {
+            write!(f, ", {limit:.3}x limit")?;
+        }
+        write!(f, "; {layers} layers")
     }
 }
 
@@ -119,6 +137,7 @@ mod tests {
             us: 1e4,
             tbs: 2.5,
             of_read: 0.75,
+            tflops: 600.0,
             speedup: 1.25,
         };
         let row = GemmRow {
@@ -134,8 +153,9 @@ mod tests {
             cublas_choice: "cublasLt 1 of 8".to_owned(),
             limit: 1.5,
             kernels: vec![KernelRow {
-                kernel: "zipgemm_n64_2x4".to_owned(),
+                kernel: "prefill_n256".to_owned(),
                 blocks: 132,
+                split: Some(100),
                 planned: true,
                 plain: figure,
                 dependent: Some(figure),
@@ -144,10 +164,10 @@ mod tests {
             }],
         };
         let text = "\
-llama-3-70b   gate+up  57344 x 8192   N=8192  limit 1.500x
-    cublasLt 1 of 8                        12500.0 us
-  * zipgemm_n64_2x4 x 132                  10000.0 us   2.50 TB/s   75 % of read   1.250x  WRONG by 5.0e-1
-  * zipgemm_n64_2x4 x 132, dependent       10000.0 us   2.50 TB/s   75 % of read   1.250x  WRONG by 5.0e-1";
+llama-3-70b   gate+up  57344 x 8192   N=8192
+    cublasLt 1 of 8                            12500.0 us   616 TFLOP/s
+  * prefill_n256 x 132, split 100              10000.0 us   2.50 TB/s   75 % of read   1.250x   600 TFLOP/s  WRONG by 5.0e-1
+  * prefill_n256 x 132, split 100, dependent   10000.0 us   2.50 TB/s   75 % of read   1.250x   600 TFLOP/s  WRONG by 5.0e-1";
         assert_eq!(row.to_string(), text);
     }
 }

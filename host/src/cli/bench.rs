@@ -11,7 +11,7 @@ use std::{
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use zipserv::{
     bench::{Config, MODELS, Progress, ReportFile, run},
-    cuda::Gpu,
+    cuda::{Gpu, MAX_TOKENS},
 };
 
 use super::{DIFFERENT, Outcome, console, gpu};
@@ -29,14 +29,14 @@ pub struct Bench {
         long = "n",
         value_name = "TOKENS",
         value_delimiter = ',',
-        value_parser = RangedU64ValueParser::<usize>::new().range(1..),
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_TOKENS as u64),
         default_value = "1,8,16,32,64",
     )]
     tokens: Vec<usize>,
     /// Kernels to try beside the plan's, which a star marks
     #[arg(long, value_delimiter = ',')]
     kernels: Vec<String>,
-    /// Try all kernels, those for far more tokens aside
+    /// Try all kernels that suit the number of tokens, and other splits of their work
     #[arg(long)]
     all_kernels: bool,
     /// Numbers of thread blocks to try beside a kernel's own

@@ -21,14 +21,15 @@ use zipserv_gpu::launch::KERNELS;
 
 use super::console;
 
-/// Large enough that thread blocks share rows, ragged edges, and many outliers.
+/// Large enough that thread blocks share rows, ragged edges that no tensor copy reads, and many
+/// outliers.
 const CASES: [(Kind, usize, usize); 4] = [
     (Kind::Gaussian, 1024, 2048),
     (Kind::Gaussian, 97, 131),
     (Kind::Outliers, 200, 776),
     (Kind::AnyBits, 257, 1000),
 ];
-const TOKENS: [usize; 5] = [1, 8, 16, 32, 64];
+const TOKENS: [usize; 6] = [1, 8, 16, 32, 64, 200];
 /// What outputs hold before a kernel writes them: a NaN that no kernel leaves.
 const UNWRITTEN: u16 = u16::MAX;
 

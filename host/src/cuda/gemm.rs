@@ -1,18 +1,28 @@
 use cudarc::driver::sys::{self, CUdeviceptr};
 use cust::{memory::DeviceSlice, stream::Stream};
-use zipserv_gpu::args::GemmArgs;
 
 use super::{
-    CudaError, DeviceMatrix, Family, Gpu, Plan, RawStream, Workspace, check, guard, plan::columns,
+    CudaError, DeviceMatrix, Gpu, Plan, RawStream, Workspace, check,
+    decode::zipgemm_decode_raw,
+    guard,
+    plan::{Kind, check_tokens, choose},
+    prefill::{self, zipgemm_prefill_raw},
 };
 
 /// Y[N, M] = X[N, K] W[M, K]^T: tokens of BF16 activations in `x`, row after row, times the
-/// transposed weights, into BF16 in `y`. Sums are FP32, in an order that depends on the plan
-/// alone, so that the same inputs give the same bits.
+/// transposed weights, into BF16 in `y`. Sums are FP32, in an order that depends on the plan, and
+/// on whether `x` is aligned, so that the same inputs give the same bits.
 ///
-/// The number of tokens is `x.len() / K`. The call returns at once; the result is there when
-/// `stream` has come so far. Nothing is allocated and nothing waits, so the call can be captured
-/// into a CUDA graph. The first call binds `workspace` to `stream`.
+/// The number of tokens, N, is `x.len() / K`, and at most [`MAX_TOKENS`](super::MAX_TOKENS); the
+/// plan is for as many. The call returns at once; the result is there when `stream` has come so
+/// far. Nothing is allocated and nothing waits, so the call can be captured into a CUDA graph. The
+/// first call binds `workspace` to `stream`.
+///
+/// On Hopper, more than 32 tokens are fast where K is a multiple of 8 and `x` is aligned to 16
+/// bytes, as allocations are. Other activations, and more than 64 tokens on other GPUs, go through
+/// the kernels for few tokens in slices of up to 64, one launch after another in the stream: that
+/// is right, but slow, for each slice reads all weights. The call looks at the address and falls
+/// back by itself, whatever the plan.
 ///
 /// # Errors
 /// [`CudaError::Argument`] when lengths do not fit, something belongs to another device, the
@@ -78,58 +88,32 @@ pub unsafe fn zipgemm_raw(
     y: CUdeviceptr,
     workspace: &Workspace,
 ) -> Result<(), CudaError> {
-    let shape = plan.shape();
-    let columns = columns(&shape, weights);
-    let wrong = if n == 0 || n > plan.tokens() {
-        Some(format!(
-            "{} takes 1 to {} tokens, not {n}",
-            plan.kernel(),
-            plan.tokens()
-        ))
-    } else if plan.blocks() as usize > columns.max(1) {
-        Some(format!(
-            "the plan is for a larger matrix: {columns} tile columns here"
-        ))
-    } else if plan.blocks() as usize * shape.partial_bytes() > workspace.bytes() {
-        Some(format!("{} blocks do not fit the workspace", plan.blocks()))
-    } else if plan.is_dependent() && gpu.family() != Family::Hopper {
-        Some("the portable kernels cannot be launched dependently".to_owned())
-    } else if !x.is_multiple_of(2) || !y.is_multiple_of(2) {
-        Some("activations and outputs must be aligned to 2 bytes".to_owned())
-    } else {
-        None
-    };
-    if let Some(wrong) = wrong {
-        return Err(CudaError::Argument(wrong));
+    check_tokens(n)?;
+    if !x.is_multiple_of(2) || !y.is_multiple_of(2) {
+        let wrong = "activations and outputs must be aligned to 2 bytes";
+        return Err(CudaError::Argument(wrong.to_owned()));
     }
-    if columns == 0 {
+    if weights.rows() * weights.cols() == 0 {
         // Without inputs, or without outputs, there is nothing to add up.
-        let values = n * weights.rows();
         // SAFETY: the caller's promise.
         return check("cuMemsetD16Async", unsafe {
-            sys::cuMemsetD16Async(y, 0, values, stream)
+            sys::cuMemsetD16Async(y, 0, n * weights.rows(), stream)
         });
     }
-    let args = GemmArgs {
-        y: y as *mut u16,
-        x: x as *const u16,
-        dense: weights.dense.as_device_ptr().as_raw() as *const u8,
-        offsets: weights.offsets.as_device_ptr().as_raw() as *const u32,
-        patches: weights.patches.as_device_ptr().as_raw() as *const u16,
-        partials: workspace.partials.as_device_ptr().as_raw() as *mut f32,
-        m: weights.rows,
-        n: n as u32,
-        k: weights.cols,
-        base: u32::from(weights.base),
-    };
-    // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
+    // SAFETY: the caller's promise, passed on.
     unsafe {
-        gpu.launch(
-            plan.kernel(),
-            plan.blocks(),
-            stream,
-            plan.is_dependent(),
-            args,
-        )
+        match &plan.kind {
+            Kind::Decode(plan) => {
+                zipgemm_decode_raw(gpu, stream, plan, weights, x, n, y, workspace)
+            }
+            Kind::Prefill(plan) if prefill::can_read(weights, x) => {
+                zipgemm_prefill_raw(gpu, stream, plan, weights, x, n, y, workspace)
+            }
+            Kind::Prefill(_) => {
+                let slices = choose(gpu, weights, n, false)?;
+                let slices = slices.with_dependent(plan.is_dependent());
+                zipgemm_raw(gpu, stream, &slices, weights, x, n, y, workspace)
+            }
+        }
     }
 }

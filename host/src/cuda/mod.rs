@@ -5,7 +5,45 @@
 //! cust does not wrap, because they may ask for programmatic dependent launch. [`zipgemm`] and
 //! [`decompress`] take buffers and streams of cust and check them; [`zipgemm_raw`] and
 //! [`decompress_raw`] take raw device pointers and a raw stream, for callers of cudarc or candle.
+//!
+//! One call multiplies any number of tokens up to [`MAX_TOKENS`]; [`zipgemm_plan`] chooses its
+//! kernel:
+//!
+//! ```no_run
+//! use cust::{
+//!     memory::{CopyDestination, DeviceBuffer},
+//!     stream::{Stream, StreamFlags},
+//! };
+//! use zipserv::{
+//!     Matrix,
+//!     cuda::{DeviceMatrix, Gpu, Workspace, zipgemm, zipgemm_plan},
+//!     encode,
+//! };
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let one = half::bf16::ONE.to_bits();
+//!     let (m, k, n) = (4096, 4096, 200);
+//!     let compressed = encode(&Matrix::from_bits(m, k, &vec![one; m * k])?)?;
+//!
+//!     let gpu = Gpu::new(0)?;
+//!     let stream = Stream::new(StreamFlags::DEFAULT, None)?;
+//!     let mut workspace = Workspace::new(&gpu)?;
+//!     let weights = DeviceMatrix::upload(&compressed)?;
+//!     let x = DeviceBuffer::from_slice(&vec![one; n * k])?;
+//!     let mut y = DeviceBuffer::from_slice(&vec![0u16; n * m])?;
+//!
+//!     let plan = zipgemm_plan(&gpu, &weights, n)?;
+//!     println!("{plan}");
+//!     zipgemm(&gpu, &stream, &plan, &weights, &x, &mut y, &mut workspace)?;
+//!     stream.synchronize()?;
+//!
+//!     let mut outputs = vec![0u16; n * m];
+//!     y.copy_to(&mut outputs)?;
+//!     Ok(())
+//! }
+//! ```
 
+mod decode;
 mod decompress;
 mod gemm;
 mod gpu;
@@ -20,8 +58,7 @@ pub use decompress::{decompress, decompress_raw};
 pub use gemm::{zipgemm, zipgemm_raw};
 pub use gpu::{Family, Gpu};
 pub use matrix::DeviceMatrix;
-pub use plan::{Plan, zipgemm_plan};
-pub use prefill::{PrefillPlan, prefill_plan, zipgemm_prefill_raw};
+pub use plan::{MAX_TOKENS, Plan, zipgemm_plan};
 pub use read::{read_raw, read_sink_words};
 pub use workspace::Workspace;
 

@@ -1,22 +1,33 @@
 use std::fmt;
 
-use zipserv_gpu::{
-    launch::{GEMMS, Gemm},
-    layout::TILE_COLS,
+use zipserv_gpu::launch::{GEMMS, PREFILLS};
+
+use super::{
+    CudaError, DeviceMatrix, Gpu,
+    decode::{DecodePlan, tokens},
+    prefill::{self, PrefillPlan, prefill_plan},
 };
 
-use super::{CudaError, DeviceMatrix, Family, Gpu};
+/// Tokens of one call at most.
+pub const MAX_TOKENS: usize = 16_384;
 
-/// What a call of [`zipgemm`](super::zipgemm) launches. [`zipgemm_plan`] chooses one; its
-/// `Display` says what and why.
+/// What a call of [`zipgemm`](super::zipgemm) launches. [`zipgemm_plan`] chooses; `Display` says
+/// what and why.
+///
+/// A plan is for one number of tokens. Others are refused, unless they take as many launches of
+/// its kernel, or output tiles, as that number does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
-    kernel: &'static str,
-    shape: Gemm,
-    blocks: u32,
-    columns: usize,
-    dependent: bool,
+    pub(super) kind: Kind,
     choice: Choice,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A kernel for few tokens, which reads any activations.
+    Decode(DecodePlan),
+    /// A kernel for many, of activations that [`prefill::can_read`].
+    Prefill(PrefillPlan),
 }
 
 /// Who chose a kernel.
@@ -24,8 +35,12 @@ pub struct Plan {
 enum Choice {
     /// A row of [`MEASURED`].
     Measured,
+    /// The size of its output tiles.
+    Tiles,
     /// The first that takes as many tokens and multiplies no more than it must.
     First,
+    /// Nothing takes so many tokens.
+    Slices,
     /// The caller.
     Asked,
 }
@@ -40,8 +55,9 @@ struct Measured {
     kernel: &'static str,
 }
 
-/// What measurements say; the first row that fits counts, if the device has its kernel. Where
-/// none fits, the order of [`GEMMS`] decides.
+/// What measurements on an H100 say; the first row that fits counts, if the device has its kernel
+/// and that can read the activations. Where none fits, the kernels for many tokens have their own
+/// choice of tiles, and the order of [`GEMMS`] decides among those for few.
 const MEASURED: &[Measured] = &[
     Measured {
         tokens: 8,
@@ -58,23 +74,55 @@ const MEASURED: &[Measured] = &[
         weights: 0,
         kernel: "zipgemm_n32_2x2x2",
     },
-    Measured {
-        tokens: 64,
-        weights: 80_000_000,
-        kernel: "zipgemm_n64_4x2x1",
-    },
+    // 1.105x cuBLAS, where the N = 64 kernel for few tokens has 0.88x (geometric means).
     Measured {
         tokens: 64,
         weights: 0,
-        kernel: "zipgemm_n64_4x2x1",
+        kernel: "prefill_n64",
+    },
+    Measured {
+        tokens: 128,
+        weights: 0,
+        kernel: "prefill_n128",
     },
 ];
 
-/// Chooses kernel and launch for `n` tokens.
+/// Chooses kernel and launch for `n` tokens, 1 to [`MAX_TOKENS`].
 ///
 /// # Errors
 /// [`CudaError::Argument`] when `n` is 0 or too large, or the device has no kernel.
 pub fn zipgemm_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Plan, CudaError> {
+    choose(gpu, weights, n, prefill::can_read(weights, 0))
+}
+
+/// Chooses; with `many`, kernels for many tokens count too.
+pub(super) fn choose(
+    gpu: &Gpu,
+    weights: &DeviceMatrix,
+    n: usize,
+    many: bool,
+) -> Result<Plan, CudaError> {
+    check_tokens(n)?;
+    let many = many && PREFILLS.iter().any(|(name, _)| gpu.has(name));
+    let fits = |row: &&Measured| {
+        n <= row.tokens
+            && weights.rows() * weights.cols() >= row.weights
+            && gpu.has(row.kernel)
+            && (many || !is_prefill(row.kernel))
+    };
+    if let Some(row) = MEASURED.iter().find(fits) {
+        let plan = Plan::with_kernel(gpu, weights, n, row.kernel)?;
+        return Ok(Plan {
+            choice: Choice::Measured,
+            ..plan
+        });
+    }
+    if many {
+        return Ok(Plan {
+            kind: Kind::Prefill(prefill_plan(gpu, weights, n)?),
+            choice: Choice::Tiles,
+        });
+    }
     let kernels = || GEMMS.iter().filter(|(name, _)| gpu.has(name));
     let most = kernels().map(|(_, shape)| tokens(shape)).max();
     let most = most.ok_or_else(|| {
@@ -83,113 +131,150 @@ pub fn zipgemm_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Plan,
             gpu.family()
         ))
     })?;
-    if n == 0 || n > most {
-        return Err(CudaError::Argument(format!(
-            "{n} tokens: ZipGEMM takes 1 to {most} at a time"
-        )));
-    }
-    let fits = |row: &&Measured| {
-        n <= row.tokens && weights.rows() * weights.cols() >= row.weights && gpu.has(row.kernel)
-    };
-    if let Some(row) = MEASURED.iter().find(fits) {
-        let plan = Plan::with_kernel(gpu, weights, row.kernel)?;
-        return Ok(Plan {
-            choice: Choice::Measured,
-            ..plan
-        });
-    }
     // Of equals, the first is the minimum.
     let (name, _) = kernels()
-        .filter(|(_, shape)| n <= tokens(shape))
+        .filter(|(_, shape)| n.min(most) <= tokens(shape))
         .min_by_key(|(_, shape)| shape.n_tiles)
         .expect("one takes the most tokens");
-    let plan = Plan::with_kernel(gpu, weights, name)?;
     Ok(Plan {
-        choice: Choice::First,
-        ..plan
+        kind: Kind::Decode(DecodePlan::with_kernel(gpu, weights, n, name)?),
+        choice: match n <= most {
+            true => Choice::First,
+            false => Choice::Slices,
+        },
     })
 }
 
-/// Tokens that a kernel takes at most.
-fn tokens(shape: &Gemm) -> usize {
-    8 * shape.n_tiles
+/// Fails for a number of tokens that no call takes.
+pub(super) fn check_tokens(n: usize) -> Result<(), CudaError> {
+    if (1..=MAX_TOKENS).contains(&n) {
+        return Ok(());
+    }
+    Err(CudaError::Argument(format!(
+        "{n} tokens: ZipGEMM takes 1 to {MAX_TOKENS} at a time"
+    )))
 }
 
-/// Tile columns of all row blocks, which the kernel deals out to thread blocks.
-pub(super) fn columns(shape: &Gemm, weights: &DeviceMatrix) -> usize {
-    weights.rows().div_ceil(shape.rows()) * weights.cols().div_ceil(TILE_COLS)
+fn is_prefill(kernel: &str) -> bool {
+    PREFILLS.iter().any(|(name, _)| *name == kernel)
 }
 
 impl Plan {
-    /// The launch of a named kernel: as many thread blocks as the device holds at a time, each
-    /// with an equal share of the tile columns (stream-K).
+    /// Every kernel that a plan for `gpu` can have, with the tokens that one launch takes, or
+    /// those of an output tile where a launch takes any number.
+    pub fn kernels(gpu: &Gpu) -> impl Iterator<Item = (&'static str, usize)> {
+        let few = GEMMS.iter().map(|(name, shape)| (*name, tokens(shape)));
+        let many = PREFILLS.iter().map(|(name, shape)| (*name, shape.tokens));
+        few.chain(many).filter(|(name, _)| gpu.has(name))
+    }
+
+    /// The launch of a named kernel for `n` tokens; `zipgemm_n` kernels take more tokens than
+    /// they are made for in slices.
     ///
     /// # Errors
-    /// [`CudaError::Argument`] when the device has no such kernel.
-    pub fn with_kernel(gpu: &Gpu, weights: &DeviceMatrix, kernel: &str) -> Result<Self, CudaError> {
-        let (kernel, shape) = GEMMS
-            .iter()
-            .find(|(name, _)| *name == kernel && gpu.has(name))
-            .ok_or_else(|| {
-                let family = gpu.family();
-                CudaError::Argument(format!(
-                    "no ZipGEMM kernel {kernel} for this device ({family})"
-                ))
-            })?;
-        let columns = columns(shape, weights);
-        let blocks = columns.min(gpu.resident_blocks(kernel)? as usize);
+    /// [`CudaError::Argument`] when `n` is 0 or more than [`MAX_TOKENS`], the device has no such
+    /// kernel, or that cannot read activations of so many columns.
+    pub fn with_kernel(
+        gpu: &Gpu,
+        weights: &DeviceMatrix,
+        n: usize,
+        kernel: &str,
+    ) -> Result<Self, CudaError> {
+        check_tokens(n)?;
+        let kind = if !is_prefill(kernel) {
+            Kind::Decode(DecodePlan::with_kernel(gpu, weights, n, kernel)?)
+        } else if prefill::can_read(weights, 0) {
+            Kind::Prefill(PrefillPlan::with_kernel(gpu, weights, n, kernel)?)
+        } else {
+            let k = weights.cols();
+            return Err(CudaError::Argument(format!(
+                "{kernel} takes multiples of 8 input features, not {k}"
+            )));
+        };
         Ok(Self {
-            kernel,
-            shape: *shape,
-            blocks: blocks.max(1) as u32,
-            columns,
-            // The portable kernels know of no kernel before them.
-            dependent: gpu.family() == Family::Hopper,
+            kind,
             choice: Choice::Asked,
         })
     }
 
-    /// The same on another number of thread blocks, at least one and at most as many as there
-    /// are tile columns.
+    /// The same on at most so many thread blocks, at least one, or one cluster of them.
     #[must_use]
     pub fn with_blocks(self, blocks: u32) -> Self {
-        let most = u32::try_from(self.columns).unwrap_or(u32::MAX);
-        Self {
-            blocks: blocks.min(most).max(1),
-            ..self
-        }
+        let kind = match self.kind {
+            Kind::Decode(plan) => Kind::Decode(plan.with_blocks(blocks)),
+            Kind::Prefill(plan) => {
+                let cluster = plan.shape().cluster as u32;
+                Kind::Prefill(plan.with_clusters(blocks / cluster))
+            }
+        };
+        Self { kind, ..self }
     }
 
     /// The same with or without programmatic dependent launch.
     #[must_use]
     pub fn with_dependent(self, dependent: bool) -> Self {
-        Self { dependent, ..self }
+        let kind = match self.kind {
+            Kind::Decode(plan) => Kind::Decode(plan.with_dependent(dependent)),
+            Kind::Prefill(plan) => Kind::Prefill(plan.with_dependent(dependent)),
+        };
+        Self { kind, ..self }
+    }
+
+    /// The same with so many output tiles shared along K, at most all of them. Kernels for few
+    /// tokens have none.
+    #[must_use]
+    pub fn with_split(self, tiles: u32) -> Self {
+        let kind = match self.kind {
+            Kind::Decode(_) => self.kind,
+            Kind::Prefill(plan) => Kind::Prefill(plan.with_split(tiles)),
+        };
+        Self { kind, ..self }
+    }
+
+    /// Numbers of shared output tiles that are worth a try: none, those left over when whole
+    /// ones go round, and as many as there are clusters more.
+    pub(crate) fn splits(&self) -> Vec<u32> {
+        match self.kind {
+            Kind::Decode(_) => Vec::new(),
+            Kind::Prefill(plan) => {
+                let rest = plan.tiles() % plan.clusters();
+                vec![0, rest, plan.tiles().min(rest + plan.clusters())]
+            }
+        }
     }
 
     /// The kernel's name.
     pub fn kernel(&self) -> &'static str {
-        self.kernel
+        match &self.kind {
+            Kind::Decode(plan) => plan.kernel(),
+            Kind::Prefill(plan) => plan.kernel(),
+        }
     }
 
-    /// The kernel's shape.
-    pub fn shape(&self) -> Gemm {
-        self.shape
-    }
-
-    /// Thread blocks.
+    /// Thread blocks of a launch.
     pub fn blocks(&self) -> u32 {
-        self.blocks
+        match &self.kind {
+            Kind::Decode(plan) => plan.blocks(),
+            Kind::Prefill(plan) => plan.clusters() * plan.shape().cluster as u32,
+        }
+    }
+
+    /// Output tiles that thread blocks share along K; none of a kernel for few tokens, whose
+    /// thread blocks share all there is.
+    pub fn split(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::Decode(_) => None,
+            Kind::Prefill(plan) => Some(plan.split()),
+        }
     }
 
     /// Whether the kernel overlaps the end of the one before it in the stream (programmatic
     /// dependent launch).
     pub fn is_dependent(&self) -> bool {
-        self.dependent
-    }
-
-    /// Tokens at most.
-    pub fn tokens(&self) -> usize {
-        tokens(&self.shape)
+        match &self.kind {
+            Kind::Decode(plan) => plan.is_dependent(),
+            Kind::Prefill(plan) => plan.is_dependent(),
+        }
     }
 }
 
@@ -197,19 +282,17 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let why = match self.choice {
             Choice::Measured => "measured to be the fastest here",
+            Choice::Tiles => "its tiles suit so many tokens",
             Choice::First => "the first for so many tokens",
+            Choice::Slices => "no kernel here takes so many tokens at a time",
             Choice::Asked => "as asked for",
         };
-        write!(
-            f,
-            "{} ({why}): up to {} tokens; {} tile columns of {} rows over {} blocks",
-            self.kernel,
-            self.tokens(),
-            self.columns,
-            self.shape.rows(),
-            self.blocks,
-        )?;
-        if self.dependent {
+        write!(f, "{} ({why}): ", self.kernel())?;
+        match &self.kind {
+            Kind::Decode(plan) => plan.fmt(f)?,
+            Kind::Prefill(plan) => plan.fmt(f)?,
+        }
+        if self.is_dependent() {
             f.write_str(", dependent launch")?;
         }
         Ok(())

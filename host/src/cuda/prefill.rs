@@ -9,7 +9,7 @@ use zipserv_gpu::{
 
 use super::{CudaError, DeviceMatrix, Gpu, RawStream, Workspace, check};
 
-/// What a call of [`zipgemm_prefill_raw`] launches. [`prefill_plan`] chooses one.
+/// The launch of a kernel for many tokens. [`prefill_plan`] chooses one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrefillPlan {
     kernel: &'static str,
@@ -138,12 +138,16 @@ impl PrefillPlan {
     pub fn split(&self) -> u32 {
         self.split
     }
+
+    /// Whether the launch is dependent.
+    pub fn is_dependent(&self) -> bool {
+        self.dependent
+    }
 }
 
 impl fmt::Display for PrefillPlan {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Self {
-            kernel,
             clusters,
             tiles,
             split,
@@ -151,12 +155,8 @@ impl fmt::Display for PrefillPlan {
         } = self;
         write!(
             f,
-            "{kernel}: {tiles} output tiles over {clusters} clusters, {split} of them shared"
-        )?;
-        if self.dependent {
-            f.write_str(", dependent launch")?;
-        }
-        Ok(())
+            "{tiles} output tiles over {clusters} clusters, {split} of them shared"
+        )
     }
 }
 
@@ -165,11 +165,17 @@ fn tiles(shape: &Prefill, weights: &DeviceMatrix, n: usize) -> usize {
     weights.rows().div_ceil(Prefill::ROWS * shape.cluster) * n.div_ceil(shape.tokens)
 }
 
-/// [`zipgemm_raw`](super::zipgemm_raw) for many tokens.
+/// Whether the kernels can read activations at `x`: tensor copies start at multiples of 16 bytes,
+/// and so must all tokens.
+pub fn can_read(weights: &DeviceMatrix, x: CUdeviceptr) -> bool {
+    weights.cols().is_multiple_of(8) && x.is_multiple_of(16)
+}
+
+/// [`zipgemm_raw`](super::zipgemm_raw) for many tokens, of activations that [`can_read`] approves;
+/// neither dimension of the weights is 0.
 ///
 /// # Errors
-/// [`CudaError::Argument`] when the plan does not fit, K is no multiple of 8, or a pointer is not
-/// aligned, that of `x` to 16 bytes; [`CudaError`] from the driver.
+/// [`CudaError::Argument`] when the plan does not fit; [`CudaError`] from the driver.
 ///
 /// # Safety
 /// As [`zipgemm_raw`](super::zipgemm_raw).
@@ -192,26 +198,14 @@ pub unsafe fn zipgemm_prefill_raw(
         Some(format!("the plan is for another problem than {n} tokens"))
     } else if blocks as usize * shape.partial_bytes() > workspace.bytes() {
         Some(format!("{blocks} blocks do not fit the workspace"))
-    } else if !weights.cols().is_multiple_of(8) || !x.is_multiple_of(16) {
-        Some("activations must be rows of a multiple of 8, aligned to 16 bytes".to_owned())
-    } else if !y.is_multiple_of(2) {
-        Some("outputs must be aligned to 2 bytes".to_owned())
     } else {
         None
     };
     if let Some(wrong) = wrong {
         return Err(CudaError::Argument(wrong));
     }
-    let (m, k) = (weights.rows(), weights.cols());
-    if m * k == 0 {
-        // Without inputs, or without outputs, there is nothing to add up.
-        // SAFETY: the caller's promise.
-        return check("cuMemsetD16Async", unsafe {
-            sys::cuMemsetD16Async(y, 0, n * m, stream)
-        });
-    }
     let args = PrefillArgs {
-        x: boxes(x, n, k, shape.box_tokens())?,
+        x: boxes(x, n, weights.cols(), shape.box_tokens())?,
         y: y as *mut u16,
         dense: weights.dense.as_device_ptr().as_raw() as *const u8,
         offsets: weights.offsets.as_device_ptr().as_raw() as *const u32,
