@@ -46,6 +46,18 @@ pub fn shuffle(value: u32, lane: u32) -> u32 {
     result
 }
 
+/// The same value, of which the compiler does not know that it is.
+#[inline(always)]
+pub fn opaque(value: u32) -> u32 {
+    let mut result: u32;
+    // SAFETY: moves a number.
+    unsafe {
+        asm!("mov.u32 {}, {};", out(reg32) result, in(reg32) value,
+            options(nostack, preserves_flags));
+    }
+    result
+}
+
 /// Orders the shared-memory accesses of a warp's lanes before it against those after it.
 #[inline(always)]
 pub fn sync_warp() {
@@ -62,7 +74,7 @@ pub fn sync_warp() {
 #[inline(always)]
 pub fn sync_block() {
     // SAFETY: all threads of the block run this. The intrinsic, unlike `asm!`, tells the compiler
-    // not to make several of it, one for each way here.
+    // that it is one for all of them.
     unsafe { _syncthreads() }
 }
 

@@ -220,23 +220,25 @@ impl<
         // SAFETY: addresses lie in the block's shared memory by the shape's arithmetic; global
         // ranges are the caller's promise.
         unsafe {
-            let mut first = None;
+            let mut first = (Cursor::new(self.segments), [0; 2]);
             if self.warp == Self::WARPS {
                 // Weights are on their way before anything else happens.
                 if self.lane == 0 {
                     self.init_barriers();
                 }
                 thread::sync_warp();
-                first = Some(self.start_weights());
+                first = self.start_weights();
             } else if self.warp < Self::WARPS {
                 tile::fill_bases(self.args, self.bases(), self.lane);
             }
             thread::sync_block();
-            if self.warp < Self::WARPS {
+            // Asked anew, or the compiler would make a barrier for each role.
+            let warp = thread::opaque(self.warp);
+            if warp < Self::WARPS {
                 self.multiply();
-            } else if let Some(first) = first {
+            } else if warp == Self::WARPS {
                 self.copy_weights(first);
-            } else if self.warp == Self::WARPS + 1 {
+            } else if warp == Self::WARPS + 1 {
                 self.copy_activations();
             } else {
                 self.write();
