@@ -1,4 +1,9 @@
 //! Who am I, and execution barriers.
+//!
+//! The compiler does not know that `asm!` in which lanes meet (`sync_warp`, `shuffle`, `mma`,
+//! `wgmma`) must stay in one place: it may make a copy for each side of a branch before it. So no
+//! branch that parts the lanes of a warp may end right at one, unless the two sides come together
+//! by other means; the machine code tells.
 
 use core::arch::asm;
 pub use core::arch::nvptx::{

@@ -1,21 +1,26 @@
 //! Y[N, M] = X[N, K] W[M, K]^T from compressed W, for up to 64 tokens.
 //!
 //! ```text
-//!  two warps that copy    warps that multiply                 two writers
+//!  two warps that copy    teams of warps that multiply         two writers
 //!
-//!  tiles, offsets,  full  A fragments from bytes, words and   sums  add over groups, then over
+//!  tiles, offsets,  full  A fragments from bytes, words and   sums  add over warps, then over
 //!  patches; X      ----->  bases, B fragments from X, mma    -----> blocks, in a fixed order;
-//!  into a stage     empty  into registers, tile after tile          round; store Y
+//!  into a stage     empty  into registers, unit after unit          round; store Y
 //!                  <-----                                    <-----
 //! ```
 //!
 //! A persistent block takes a run of the line of tiles ([`super::work`]). Each stage of the ring
-//! holds one unit: a tile for each warp that multiplies and the activations of their columns. No
-//! barrier but those of the rings stands in the way of a warp, also not where a row block ends:
-//! the writer adds up the last one while the warps multiply the next.
+//! holds one unit: a tile for each warp of a team and the activations of their columns. Teams take
+//! turns, so that one multiplies while the next one's unit is still on its way. No barrier but
+//! those of the rings stands in the way of a warp, also not where a row block ends: the writers
+//! add up the last one while the warps multiply the next.
 //!
-//! Budget (builder/budget.json, from the machine code): 233 instructions a tile and warp at N = 8,
-//! 3.6 for each of a lane's 64 weights, where 132 multiprocessors at 3 TB/s leave 13.6 issue slots.
+//! Weights are asked for before all else, for no earlier kernel of the stream writes them; X and Y
+//! wait for the kernel before. Weights are read once and X by every block, so the L2 cache is told
+//! to let go of weights first.
+//!
+//! Budget (builder/budget.json, from the machine code): 236 instructions a tile and warp at N = 8,
+//! 3.7 for each of a lane's 64 weights, where 132 multiprocessors at 3 TB/s leave 13.6 issue slots.
 
 use core::ops::Range;
 
