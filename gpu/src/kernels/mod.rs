@@ -20,5 +20,4 @@ pub mod read;
 mod ring;
 pub mod sm90_prefill;
 mod tile;
-mod work;
 pub mod zipgemm;

@@ -16,7 +16,7 @@
 //!
 //! Clusters are persistent. Each takes whole output tiles, in an order that lets the activations
 //! of those under way stay in the L2 cache; what does not go into the number of clusters is shared
-//! along K ([`super::work`]), and sums are handed over as they lie in registers.
+//! along K ([`crate::work`]), and sums are handed over as they lie in registers.
 //!
 //! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
 //! issues some 130 instructions for each of its two warps; 44 KB into shared memory, 28 KB of them
@@ -24,10 +24,7 @@
 
 use core::ops::Range;
 
-use super::{
-    ring::Ring,
-    work::{Segment, Segments, Work},
-};
+use super::ring::Ring;
 use crate::{
     arch::{
         barrier, cluster, copy, grid, memory, mma, thread,
@@ -37,6 +34,7 @@ use crate::{
     decode,
     launch::{Gemm, Prefill},
     layout::*,
+    work::{Segment, Segments, Work},
 };
 
 /// k-steps that the tensor cores work on, or have before them, while a warp decodes the next.

@@ -9,7 +9,7 @@
 //!                  <-----                                    <-----
 //! ```
 //!
-//! A persistent block takes a run of the line of tiles ([`super::work`]). Each stage of the ring
+//! A persistent block takes a run of the line of tiles ([`crate::work`]). Each stage of the ring
 //! holds one unit: a tile for each warp of a team and the activations of their columns. Teams take
 //! turns, so that one multiplies while the next one's unit is still on its way. No barrier but
 //! those of the rings stands in the way of a warp, also not where a row block ends: the writers
@@ -28,13 +28,13 @@ use super::{
     fetch,
     ring::Ring,
     tile::{self, Patches, Tile},
-    work::{Segment, Segments, Work},
 };
 use crate::{
     arch::{barrier, copy, grid, memory, mma, thread},
     args::GemmArgs,
     launch::Gemm,
     layout::*,
+    work::{Segment, Segments, Work},
 };
 
 /// Units behind the first ring that are brought to the L2 cache, to keep memory busy while the

@@ -81,17 +81,20 @@ pub struct Segment {
 impl Segments {
     /// Units of up to `groups` tile columns in all segments.
     #[inline(always)]
-    pub fn units(mut self, groups: u32) -> u32 {
+    pub fn units(self, groups: u32) -> u32 {
         let mut units = 0;
-        while let Some(segment) = self.next() {
+        for segment in self {
             units += (segment.to - segment.from).div_ceil(groups);
         }
         units
     }
+}
 
-    /// The next segment.
+impl Iterator for Segments {
+    type Item = Segment;
+
     #[inline(always)]
-    pub fn next(&mut self) -> Option<Segment> {
+    fn next(&mut self) -> Option<Segment> {
         if self.left == 0 {
             return None;
         }
@@ -107,5 +110,41 @@ impl Segments {
         self.end = row_block_start;
         self.left -= segment.to - segment.from;
         Some(segment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_column_is_dealt_out_once() {
+        for (tile_cols, row_blocks) in [(1, 1), (1, 9), (7, 1), (64, 5), (3, 40), (10, 33)] {
+            let columns = tile_cols * row_blocks;
+            for blocks in [1, 2, 3, 7, 32, 33].into_iter().filter(|&b| b <= columns) {
+                let work = Work::new(columns, blocks);
+                let mut next = 0;
+                for block in 0..blocks {
+                    let segments = work.segments(block, tile_cols);
+                    let count = segments.count();
+                    assert!(count > 0, "a block without work would be waited for");
+                    let mut in_units = 0;
+                    // The last row block comes first.
+                    for segment in (0..count).rev().filter_map(|i| segments.clone().nth(i)) {
+                        let from = segment.row_block * tile_cols + segment.from;
+                        let to = segment.row_block * tile_cols + segment.to;
+                        assert_eq!(from, next);
+                        assert!(from < to && segment.to <= tile_cols);
+                        for column in from..to {
+                            assert_eq!(work.block_of(column), block);
+                        }
+                        in_units += (to - from).div_ceil(2);
+                        next = to;
+                    }
+                    assert_eq!(segments.units(2), in_units);
+                }
+                assert_eq!(next, columns);
+            }
+        }
     }
 }
