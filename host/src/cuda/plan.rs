@@ -74,7 +74,7 @@ const MEASURED: &[Measured] = &[
         weights: 0,
         kernel: "zipgemm_n32_2x2x2",
     },
-    // 1.105x cuBLAS, where the N = 64 kernel for few tokens has 0.88x (geometric means).
+    // 1.13x cuBLAS, where the N = 64 kernel for few tokens has 0.88x (geometric means).
     Measured {
         tokens: 64,
         weights: 0,
