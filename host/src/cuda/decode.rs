@@ -153,12 +153,13 @@ pub unsafe fn zipgemm_decode_raw(
         return Err(CudaError::Argument(wrong));
     }
     for first in (0..n).step_by(tokens(&shape)) {
+        let (dense, offsets, patches) = weights.addresses();
         let args = GemmArgs {
             y: (y as *mut u16).wrapping_add(first * weights.rows()),
             x: (x as *const u16).wrapping_add(first * weights.cols()),
-            dense: weights.dense.as_device_ptr().as_raw() as *const u8,
-            offsets: weights.offsets.as_device_ptr().as_raw() as *const u32,
-            patches: weights.patches.as_device_ptr().as_raw() as *const u16,
+            dense,
+            offsets,
+            patches,
             partials: workspace.partials.as_device_ptr().as_raw() as *mut f32,
             m: weights.rows,
             n: tokens(&shape).min(n - first) as u32,

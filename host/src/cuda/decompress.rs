@@ -63,11 +63,12 @@ pub unsafe fn decompress_raw(
     if tiles == 0 {
         return Ok(());
     }
+    let (dense, offsets, patches) = matrix.addresses();
     let args = DecompressArgs {
         weights: weights as *mut u16,
-        dense: matrix.dense.as_device_ptr().as_raw() as *const u8,
-        offsets: matrix.offsets.as_device_ptr().as_raw() as *const u32,
-        patches: matrix.patches.as_device_ptr().as_raw() as *const u16,
+        dense,
+        offsets,
+        patches,
         m: matrix.rows,
         k: matrix.cols,
         base: u32::from(matrix.base),

@@ -54,6 +54,16 @@ impl DeviceMatrix {
         Ok(this)
     }
 
+    /// Where its dense part, patch offsets and patches are.
+    pub(super) fn addresses(&self) -> (*const u8, *const u32, *const u16) {
+        let address = |buffer: &DeviceBuffer<u8>| buffer.as_device_ptr().as_raw() as usize;
+        (
+            address(&self.dense) as *const u8,
+            address(&self.offsets) as *const u32,
+            address(&self.patches) as *const u16,
+        )
+    }
+
     /// Output features, M.
     pub fn rows(&self) -> usize {
         self.rows as usize

@@ -216,12 +216,13 @@ pub unsafe fn zipgemm_prefill_raw(
     if let Some(wrong) = wrong {
         return Err(CudaError::Argument(wrong));
     }
+    let (dense, offsets, patches) = weights.addresses();
     let args = PrefillArgs {
         x: boxes(x, n, weights.cols(), shape.box_tokens())?,
         y: y as *mut u16,
-        dense: weights.dense.as_device_ptr().as_raw() as *const u8,
-        offsets: weights.offsets.as_device_ptr().as_raw() as *const u32,
-        patches: weights.patches.as_device_ptr().as_raw() as *const u16,
+        dense,
+        offsets,
+        patches,
         partials: workspace.partials.as_device_ptr().as_raw() as *mut f32,
         m: weights.rows,
         n: n as u32,
