@@ -132,7 +132,8 @@ pub unsafe fn prefetch_bulk(from: *const u8, bytes: u32) {
     }
 }
 
-/// Arrives at `barrier` when all copies that this thread has started with [`chunk`] have landed.
+/// Arrives at `barrier` when all copies that this thread has started with [`chunk`] and [`chunk_kept`] have
+/// landed.
 ///
 /// # Safety
 /// `barrier` has been initialised and counts this arrival.

@@ -19,7 +19,7 @@
 //! along K ([`crate::work`]), and sums are handed over as they lie in registers.
 //!
 //! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
-//! issues some 130 instructions for each of its two warps; 44 KB into shared memory, 28 KB of them
+//! issues some 190 instructions for each of its two warps; 44 KB into shared memory, 28 KB of them
 //! from the L2 cache for each block of a cluster of two.
 
 use core::ops::Range;
@@ -667,8 +667,8 @@ where
     }
 
     /// Finishes an output tile, 64 tokens at a time: adds what earlier clusters have of it, rounds
-    /// and stores. A warp puts its 16 features of
-    /// each token into a line of shared memory, and reads whole lines of four tokens at a time.
+    /// and stores. A warp puts its 16 features of each token into a line of shared memory, and
+    /// reads whole lines of four tokens at a time.
     /// The 16-byte pieces of a line lie in an order that keeps both free of bank conflicts.
     #[inline(always)]
     unsafe fn store(&self, share: &Share, acc: &[f32; SUMS]) {

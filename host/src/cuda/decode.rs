@@ -12,12 +12,12 @@ use super::{CudaError, DeviceMatrix, Family, Gpu, RawStream, Workspace};
 /// Launches of a kernel for few tokens, as many as it takes for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodePlan {
-    kernel: &'static str,
+    pub kernel: &'static str,
     shape: Gemm,
-    blocks: u32,
+    /// Thread blocks.
+    pub blocks: u32,
     columns: usize,
     slices: usize,
-    dependent: bool,
 }
 
 /// Tokens of one launch at most.
@@ -42,13 +42,7 @@ impl DecodePlan {
         n: usize,
         kernel: &str,
     ) -> Result<Self, CudaError> {
-        let &(kernel, shape) = GEMMS
-            .iter()
-            .find(|(name, _)| *name == kernel && gpu.has(name))
-            .ok_or_else(|| {
-                let family = gpu.family();
-                CudaError::Argument(format!("no kernel {kernel} for this device ({family})"))
-            })?;
+        let (kernel, shape) = gpu.find(GEMMS, kernel)?;
         let columns = columns(&shape, weights);
         let blocks = columns.min(gpu.resident_blocks(kernel)? as usize);
         Ok(Self {
@@ -57,8 +51,6 @@ impl DecodePlan {
             blocks: blocks.max(1) as u32,
             columns,
             slices: n.div_ceil(tokens(&shape)),
-            // The portable kernels know of no kernel before them.
-            dependent: gpu.family() == Family::Hopper,
         })
     }
 
@@ -71,27 +63,6 @@ impl DecodePlan {
             blocks: blocks.min(most).max(1),
             ..self
         }
-    }
-
-    /// The same with or without programmatic dependent launch.
-    #[must_use]
-    pub fn with_dependent(self, dependent: bool) -> Self {
-        Self { dependent, ..self }
-    }
-
-    /// The kernel's name.
-    pub fn kernel(&self) -> &'static str {
-        self.kernel
-    }
-
-    /// Thread blocks.
-    pub fn blocks(&self) -> u32 {
-        self.blocks
-    }
-
-    /// Whether launches are dependent.
-    pub fn is_dependent(&self) -> bool {
-        self.dependent
     }
 }
 
@@ -128,6 +99,7 @@ pub unsafe fn zipgemm_decode_raw(
     gpu: &Gpu,
     stream: RawStream,
     plan: &DecodePlan,
+    dependent: bool,
     weights: &DeviceMatrix,
     x: CUdeviceptr,
     n: usize,
@@ -144,7 +116,7 @@ pub unsafe fn zipgemm_decode_raw(
         ))
     } else if blocks as usize * shape.partial_bytes() > workspace.bytes() {
         Some(format!("{blocks} blocks do not fit the workspace"))
-    } else if plan.dependent && gpu.family() != Family::Hopper {
+    } else if dependent && gpu.family() != Family::Hopper {
         Some("the portable kernels cannot be launched dependently".to_owned())
     } else {
         None
@@ -167,7 +139,7 @@ pub unsafe fn zipgemm_decode_raw(
             base: u32::from(weights.base),
         };
         // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
-        unsafe { gpu.launch(plan.kernel, blocks, stream, plan.dependent, args)? };
+        unsafe { gpu.launch(plan.kernel, blocks, stream, dependent, args)? };
     }
     Ok(())
 }

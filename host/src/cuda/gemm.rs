@@ -103,12 +103,28 @@ pub unsafe fn zipgemm_raw(
     // SAFETY: the caller's promise, passed on.
     unsafe {
         match &plan.kind {
-            Kind::Decode(plan) => {
-                zipgemm_decode_raw(gpu, stream, plan, weights, x, n, y, workspace)
-            }
-            Kind::Prefill(plan) if prefill::can_read(weights, x) => {
-                zipgemm_prefill_raw(gpu, stream, plan, weights, x, n, y, workspace)
-            }
+            Kind::Decode(few) => zipgemm_decode_raw(
+                gpu,
+                stream,
+                few,
+                plan.dependent,
+                weights,
+                x,
+                n,
+                y,
+                workspace,
+            ),
+            Kind::Prefill(many) if prefill::can_read(weights, x) => zipgemm_prefill_raw(
+                gpu,
+                stream,
+                many,
+                plan.dependent,
+                weights,
+                x,
+                n,
+                y,
+                workspace,
+            ),
             Kind::Prefill(_) => {
                 let slices = choose(gpu, weights, n, false)?;
                 let slices = slices.with_dependent(plan.is_dependent());

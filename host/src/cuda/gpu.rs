@@ -228,7 +228,23 @@ impl Gpu {
     fn function(&self, kernel: &str) -> Result<&Function, CudaError> {
         self.functions
             .get(kernel)
-            .ok_or_else(|| CudaError::Argument(format!("no kernel {kernel} for this device")))
+            .ok_or_else(|| self.no_kernel(kernel))
+    }
+
+    fn no_kernel(&self, kernel: &str) -> CudaError {
+        let family = self.family;
+        CudaError::Argument(format!("no kernel {kernel} for this device ({family})"))
+    }
+
+    /// A kernel of a table, if the device has it.
+    pub(super) fn find<T: Copy>(
+        &self,
+        table: &[(&'static str, T)],
+        kernel: &str,
+    ) -> Result<(&'static str, T), CudaError> {
+        let found = table.iter().find(|(name, _)| *name == kernel);
+        let found = found.filter(|(name, _)| self.has(name)).copied();
+        found.ok_or_else(|| self.no_kernel(kernel))
     }
 
     /// Launches `kernel` over `blocks` blocks with its one parameter, a struct.

@@ -3,7 +3,7 @@ use std::fmt;
 use zipserv_gpu::launch::{GEMMS, PREFILLS};
 
 use super::{
-    CudaError, DeviceMatrix, Gpu,
+    CudaError, DeviceMatrix, Family, Gpu,
     decode::{DecodePlan, tokens},
     prefill::{self, PrefillPlan, prefill_plan},
 };
@@ -19,6 +19,7 @@ pub const MAX_TOKENS: usize = 16_384;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub(super) kind: Kind,
+    pub(super) dependent: bool,
     choice: Choice,
 }
 
@@ -118,10 +119,8 @@ pub(super) fn choose(
         });
     }
     if many {
-        return Ok(Plan {
-            kind: Kind::Prefill(prefill_plan(gpu, weights, n)?),
-            choice: Choice::Tiles,
-        });
+        let kind = Kind::Prefill(prefill_plan(gpu, weights, n)?);
+        return Ok(Plan::new(gpu, kind, Choice::Tiles));
     }
     let kernels = || GEMMS.iter().filter(|(name, _)| gpu.has(name));
     let most = kernels().map(|(_, shape)| tokens(shape)).max();
@@ -136,13 +135,12 @@ pub(super) fn choose(
         .filter(|(_, shape)| n.min(most) <= tokens(shape))
         .min_by_key(|(_, shape)| shape.n_tiles)
         .expect("one takes the most tokens");
-    Ok(Plan {
-        kind: Kind::Decode(DecodePlan::with_kernel(gpu, weights, n, name)?),
-        choice: match n <= most {
-            true => Choice::First,
-            false => Choice::Slices,
-        },
-    })
+    let choice = match n <= most {
+        true => Choice::First,
+        false => Choice::Slices,
+    };
+    let kind = Kind::Decode(DecodePlan::with_kernel(gpu, weights, n, name)?);
+    Ok(Plan::new(gpu, kind, choice))
 }
 
 /// Fails for a number of tokens that no call takes.
@@ -160,6 +158,15 @@ fn is_prefill(kernel: &str) -> bool {
 }
 
 impl Plan {
+    fn new(gpu: &Gpu, kind: Kind, choice: Choice) -> Self {
+        Self {
+            kind,
+            // The portable kernels know of no kernel before them.
+            dependent: gpu.family() == Family::Hopper,
+            choice,
+        }
+    }
+
     /// Every kernel that a plan for `gpu` can have, with the tokens that one launch takes, or
     /// those of an output tile where a launch takes any number.
     pub fn kernels(gpu: &Gpu) -> impl Iterator<Item = (&'static str, usize)> {
@@ -191,10 +198,7 @@ impl Plan {
                 "{kernel} takes multiples of 8 input features, not {k}"
             )));
         };
-        Ok(Self {
-            kind,
-            choice: Choice::Asked,
-        })
+        Ok(Self::new(gpu, kind, Choice::Asked))
     }
 
     /// The same on at most so many thread blocks, at least one, or one cluster of them.
@@ -203,7 +207,7 @@ impl Plan {
         let kind = match self.kind {
             Kind::Decode(plan) => Kind::Decode(plan.with_blocks(blocks)),
             Kind::Prefill(plan) => {
-                let cluster = plan.shape().cluster as u32;
+                let cluster = plan.shape.cluster as u32;
                 Kind::Prefill(plan.with_clusters(blocks / cluster))
             }
         };
@@ -213,11 +217,7 @@ impl Plan {
     /// The same with or without programmatic dependent launch.
     #[must_use]
     pub fn with_dependent(self, dependent: bool) -> Self {
-        let kind = match self.kind {
-            Kind::Decode(plan) => Kind::Decode(plan.with_dependent(dependent)),
-            Kind::Prefill(plan) => Kind::Prefill(plan.with_dependent(dependent)),
-        };
-        Self { kind, ..self }
+        Self { dependent, ..self }
     }
 
     /// The same with so many output tiles shared along K, at most all of them. Kernels for few
@@ -237,8 +237,8 @@ impl Plan {
         match self.kind {
             Kind::Decode(_) => Vec::new(),
             Kind::Prefill(plan) => {
-                let rest = plan.tiles() % plan.clusters();
-                vec![0, rest, plan.tiles().min(rest + plan.clusters())]
+                let rest = plan.tiles % plan.clusters;
+                vec![0, rest, plan.tiles.min(rest + plan.clusters)]
             }
         }
     }
@@ -246,16 +246,16 @@ impl Plan {
     /// The kernel's name.
     pub fn kernel(&self) -> &'static str {
         match &self.kind {
-            Kind::Decode(plan) => plan.kernel(),
-            Kind::Prefill(plan) => plan.kernel(),
+            Kind::Decode(plan) => plan.kernel,
+            Kind::Prefill(plan) => plan.kernel,
         }
     }
 
     /// Thread blocks of a launch.
     pub fn blocks(&self) -> u32 {
         match &self.kind {
-            Kind::Decode(plan) => plan.blocks(),
-            Kind::Prefill(plan) => plan.clusters() * plan.shape().cluster as u32,
+            Kind::Decode(plan) => plan.blocks,
+            Kind::Prefill(plan) => plan.clusters * plan.shape.cluster as u32,
         }
     }
 
@@ -264,17 +264,14 @@ impl Plan {
     pub fn split(&self) -> Option<u32> {
         match &self.kind {
             Kind::Decode(_) => None,
-            Kind::Prefill(plan) => Some(plan.split()),
+            Kind::Prefill(plan) => Some(plan.split),
         }
     }
 
     /// Whether the kernel overlaps the end of the one before it in the stream (programmatic
     /// dependent launch).
     pub fn is_dependent(&self) -> bool {
-        match &self.kind {
-            Kind::Decode(plan) => plan.is_dependent(),
-            Kind::Prefill(plan) => plan.is_dependent(),
-        }
+        self.dependent
     }
 }
 

@@ -12,13 +12,14 @@ use super::{CudaError, DeviceMatrix, Gpu, RawStream, Workspace, check};
 /// The launch of a kernel for many tokens. [`prefill_plan`] chooses one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrefillPlan {
-    kernel: &'static str,
-    shape: Prefill,
-    clusters: u32,
+    pub kernel: &'static str,
+    pub shape: Prefill,
+    /// Clusters of thread blocks.
+    pub clusters: u32,
     /// Output tiles: of all features and tokens, of the features and tokens of a cluster each.
-    tiles: u32,
-    split: u32,
-    dependent: bool,
+    pub tiles: u32,
+    /// Output tiles that clusters share along K.
+    pub split: u32,
 }
 
 /// Chooses kernel and launch for `n` tokens.
@@ -53,13 +54,7 @@ impl PrefillPlan {
     ) -> Result<Self, CudaError> {
         /// Clusters that share an output tile, at most: one of them adds up all sums.
         const SHARERS: usize = 8;
-        let &(kernel, shape) = PREFILLS
-            .iter()
-            .find(|(name, _)| *name == kernel && gpu.has(name))
-            .ok_or_else(|| {
-                let family = gpu.family();
-                CudaError::Argument(format!("no kernel {kernel} for this device ({family})"))
-            })?;
+        let (kernel, shape) = gpu.find(PREFILLS, kernel)?;
         let tiles = tiles(&shape, weights, n);
         let (Ok(tiles32), true) = (u32::try_from(tiles), n > 0) else {
             return Err(CudaError::Argument(format!(
@@ -69,14 +64,12 @@ impl PrefillPlan {
         let tile_cols = weights.cols().div_ceil(TILE_COLS);
         let clusters = gpu.multiprocessors() as usize / shape.cluster;
         let clusters = clusters.min(tiles * tile_cols.min(SHARERS)).max(1);
-        let split = split(tiles, clusters);
         Ok(Self {
             kernel,
             shape,
             clusters: clusters as u32,
             tiles: tiles32,
-            split: split as u32,
-            dependent: true,
+            split: split(tiles, clusters) as u32,
         })
     }
 
@@ -96,42 +89,6 @@ impl PrefillPlan {
             clusters: clusters.clamp(1, self.clusters),
             ..self
         }
-    }
-
-    /// The same with or without programmatic dependent launch.
-    #[must_use]
-    pub fn with_dependent(self, dependent: bool) -> Self {
-        Self { dependent, ..self }
-    }
-
-    /// The kernel's name.
-    pub fn kernel(&self) -> &'static str {
-        self.kernel
-    }
-
-    /// The kernel's shape.
-    pub fn shape(&self) -> Prefill {
-        self.shape
-    }
-
-    /// Output tiles.
-    pub fn tiles(&self) -> u32 {
-        self.tiles
-    }
-
-    /// Clusters of thread blocks.
-    pub fn clusters(&self) -> u32 {
-        self.clusters
-    }
-
-    /// Output tiles that clusters share along K.
-    pub fn split(&self) -> u32 {
-        self.split
-    }
-
-    /// Whether the launch is dependent.
-    pub fn is_dependent(&self) -> bool {
-        self.dependent
     }
 }
 
@@ -196,6 +153,7 @@ pub unsafe fn zipgemm_prefill_raw(
     gpu: &Gpu,
     stream: RawStream,
     plan: &PrefillPlan,
+    dependent: bool,
     weights: &DeviceMatrix,
     x: CUdeviceptr,
     n: usize,
@@ -231,7 +189,7 @@ pub unsafe fn zipgemm_prefill_raw(
         split: plan.split,
     };
     // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
-    unsafe { gpu.launch(plan.kernel, blocks, stream, plan.dependent, args) }
+    unsafe { gpu.launch(plan.kernel, blocks, stream, dependent, args) }
 }
 
 /// Describes `n` rows of `k` activations as boxes of 64 columns by `tokens`.
