@@ -179,8 +179,11 @@ pub struct Prefill {
 impl Prefill {
     /// Warps that multiply.
     pub const WARPS: usize = 8;
+    /// Warps that copy: one dense tiles, one activations, and two patches, of half the strips each,
+    /// as the lanes of a warp start copies one after the other.
+    pub const HELPERS: usize = 4;
     /// Threads in a block.
-    pub const THREADS: usize = 32 * (Self::WARPS + 4);
+    pub const THREADS: usize = 32 * (Self::WARPS + Self::HELPERS);
     /// Strips of an output tile: a warp has one band of one strip.
     pub const STRIPS: usize = Self::WARPS / BANDS;
     /// Output features of an output tile.

@@ -195,8 +195,19 @@ impl Cursor {
 
     #[inline(always)]
     fn advance(&mut self) {
-        self.share.from += 1;
-        if self.share.from >= self.share.to {
+        self.skip(1);
+    }
+
+    /// Advances so many units.
+    #[inline(always)]
+    fn skip(&mut self, mut units: u32) {
+        while !self.is_done() {
+            let left = self.share.to - self.share.from;
+            if units < left {
+                self.share.from += units;
+                break;
+            }
+            units -= left;
             self.share = self.schedule.next().unwrap_or_default();
         }
     }
@@ -313,7 +324,7 @@ where
         unsafe {
             if self.warp == Self::WARPS && self.lane == 0 {
                 for stage in 0..STAGES as u32 {
-                    barrier::init(self.full(stage), 2);
+                    barrier::init(self.full(stage), Prefill::HELPERS as u32);
                     barrier::init(self.empty(stage), Self::WARPS * CLUSTER as u32);
                 }
                 barrier::fence_init();
@@ -324,10 +335,10 @@ where
                 self.multiply();
             } else {
                 thread::shrink_registers::<{ REGISTERS.1 }>();
-                if self.warp == Self::WARPS {
-                    self.copy_weights();
-                } else if self.warp == Self::WARPS + 1 {
-                    self.copy_activations();
+                match self.warp - Self::WARPS {
+                    helper if helper % 2 == 1 => self.copy_patches(helper / 2),
+                    0 => self.copy_dense(),
+                    _ => self.copy_activations(),
                 }
             }
             thread::sync_warp();
@@ -348,31 +359,70 @@ where
         }
     }
 
-    /// Keeps the ring full of weights, which never depend on an earlier kernel of the stream. A
-    /// lane looks after one strip of every eighth unit, whose patch range it asks for that long
-    /// ahead.
+    /// How long the L2 cache should keep weights: they are read once, unless other tokens need them
+    /// again.
     #[inline(always)]
-    unsafe fn copy_weights(&self) {
-        const TURNS: u32 = LANES as u32 / Prefill::STRIPS as u32;
-        let (turn, strip) = (self.lane / Self::STRIPS, self.lane % Self::STRIPS);
+    fn keep(&self) -> copy::Keep {
+        if self.args.n <= Self::SHAPE.tokens as u32 {
+            copy::Keep::not()
+        } else {
+            copy::Keep::as_usual()
+        }
+    }
+
+    /// Keeps the ring full of dense tiles. Weights never depend on an earlier kernel of the stream.
+    #[inline(always)]
+    unsafe fn copy_dense(&self) {
+        let mut unit = Cursor::new(self.schedule);
+        let mut ring = Ring::<STAGES>::FILLING;
+        if self.lane > 0 {
+            return;
+        }
+        let keep = self.keep();
+        while !unit.is_done() {
+            let full = self.full(ring.stage);
+            let to = self.stage(ring.stage) + Self::SHAPE.dense_at() as u32;
+            // SAFETY: `run`'s.
+            unsafe {
+                barrier::wait(self.empty(ring.stage), ring.parity);
+                barrier::expect(full, (Prefill::STRIPS * TILE_BYTES) as u32);
+                barrier::arrive(full);
+                unroll!(S < Prefill::STRIPS => {
+                    let from = self.args.dense.add(self.tile(&unit, S as u32) * TILE_BYTES);
+                    copy::bulk(to + (S * TILE_BYTES) as u32, from, TILE_BYTES as u32, full, keep);
+                });
+            }
+            unit.advance();
+            ring.advance();
+        }
+    }
+
+    /// Keeps the ring full of the patches of one `half` of the strips. A lane looks after one strip
+    /// of every sixteenth unit; it asks for the range of the next one while sixteen units go by, so
+    /// that nothing waits for memory.
+    #[inline(always)]
+    unsafe fn copy_patches(&self, half: u32) {
+        const HALF: u32 = Prefill::STRIPS as u32 / 2;
+        const TURNS: u32 = LANES as u32 / HALF;
+        let (turn, strip) = (self.lane / HALF, half * HALF + self.lane % HALF);
         let mut unit = Cursor::new(self.schedule);
         let mut ahead = unit;
-        let mut range = [0; 2];
-        for now in 0..TURNS {
-            if now == turn {
-                range = self.patch_range(&ahead, strip);
-            }
-            ahead.advance();
-        }
+        ahead.skip(turn);
+        let mut next = self.patch_range(&ahead, strip);
+        let mut range = next;
         let mut now = 0;
         let mut ring = Ring::<STAGES>::FILLING;
         while !unit.is_done() {
+            if now == 0 {
+                range = next;
+                ahead.skip(TURNS);
+                next = self.patch_range(&ahead, strip);
+            }
             // SAFETY: `run`'s.
             unsafe {
                 barrier::wait(self.empty(ring.stage), ring.parity);
                 if now == turn {
-                    self.copy_tile(&unit, strip, range, ring.stage);
-                    range = self.patch_range(&ahead, strip);
+                    self.copy_patches_of(strip, range, ring.stage);
                 }
                 thread::sync_warp();
                 if self.lane == 0 {
@@ -380,7 +430,6 @@ where
                 }
             }
             unit.advance();
-            ahead.advance();
             ring.advance();
             now = (now + 1) % TURNS;
         }
@@ -410,44 +459,27 @@ where
         }
     }
 
-    /// Starts the copies of a unit's tile and its patches.
+    /// Starts the copy of a tile's patches.
     #[inline(always)]
-    unsafe fn copy_tile(&self, unit: &Cursor, strip: u32, [from, to]: [u32; 2], stage: u32) {
+    unsafe fn copy_patches_of(&self, strip: u32, [from, to]: [u32; 2], stage: u32) {
         const ROOM: u32 = Prefill::PATCH_ROOM as u32;
         let (at, full) = (self.stage(stage), self.full(stage));
-        // In whole groups of 16 bytes, to whose end the section is padded.
-        let first = from & !7;
-        let patch_bytes = if from < to {
-            2 * (to.next_multiple_of(8) - first).min(ROOM)
-        } else {
-            0
-        };
-        // Once read, unless other tokens need them again.
-        let keep = if self.args.n <= Self::SHAPE.tokens as u32 {
-            copy::Keep::not()
-        } else {
-            copy::Keep::as_usual()
-        };
         // SAFETY: `run`'s.
         unsafe {
             let range = at + Self::SHAPE.ranges_at() as u32 + 8 * strip;
             memory::store_u32(range, from);
             memory::store_u32(range + 4, to);
-            barrier::expect(full, TILE_BYTES as u32 + patch_bytes);
-            copy::bulk(
-                at + Self::SHAPE.dense_at() as u32 + strip * TILE_BYTES as u32,
-                self.args.dense.add(self.tile(unit, strip) * TILE_BYTES),
-                TILE_BYTES as u32,
-                full,
-                keep,
-            );
-            if patch_bytes > 0 {
+            if from < to {
+                // In whole groups of 16 bytes, to whose end the section is padded.
+                let first = from & !7;
+                let bytes = 2 * (to.next_multiple_of(8) - first).min(ROOM);
+                barrier::expect(full, bytes);
                 copy::bulk(
                     at + Self::SHAPE.patches_at() as u32 + 2 * strip * ROOM,
                     self.args.patches.add(first as usize).cast(),
-                    patch_bytes,
+                    bytes,
                     full,
-                    keep,
+                    self.keep(),
                 );
             }
         }
