@@ -179,20 +179,22 @@ pub struct Prefill {
 impl Prefill {
     /// Warps that multiply.
     pub const WARPS: usize = 8;
-    /// Warps that copy: one dense tiles, one activations, and two patches, of half the strips each,
-    /// as the lanes of a warp start copies one after the other.
-    pub const HELPERS: usize = 4;
+    /// Warps that write tables of bases, with equal numbers of strips.
+    pub const PATCHERS: usize = 2;
+    /// Warps that do not multiply: those, one that copies dense tiles, and one activations.
+    pub const HELPERS: usize = 2 + Self::PATCHERS;
     /// Threads in a block.
     pub const THREADS: usize = 32 * (Self::WARPS + Self::HELPERS);
     /// Strips of an output tile: a warp has one band of one strip.
     pub const STRIPS: usize = Self::WARPS / BANDS;
     /// Output features of an output tile.
     pub const ROWS: usize = TILE_ROWS * Self::STRIPS;
-    /// Patches of one tile of weights that a stage has room for. Those past it are read from
-    /// global memory.
-    pub const PATCH_ROOM: usize = 64;
-    /// Bytes of one warp's table of bases: one BF16 exponent field for each weight of a band.
-    pub const BASES_BYTES: usize = 2 * TILE_WEIGHTS / BANDS;
+    /// Bytes of a tile's bases: one BF16 exponent field for each weight.
+    pub const STRIP_TABLE_BYTES: usize = 2 * TILE_WEIGHTS;
+    /// Bytes of the bases of a unit.
+    pub const TABLE_BYTES: usize = Self::STRIPS * Self::STRIP_TABLE_BYTES;
+    /// Depth of the ring of tables of bases.
+    pub const TABLES: usize = 2;
     /// Tokens that pass through shared memory at a time on their way out.
     pub const CHUNK_TOKENS: usize = 64;
     /// Bytes of a token's 64 features, and of 64 columns of its activations.
@@ -235,39 +237,29 @@ impl Prefill {
         self.x_bytes()
     }
 
-    /// Offset of the tiles' patches in a stage.
-    pub const fn patches_at(self) -> usize {
-        self.dense_at() + Self::STRIPS * TILE_BYTES
-    }
-
-    /// Offset of the ranges of the tiles' patches in a stage: two words each.
-    pub const fn ranges_at(self) -> usize {
-        self.patches_at() + 2 * Self::STRIPS * Self::PATCH_ROOM
-    }
-
     /// Bytes of a stage; the swizzle of activations repeats every 1024 bytes.
     pub const fn stage_bytes(self) -> usize {
-        (self.ranges_at() + 8 * Self::STRIPS).next_multiple_of(1024)
+        (self.dense_at() + Self::STRIPS * TILE_BYTES).next_multiple_of(1024)
     }
 
-    /// Offset of the warps' tables of bases, behind the ring.
-    pub const fn bases_at(self) -> usize {
+    /// Offset of the tables of bases, behind the ring.
+    pub const fn tables_at(self) -> usize {
         self.stages * self.stage_bytes()
     }
 
     /// Offset of the outputs on their way out.
     pub const fn out_at(self) -> usize {
-        self.bases_at() + Self::WARPS * Self::BASES_BYTES
+        self.tables_at() + Self::TABLES * Self::TABLE_BYTES
     }
 
-    /// Offset of the barriers: *full* and *empty* for each stage.
+    /// Offset of the barriers: *full* and *empty* for each stage, then for each table.
     pub const fn barriers_at(self) -> usize {
         self.out_at() + Self::WARPS / 4 * Self::OUT_BYTES
     }
 
     /// Dynamic shared memory of a block.
     pub const fn shared_bytes(self) -> usize {
-        self.barriers_at() + 16 * self.stages
+        self.barriers_at() + 16 * (self.stages + Self::TABLES)
     }
 }
 
@@ -336,7 +328,7 @@ gemm_kernels!(tables);
 macro_rules! prefill_kernels {
     ($use:ident) => {
         $use! {
-            prefill_n64: 64 8 2;
+            prefill_n64: 64 9 2;
             prefill_n128: 128 6 2;
             prefill_n192: 192 5 2;
             prefill_n256: 256 4 2;

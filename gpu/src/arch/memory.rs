@@ -46,6 +46,22 @@ shared_access! {
     load_f32 store_f32 reg32 f32, "f32";
 }
 
+/// Stores 16 bits to shared memory if `really`, without a branch.
+///
+/// # Safety
+/// As [`store_u16`], if `really`.
+#[inline(always)]
+pub unsafe fn store_u16_if(address: u32, value: u16, really: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{{ .reg .pred really;",
+            "setp.ne.u32 really, {}, 0;",
+            "@really st.shared.u16 [{}], {}; }}",
+            in(reg32) u32::from(really), in(reg32) address, in(reg16) value,
+            options(nostack, preserves_flags));
+    }
+}
+
 /// Loads 128 bits from shared memory.
 ///
 /// # Safety
@@ -102,6 +118,24 @@ pub unsafe fn load_global_u32(address: *const u32) -> u32 {
     // SAFETY: the caller's promise.
     unsafe {
         asm!("ld.global.nc.u32 {}, [{}];", out(reg32) value, in(reg64) address,
+            options(pure, readonly, nostack, preserves_flags));
+    }
+    value
+}
+
+/// [`load_global_u32`] if `really`, without a branch, or else 0.
+///
+/// # Safety
+/// As [`load_global_u32`], if `really`.
+#[inline(always)]
+pub unsafe fn load_global_u32_if(address: *const u32, really: bool) -> u32 {
+    let mut value = 0;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{{ .reg .pred really;",
+            "setp.ne.u32 really, {}, 0;",
+            "@really ld.global.nc.u32 {}, [{}]; }}",
+            in(reg32) u32::from(really), inout(reg32) value, in(reg64) address,
             options(pure, readonly, nostack, preserves_flags));
     }
     value

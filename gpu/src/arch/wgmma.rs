@@ -10,13 +10,20 @@ use core::arch::asm;
 const SWIZZLE_ATOM: u64 = 8 * 128;
 
 /// Describes a B operand: rows (the N of the product) of 128 bytes of shared memory, from
-/// `address` on, K along the row, in the 128-byte swizzle. `address + 32 * s` describes the
-/// `s`-th 16 columns of rows whose groups of eight start at multiples of 1024.
+/// `address` on, K along the row, in the 128-byte swizzle. Groups of eight rows start at multiples
+/// of 1024. [`kstep`] goes on along K.
 #[inline(always)]
 pub fn swizzled_rows(address: u32) -> u64 {
     const SWIZZLE_128: u64 = 1 << 62;
     // Bits 16..30 are not used with a swizzle along K.
     SWIZZLE_128 | (SWIZZLE_ATOM / 16) << 32 | 1 << 16 | u64::from(address & 0x3_FFFF) >> 4
+}
+
+/// The `step`-th 16 columns of a B operand.
+#[inline(always)]
+pub fn kstep(rows: u64, step: u32) -> u64 {
+    // In units of 16 bytes; the address is far below its field's end, so the upper word stays.
+    rows >> 32 << 32 | u64::from(rows as u32 + 2 * step)
 }
 
 /// Makes a group of the multiplications since the last one.

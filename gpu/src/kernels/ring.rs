@@ -17,6 +17,15 @@ impl<const STAGES: usize> Ring<STAGES> {
         parity: 1,
     };
 
+    /// The stage before.
+    #[inline(always)]
+    pub fn last(&self) -> u32 {
+        match self.stage {
+            0 => STAGES as u32 - 1,
+            stage => stage - 1,
+        }
+    }
+
     /// Goes to the next stage.
     #[inline(always)]
     pub fn advance(&mut self) {

@@ -45,7 +45,7 @@ const TOKEN_BLOCKS: u32 = 8;
 const CHUNK: usize = Prefill::CHUNK_TOKENS / 2;
 const FOURS: usize = CHUNK / 4;
 /// Registers of a thread that multiplies, and of one that copies; `.maxntid` gives each 168.
-const REGISTERS: (u32, u32) = (232, 40);
+const REGISTERS: (u32, u32) = (216, 72);
 
 /// The kernel of one [`Prefill`] shape of `2 * SUMS` tokens.
 ///
@@ -76,7 +76,8 @@ struct Block<'a, const SUMS: usize, const STAGES: usize, const CLUSTER: usize> {
     cluster: u32,
     /// Strips of the matrix.
     strips: u32,
-    schedule: Schedule,
+    /// Clusters of the grid.
+    clusters: u32,
 }
 
 /// What a cluster has to do: its run of the split tiles, then every so-many-th of the whole ones.
@@ -162,6 +163,13 @@ impl Schedule {
         })
     }
 
+    /// Units of all shares.
+    #[inline(always)]
+    fn units(&self) -> u32 {
+        let tiles = (self.whole + self.clusters - 1 - self.next.min(self.whole)) / self.clusters;
+        self.segments.units(1) + tiles * self.tile_cols
+    }
+
     /// The clusters before `cluster` that have sums of a share which it finishes.
     #[inline(always)]
     fn before(&self, share: &Share, cluster: u32) -> Range<u32> {
@@ -213,46 +221,59 @@ impl Cursor {
     }
 }
 
-/// The patches of the tile that a warp's band lies in.
+/// The patches of a tile: a pair of them for each lane, from wherever in four bytes they start.
+#[derive(Clone, Copy, Default)]
 struct Patches {
-    band: u16,
-    count: u32,
-    /// This lane's patch, any if it has none.
-    own: Patch,
-    /// Address of the first patch in the stage, and how many of them are there.
-    staged: u32,
-    room: u32,
-    /// All of them, in global memory.
-    all: *const u16,
+    from: u32,
+    to: u32,
+    /// The lane's pair.
+    pair: u32,
 }
 
 impl Patches {
-    /// Stores the patched bases of the band in its table, or the matrix's `base` in their place.
+    /// Patches of a tile that the lanes of a warp have in registers.
+    const HELD: u32 = 2 * LANES as u32;
+
+    /// Index of the lane's first.
     #[inline(always)]
-    unsafe fn store(&self, bases: u32, lane: u32, restore: Option<u16>) {
-        let store = |patch: Patch| {
-            let position = patch.position();
-            if position >> 10 == self.band {
-                let at = bases + 2 * u32::from(position & 0x3FF);
-                // SAFETY: inside the warp's table.
-                unsafe { memory::store_u16(at, restore.unwrap_or(patch.base())) };
-            }
-        };
-        if lane < self.count {
-            store(self.own);
+    fn first(&self, lane: u32) -> u32 {
+        (self.from & !1) + 2 * lane
+    }
+
+    /// Asks for those from `from` to `to`.
+    #[inline(always)]
+    unsafe fn load(all: *const u16, [from, to]: [u32; 2], lane: u32) -> Self {
+        let mut patches = Self { from, to, pair: 0 };
+        let first = patches.first(lane);
+        // SAFETY: there is one at `from`, `first` or behind it; sections of patches start and end
+        // at multiples of four bytes.
+        unsafe {
+            let pair = all.add(first as usize).cast();
+            patches.pair = memory::load_global_u32_if(pair, from < to && first < to);
         }
-        if self.count > LANES as u32 {
-            let mut index = LANES as u32 + lane;
-            while index < self.count {
-                // SAFETY: the stage has `room` of the patches, and `all` has `count`.
-                store(Patch(unsafe {
-                    if index < self.room {
-                        memory::load_u16(self.staged + 2 * index)
-                    } else {
-                        memory::load_global_u16(self.all.add(index as usize))
-                    }
-                }));
-                index += LANES as u32;
+        patches
+    }
+
+    /// Stores the patched bases in the tile's table, or the matrix's `base` in their place.
+    #[inline(always)]
+    unsafe fn store(&self, table: u32, all: *const u16, lane: u32, restore: Option<u16>) {
+        let store = |patch: Patch, really: bool| {
+            let at = table + 2 * u32::from(patch.position());
+            // SAFETY: inside the table.
+            unsafe { memory::store_u16_if(at, restore.unwrap_or(patch.base()), really) };
+        };
+        let mut index = self.first(lane);
+        let own = |index| self.from <= index && index < self.to;
+        store(Patch(self.pair as u16), own(index));
+        store(Patch((self.pair >> 16) as u16), own(index + 1));
+        if self.to - (self.from & !1) > Self::HELD {
+            index += Self::HELD;
+            while index < self.to {
+                // SAFETY: both are in the section, which ends at a multiple of four bytes.
+                let pair = unsafe { memory::load_global_u32(all.add(index as usize).cast()) };
+                store(Patch(pair as u16), true);
+                store(Patch((pair >> 16) as u16), own(index + 1));
+                index += Self::HELD;
             }
         }
     }
@@ -285,14 +306,17 @@ where
             rank: if CLUSTER > 1 { cluster::rank() } else { 0 },
             cluster,
             strips: args.m.div_ceil(TILE_ROWS as u32),
-            schedule: Schedule::new(
-                args,
-                (Prefill::ROWS * CLUSTER) as u32,
-                Self::SHAPE.tokens as u32,
-                blocks / CLUSTER as u32,
-                cluster,
-            ),
+            clusters: blocks / CLUSTER as u32,
         }
+    }
+
+    /// What the cluster has to do. Each role works it out for itself, after the roles have taken
+    /// different numbers of registers.
+    #[inline(always)]
+    fn schedule(&self) -> Schedule {
+        let rows = (Prefill::ROWS * CLUSTER) as u32;
+        let tokens = Self::SHAPE.tokens as u32;
+        Schedule::new(self.args, rows, tokens, self.clusters, thread::opaque(self.cluster))
     }
 
     #[inline(always)]
@@ -310,6 +334,22 @@ where
         self.full(stage) + 8
     }
 
+    /// Bases of a unit's weights, and its barriers.
+    #[inline(always)]
+    fn table(&self, table: u32) -> u32 {
+        self.shared + (Self::SHAPE.tables_at() + table as usize * Prefill::TABLE_BYTES) as u32
+    }
+
+    #[inline(always)]
+    fn table_full(&self, table: u32) -> u32 {
+        self.full(STAGES as u32 + table)
+    }
+
+    #[inline(always)]
+    fn table_empty(&self, table: u32) -> u32 {
+        self.empty(STAGES as u32 + table)
+    }
+
     /// Which of its row group's row blocks is the block's own.
     #[inline(always)]
     fn row_block(&self, share: &Share) -> u32 {
@@ -324,11 +364,17 @@ where
         unsafe {
             if self.warp == Self::WARPS && self.lane == 0 {
                 for stage in 0..STAGES as u32 {
-                    barrier::init(self.full(stage), Prefill::HELPERS as u32);
+                    // Who copies dense tiles, and who activations.
+                    barrier::init(self.full(stage), 2);
                     barrier::init(self.empty(stage), Self::WARPS * CLUSTER as u32);
+                }
+                for table in 0..Prefill::TABLES as u32 {
+                    barrier::init(self.table_full(table), Prefill::PATCHERS as u32);
+                    barrier::init(self.table_empty(table), Self::WARPS);
                 }
                 barrier::fence_init();
             }
+            self.clear_tables();
             Self::sync();
             if self.warp < Self::WARPS {
                 thread::grow_registers::<{ REGISTERS.0 }>();
@@ -336,7 +382,7 @@ where
             } else {
                 thread::shrink_registers::<{ REGISTERS.1 }>();
                 match self.warp - Self::WARPS {
-                    helper if helper % 2 == 1 => self.copy_patches(helper / 2),
+                    helper if helper % 2 == 1 => self.write_bases(helper / 2),
                     0 => self.copy_dense(),
                     _ => self.copy_activations(),
                 }
@@ -373,7 +419,7 @@ where
     /// Keeps the ring full of dense tiles. Weights never depend on an earlier kernel of the stream.
     #[inline(always)]
     unsafe fn copy_dense(&self) {
-        let mut unit = Cursor::new(self.schedule);
+        let mut unit = Cursor::new(self.schedule());
         let mut ring = Ring::<STAGES>::FILLING;
         if self.lane > 0 {
             return;
@@ -397,41 +443,98 @@ where
         }
     }
 
-    /// Keeps the ring full of the patches of one `half` of the strips. A lane looks after one strip
-    /// of every sixteenth unit; it asks for the range of the next one while sixteen units go by, so
-    /// that nothing waits for memory.
+    /// Fills the tables with the matrix's base.
     #[inline(always)]
-    unsafe fn copy_patches(&self, half: u32) {
-        const HALF: u32 = Prefill::STRIPS as u32 / 2;
-        const TURNS: u32 = LANES as u32 / HALF;
-        let (turn, strip) = (self.lane / HALF, half * HALF + self.lane % HALF);
-        let mut unit = Cursor::new(self.schedule);
-        let mut ahead = unit;
-        ahead.skip(turn);
-        let mut next = self.patch_range(&ahead, strip);
-        let mut range = next;
-        let mut now = 0;
-        let mut ring = Ring::<STAGES>::FILLING;
-        while !unit.is_done() {
-            if now == 0 {
-                range = next;
-                ahead.skip(TURNS);
-                next = self.patch_range(&ahead, strip);
-            }
-            // SAFETY: `run`'s.
-            unsafe {
-                barrier::wait(self.empty(ring.stage), ring.parity);
-                if now == turn {
-                    self.copy_patches_of(strip, range, ring.stage);
+    unsafe fn clear_tables(&self) {
+        const BYTES: u32 = (Prefill::TABLES * Prefill::TABLE_BYTES) as u32;
+        let base = decode::base_pair(self.args.base as u8);
+        let mut at = 16 * (self.warp * LANES as u32 + self.lane);
+        while at < BYTES {
+            // SAFETY: inside the tables.
+            unsafe { memory::store_u32x4(self.table(0) + at, [base; 4]) };
+            at += 16 * Prefill::THREADS as u32;
+        }
+    }
+
+    /// Keeps the tables of bases one unit or two ahead of the warps that multiply: puts the base of
+    /// each patched weight in its place, and the matrix's base back when the unit is done with.
+    /// The warp does so for one half of the strips, or more, if there are fewer such warps.
+    ///
+    /// Nothing waits for memory: a lane asks for the patch range of one strip of every sixteenth
+    /// unit, sixteen units ahead, and all of them for patches some units ahead.
+    #[inline(always)]
+    unsafe fn write_bases(&self, patcher: u32) {
+        /// Strips of a warp, and units whose ranges its lanes hold.
+        const STRIPS: usize = Prefill::STRIPS / Prefill::PATCHERS;
+        const UNITS: usize = LANES / STRIPS;
+        /// Units whose patches are held: those on their way, and those in the tables.
+        const HELD: usize = 4;
+        const AHEAD: usize = HELD - Prefill::TABLES;
+        const { assert!(UNITS.is_multiple_of(HELD)) };
+
+        let all = self.args.patches;
+        let base = decode::base_pair(self.args.base as u8) as u16;
+        let first_strip = patcher * STRIPS as u32;
+        let own_strip = first_strip + self.lane % STRIPS as u32;
+        let mut left = self.schedule().units();
+        let mut ahead = Cursor::new(self.schedule());
+        ahead.skip(self.lane / STRIPS as u32);
+        let mut ranges = self.patch_range(&ahead, own_strip);
+        self.prefetch_patches(ranges);
+        ahead.skip(UNITS as u32);
+        let mut next_ranges = self.patch_range(&ahead, own_strip);
+        // The lane with the range that is due next.
+        let mut due = 0;
+        let ask = |ranges: [u32; 2], due: &mut u32| {
+            let mut patches = [Patches::default(); STRIPS];
+            unroll!(S < STRIPS => {
+                let range = ranges.map(|end| thread::shuffle(end, *due + S as u32));
+                // SAFETY: `run`'s.
+                patches[S] = unsafe { Patches::load(all, range, self.lane) };
+            });
+            *due = (*due + STRIPS as u32) % LANES as u32;
+            patches
+        };
+        let mut held = [[Patches::default(); STRIPS]; HELD];
+        unroll!(U < AHEAD => { held[U] = ask(ranges, &mut due); });
+        let mut tables = Ring::<{ Prefill::TABLES }>::FILLING;
+        loop {
+            unroll!(U < HELD => {
+                if left == 0 {
+                    return;
                 }
-                thread::sync_warp();
-                if self.lane == 0 {
-                    barrier::arrive(self.full(ring.stage));
+                left -= 1;
+                // The unit before in this table; then there is room for one more to be held.
+                const LAST: usize = (U + AHEAD) % HELD;
+                let table = self.table(tables.stage) + first_strip * Prefill::STRIP_TABLE_BYTES as u32;
+                // SAFETY: `run`'s.
+                unsafe {
+                    barrier::wait(self.table_empty(tables.stage), tables.parity);
+                    unroll!(S < STRIPS => {
+                        let table = table + (S * Prefill::STRIP_TABLE_BYTES) as u32;
+                        held[LAST][S].store(table, all, self.lane, Some(base));
+                    });
+                    // One lane's patch may be where another's was.
+                    thread::sync_warp();
+                    unroll!(S < STRIPS => {
+                        let table = table + (S * Prefill::STRIP_TABLE_BYTES) as u32;
+                        held[U][S].store(table, all, self.lane, None);
+                    });
+                    thread::sync_warp();
+                    if self.lane == 0 {
+                        barrier::arrive(self.table_full(tables.stage));
+                    }
                 }
-            }
-            unit.advance();
-            ring.advance();
-            now = (now + 1) % TURNS;
+                held[LAST] = ask(ranges, &mut due);
+                // All of these ranges have been used.
+                if LAST == HELD - 1 && due == 0 {
+                    ranges = next_ranges;
+                    self.prefetch_patches(ranges);
+                    ahead.skip(UNITS as u32);
+                    next_ranges = self.patch_range(&ahead, own_strip);
+                }
+                tables.advance();
+            });
         }
     }
 
@@ -459,30 +562,10 @@ where
         }
     }
 
-    /// Starts the copy of a tile's patches.
+    /// Brings patches to the L2 cache, as many as one line holds.
     #[inline(always)]
-    unsafe fn copy_patches_of(&self, strip: u32, [from, to]: [u32; 2], stage: u32) {
-        const ROOM: u32 = Prefill::PATCH_ROOM as u32;
-        let (at, full) = (self.stage(stage), self.full(stage));
-        // SAFETY: `run`'s.
-        unsafe {
-            let range = at + Self::SHAPE.ranges_at() as u32 + 8 * strip;
-            memory::store_u32(range, from);
-            memory::store_u32(range + 4, to);
-            if from < to {
-                // In whole groups of 16 bytes, to whose end the section is padded.
-                let first = from & !7;
-                let bytes = 2 * (to.next_multiple_of(8) - first).min(ROOM);
-                barrier::expect(full, bytes);
-                copy::bulk(
-                    at + Self::SHAPE.patches_at() as u32 + 2 * strip * ROOM,
-                    self.args.patches.add(first as usize).cast(),
-                    bytes,
-                    full,
-                    self.keep(),
-                );
-            }
-        }
+    fn prefetch_patches(&self, [from, _]: [u32; 2]) {
+        copy::prefetch(self.args.patches.wrapping_add(from as usize).cast());
     }
 
     /// Keeps the ring full of activations: this block's part of them, to all of the cluster.
@@ -493,7 +576,7 @@ where
             return;
         }
         let part = self.rank * Self::SHAPE.box_tokens() as u32;
-        let mut unit = Cursor::new(self.schedule);
+        let mut unit = Cursor::new(self.schedule());
         let mut ring = Ring::<STAGES>::FILLING;
         while !unit.is_done() {
             let full = self.full(ring.stage);
@@ -521,52 +604,42 @@ where
     /// Multiplies the warp's band of every unit, and finishes output tiles.
     #[inline(always)]
     unsafe fn multiply(&self) {
-        let (strip, band) = (self.warp / BANDS as u32, self.warp % BANDS as u32);
-        let table = Self::SHAPE.bases_at() + self.warp as usize * Prefill::BASES_BYTES;
-        let table = self.shared + table as u32;
-        let bases = table + 16 * self.lane;
-        let base = decode::base_pair(self.args.base as u8);
-        let dense_at = strip * TILE_BYTES as u32 + band * BAND_BYTES as u32;
-        let dense_at = Self::SHAPE.dense_at() as u32 + dense_at;
-        for i in 0..(Prefill::BASES_BYTES / 512) as u32 {
-            // SAFETY: inside the table.
-            unsafe { memory::store_u32x4(bases + 512 * i, [base; 4]) };
-        }
-        let mut schedule = self.schedule;
+        let band_at = self.warp * BAND_BYTES as u32;
+        let bases_at = self.warp * (Prefill::STRIP_TABLE_BYTES / BANDS) as u32 + 16 * self.lane;
+        let mut schedule = self.schedule();
         let mut ring = Ring::<STAGES>::EMPTYING;
+        let mut tables = Ring::<{ Prefill::TABLES }>::EMPTYING;
         while let Some(share) = schedule.next() {
             let mut acc = <[f32; SUMS]>::ZERO;
-            let mut last = ring.stage;
-            let mut unit = share.from;
+            let mut left = share.to - share.from;
+            let mut first = true;
             loop {
                 let stage = self.stage(ring.stage);
-                let dense = stage + dense_at;
+                let dense = stage + Self::SHAPE.dense_at() as u32 + band_at;
+                let bases = self.table(tables.stage) + bases_at;
                 // SAFETY: `run`'s; the stage is full, and stays so until it is released.
                 unsafe {
                     barrier::wait(self.full(ring.stage), ring.parity);
-                    let patches = self.patches(stage, strip, band);
+                    let [a, b, c, d] = memory::load_u32x4(dense + 16 * self.lane);
                     let words = core::array::from_fn(|w| {
                         memory::load_u32(
                             dense + (BITMAPS_AT + w * BITMAP_BYTES) as u32 + 4 * self.lane,
                         )
                     });
-                    let [a, b, c, d] = memory::load_u32x4(dense + 16 * self.lane);
                     let [e, f, g, h] =
                         memory::load_u32x4(dense + HALF_BYTES as u32 + 16 * self.lane);
-                    // The last unit's bases have been restored.
-                    thread::sync_warp();
-                    patches.store(table, self.lane, None);
-                    thread::sync_warp();
+                    barrier::wait(self.table_full(tables.stage), tables.parity);
+                    let x = wgmma::swizzled_rows(stage);
                     macro_rules! kstep {
                         ($s:literal, $bytes:expr) => {
                             let bases = memory::load_u32x4(bases + 512 * $s);
                             // Until then the registers of the fragment are the last unit's.
                             wgmma::wait::<IN_FLIGHT>();
                             if $s == IN_FLIGHT {
-                                self.release(last, unit > share.from);
+                                self.release(ring.last(), !first);
                             }
                             let fragment = decode::kstep::<$s>($bytes, words, bases);
-                            acc.multiply(fragment, wgmma::swizzled_rows(stage + 32 * $s));
+                            acc.multiply(fragment, wgmma::kstep(x, $s));
                             wgmma::commit();
                         };
                     }
@@ -575,23 +648,24 @@ where
                     kstep!(2, [e, f]);
                     kstep!(3, [g, h]);
                     thread::sync_warp();
-                    patches.store(table, self.lane, Some(base as u16));
+                    barrier::arrive_if(self.table_empty(tables.stage), self.lane == 0);
                 }
-                last = ring.stage;
                 ring.advance();
-                unit += 1;
-                if unit == share.to {
+                tables.advance();
+                first = false;
+                left -= 1;
+                if left == 0 {
                     break;
                 }
             }
             acc.finish();
             // SAFETY: `run`'s.
             unsafe {
-                self.release(last, true);
+                self.release(ring.last(), true);
                 if share.to < schedule.tile_cols {
                     self.hand_over(&share, &acc);
                 } else {
-                    self.store(&share, &acc);
+                    self.store(&share, schedule.before(&share, self.cluster), &acc);
                 }
             }
         }
@@ -608,27 +682,6 @@ where
                 cluster::arrive_if(self.empty(stage), self.lane, really);
             } else {
                 barrier::arrive_if(self.empty(stage), really);
-            }
-        }
-    }
-
-    /// The patches of a strip's tile.
-    #[inline(always)]
-    unsafe fn patches(&self, stage: u32, strip: u32, band: u32) -> Patches {
-        const ROOM: u32 = Prefill::PATCH_ROOM as u32;
-        let range = stage + Self::SHAPE.ranges_at() as u32 + 8 * strip;
-        // SAFETY: `run`'s. A lane's patch lies in the room: its slot is below 8 + 32.
-        unsafe {
-            let (first, last) = (memory::load_u32(range), memory::load_u32(range + 4));
-            let slot = first & 7;
-            let staged = stage + Self::SHAPE.patches_at() as u32 + 2 * (strip * ROOM + slot);
-            Patches {
-                band: band as u16,
-                count: last - first,
-                own: Patch(memory::load_u16(staged + 2 * self.lane)),
-                staged,
-                room: ROOM - slot,
-                all: self.args.patches.add(first as usize),
             }
         }
     }
@@ -703,7 +756,7 @@ where
     /// reads whole lines of four tokens at a time.
     /// The 16-byte pieces of a line lie in an order that keeps both free of bank conflicts.
     #[inline(always)]
-    unsafe fn store(&self, share: &Share, acc: &[f32; SUMS]) {
+    unsafe fn store(&self, share: &Share, before: Range<u32>, acc: &[f32; SUMS]) {
         const LINE: u32 = Prefill::LINE_BYTES as u32;
         const THREADS: u32 = 128;
         let (group, warp) = (self.warp / 4, self.warp % 4);
@@ -723,7 +776,7 @@ where
                 });
                 // SAFETY: inside the warpgroup's lines; the rest is `run`'s.
                 unsafe {
-                    for cluster in self.schedule.before(share, self.cluster) {
+                    for cluster in before.clone() {
                         self.take_over(cluster, C, &mut sums);
                     }
                     // The lines before have been read.
