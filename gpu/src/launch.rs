@@ -252,14 +252,14 @@ impl Prefill {
         self.tables_at() + Self::TABLES * Self::TABLE_BYTES
     }
 
-    /// Offset of the barriers: *full* and *empty* for each stage, then for each table.
+    /// Offset of the barriers: *full* and *empty* for each stage, then *empty* for each table.
     pub const fn barriers_at(self) -> usize {
         self.out_at() + Self::WARPS / 4 * Self::OUT_BYTES
     }
 
     /// Dynamic shared memory of a block.
     pub const fn shared_bytes(self) -> usize {
-        self.barriers_at() + 16 * (self.stages + Self::TABLES)
+        self.barriers_at() + 16 * self.stages + 8 * Self::TABLES
     }
 }
 

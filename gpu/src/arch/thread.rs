@@ -51,6 +51,14 @@ pub fn shuffle(value: u32, lane: u32) -> u32 {
     result
 }
 
+/// [`lane`] in a register: the assembler, when it is short of them, would ask for it again and
+/// again, which takes long.
+#[inline(always)]
+pub fn fixed_lane() -> u32 {
+    let lane = lane();
+    shuffle(lane, lane)
+}
+
 /// The same value, of which the compiler does not know that it is.
 #[inline(always)]
 pub fn opaque(value: u32) -> u32 {
@@ -61,6 +69,21 @@ pub fn opaque(value: u32) -> u32 {
             options(nostack, preserves_flags));
     }
     result
+}
+
+/// Whether `value` holds in all lanes.
+#[inline(always)]
+pub fn all(value: bool) -> bool {
+    let mut result: u32;
+    // SAFETY: all lanes of the warp run this.
+    unsafe {
+        asm!("{{ .reg .pred value;",
+            "setp.ne.u32 value, {}, 0;",
+            "vote.sync.all.pred value, value, 0xffffffff;",
+            "selp.u32 {}, 1, 0, value; }}",
+            in(reg32) u32::from(value), out(reg32) result, options(nostack, preserves_flags));
+    }
+    result != 0
 }
 
 /// Orders the shared-memory accesses of a warp's lanes before it against those after it.

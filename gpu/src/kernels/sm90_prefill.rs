@@ -44,8 +44,13 @@ const TOKEN_BLOCKS: u32 = 8;
 /// Sums that a thread has of the 64 tokens which leave a tile at a time, and fours of them.
 const CHUNK: usize = Prefill::CHUNK_TOKENS / 2;
 const FOURS: usize = CHUNK / 4;
-/// Registers of a thread that multiplies, and of one that copies; `.maxntid` gives each 168.
-const REGISTERS: (u32, u32) = (216, 72);
+/// Registers of a thread that multiplies, and of one that does not; `.maxntid` gives each 168. There
+/// are no more: who asks for what others do not give up waits forever.
+const REGISTERS: (u32, u32) = (224, 56);
+const _: () = assert!(
+    REGISTERS.0 * Prefill::WARPS as u32 + REGISTERS.1 * Prefill::HELPERS as u32
+        <= 168 * (Prefill::WARPS + Prefill::HELPERS) as u32
+);
 
 /// The kernel of one [`Prefill`] shape of `2 * SUMS` tokens.
 ///
@@ -89,10 +94,6 @@ struct Schedule {
     whole: u32,
     clusters: u32,
     tile_cols: u32,
-    /// Row blocks of all blocks of a cluster, and token blocks, that the output consists of.
-    row_groups: u32,
-    token_blocks: u32,
-    work: Work,
 }
 
 /// A share of one output tile: the units `from..to` along K.
@@ -100,67 +101,81 @@ struct Schedule {
 struct Share {
     /// Index of the output tile in the order in which clusters take them.
     tile: u32,
-    row_group: u32,
-    token_block: u32,
     from: u32,
     to: u32,
 }
 
+/// The output tiles: row blocks of all blocks of a cluster, and token blocks.
+#[derive(Clone, Copy)]
+struct Tiles {
+    row_groups: u32,
+    token_blocks: u32,
+}
+
+/// Where an output tile is.
+#[derive(Clone, Copy)]
+struct Place {
+    row_group: u32,
+    token_block: u32,
+}
+
+impl Tiles {
+    #[inline(always)]
+    fn new(m: u32, n: u32, rows: u32, tokens: u32) -> Self {
+        Self {
+            row_groups: m.div_ceil(rows),
+            token_blocks: n.div_ceil(tokens),
+        }
+    }
+
+    /// The tiles go through some token blocks at a time; for them through all rows; and of a row
+    /// group through all these tokens.
+    #[inline(always)]
+    fn place(self, tile: u32) -> Place {
+        let column_tiles = TOKEN_BLOCKS * self.row_groups;
+        let column = tile.checked_div(column_tiles).unwrap_or(0);
+        let width = (self.token_blocks - column * TOKEN_BLOCKS).min(TOKEN_BLOCKS);
+        let place = tile - column * column_tiles;
+        let row_group = place.checked_div(width).unwrap_or(0);
+        Place {
+            row_group,
+            token_block: column * TOKEN_BLOCKS + place - row_group * width,
+        }
+    }
+}
+
 impl Schedule {
     #[inline(always)]
-    fn new(args: &PrefillArgs, rows: u32, tokens: u32, clusters: u32, cluster: u32) -> Self {
+    fn new(args: &PrefillArgs, tiles: Tiles, clusters: u32, cluster: u32) -> Self {
         let tile_cols = args.k.div_ceil(TILE_COLS as u32);
-        let row_groups = args.m.div_ceil(rows);
-        let token_blocks = args.n.div_ceil(tokens);
-        let work = Work::new(args.split * tile_cols, clusters);
         Self {
-            segments: work.segments(cluster, tile_cols),
+            segments: Work::new(args.split * tile_cols, clusters).segments(cluster, tile_cols),
             next: cluster,
-            whole: row_groups * token_blocks - args.split,
+            whole: tiles.row_groups * tiles.token_blocks - args.split,
             clusters,
             tile_cols,
-            row_groups,
-            token_blocks,
-            work,
         }
     }
 
     #[inline(always)]
     fn next(&mut self) -> Option<Share> {
-        let Segment {
-            row_block: tile,
-            from,
-            to,
-        } = match self.segments.next() {
-            Some(segment) => Segment {
-                row_block: self.whole + segment.row_block,
-                ..segment
-            },
+        match self.segments.next() {
+            Some(segment) => Some(Share {
+                tile: self.whole + segment.row_block,
+                from: segment.from,
+                to: segment.to,
+            }),
             None if self.next < self.whole => {
                 let tile = self.next;
                 self.next += self.clusters;
-                Segment {
-                    row_block: tile,
+                Some(Share {
+                    tile,
                     from: 0,
                     to: self.tile_cols,
-                }
+                })
             }
-            None => return None,
-        };
-        // Some token blocks at a time; for them all rows; of a row group all these tokens.
-        let column = tile
-            .checked_div(TOKEN_BLOCKS * self.row_groups)
-            .unwrap_or(0);
-        let width = (self.token_blocks - column * TOKEN_BLOCKS).min(TOKEN_BLOCKS);
-        let place = tile - column * TOKEN_BLOCKS * self.row_groups;
-        let row_group = place.checked_div(width).unwrap_or(0);
-        Some(Share {
-            tile,
-            row_group,
-            token_block: column * TOKEN_BLOCKS + place - row_group * width,
-            from,
-            to,
-        })
+            None => None,
+        }
     }
 
     /// Units of all shares.
@@ -172,10 +187,13 @@ impl Schedule {
 
     /// The clusters before `cluster` that have sums of a share which it finishes.
     #[inline(always)]
-    fn before(&self, share: &Share, cluster: u32) -> Range<u32> {
+    fn before(&self, args: &PrefillArgs, share: &Share, cluster: u32) -> Range<u32> {
         if share.from > 0 && share.to == self.tile_cols {
+            // Worked out again: registers are short.
+            let split = thread::opaque(args.split);
+            let work = Work::new(split * self.tile_cols, self.clusters);
             let start = (share.tile - self.whole) * self.tile_cols;
-            self.work.block_of(start)..cluster
+            work.block_of(start)..cluster
         } else {
             0..0
         }
@@ -186,14 +204,21 @@ impl Schedule {
 #[derive(Clone, Copy)]
 struct Cursor {
     schedule: Schedule,
+    tiles: Tiles,
     share: Share,
+    place: Place,
 }
 
 impl Cursor {
     #[inline(always)]
-    fn new(mut schedule: Schedule) -> Self {
+    fn new(mut schedule: Schedule, tiles: Tiles) -> Self {
         let share = schedule.next().unwrap_or_default();
-        Self { schedule, share }
+        Self {
+            schedule,
+            tiles,
+            share,
+            place: tiles.place(share.tile),
+        }
     }
 
     #[inline(always)]
@@ -217,8 +242,16 @@ impl Cursor {
             }
             units -= left;
             self.share = self.schedule.next().unwrap_or_default();
+            self.place = self.tiles.place(self.share.tile);
         }
     }
+}
+
+/// What a lane needs to make its A fragments of a unit: bytes of each half, and bitmap words.
+#[derive(Clone, Copy, Default)]
+struct Operands {
+    bytes: [[u32; 4]; 2],
+    words: [u32; LANE_WORDS],
 }
 
 /// The patches of a tile: a pair of them for each lane, from wherever in four bytes they start.
@@ -301,7 +334,7 @@ where
             args,
             x,
             shared: memory::shared(),
-            lane: thread::lane(),
+            lane: thread::fixed_lane(),
             warp: thread::warp(),
             rank: if CLUSTER > 1 { cluster::rank() } else { 0 },
             cluster,
@@ -314,9 +347,19 @@ where
     /// different numbers of registers.
     #[inline(always)]
     fn schedule(&self) -> Schedule {
+        let cluster = thread::opaque(self.cluster);
+        Schedule::new(self.args, self.tiles(), self.clusters, cluster)
+    }
+
+    #[inline(always)]
+    fn cursor(&self) -> Cursor {
+        Cursor::new(self.schedule(), self.tiles())
+    }
+
+    #[inline(always)]
+    fn tiles(&self) -> Tiles {
         let rows = (Prefill::ROWS * CLUSTER) as u32;
-        let tokens = Self::SHAPE.tokens as u32;
-        Schedule::new(self.args, rows, tokens, self.clusters, thread::opaque(self.cluster))
+        Tiles::new(self.args.m, self.args.n, rows, Self::SHAPE.tokens as u32)
     }
 
     #[inline(always)]
@@ -334,26 +377,21 @@ where
         self.full(stage) + 8
     }
 
-    /// Bases of a unit's weights, and its barriers.
+    /// Bases of a unit's weights. They count as a part of its stage when that becomes full.
     #[inline(always)]
     fn table(&self, table: u32) -> u32 {
         self.shared + (Self::SHAPE.tables_at() + table as usize * Prefill::TABLE_BYTES) as u32
     }
 
     #[inline(always)]
-    fn table_full(&self, table: u32) -> u32 {
-        self.full(STAGES as u32 + table)
-    }
-
-    #[inline(always)]
     fn table_empty(&self, table: u32) -> u32 {
-        self.empty(STAGES as u32 + table)
+        self.full(STAGES as u32) + 8 * table
     }
 
     /// Which of its row group's row blocks is the block's own.
     #[inline(always)]
-    fn row_block(&self, share: &Share) -> u32 {
-        share.row_group * CLUSTER as u32 + self.rank
+    fn row_block(&self, place: Place) -> u32 {
+        place.row_group * CLUSTER as u32 + self.rank
     }
 
     #[inline(always)]
@@ -364,12 +402,10 @@ where
         unsafe {
             if self.warp == Self::WARPS && self.lane == 0 {
                 for stage in 0..STAGES as u32 {
-                    // Who copies dense tiles, and who activations.
-                    barrier::init(self.full(stage), 2);
+                    barrier::init(self.full(stage), Prefill::HELPERS as u32);
                     barrier::init(self.empty(stage), Self::WARPS * CLUSTER as u32);
                 }
                 for table in 0..Prefill::TABLES as u32 {
-                    barrier::init(self.table_full(table), Prefill::PATCHERS as u32);
                     barrier::init(self.table_empty(table), Self::WARPS);
                 }
                 barrier::fence_init();
@@ -419,7 +455,7 @@ where
     /// Keeps the ring full of dense tiles. Weights never depend on an earlier kernel of the stream.
     #[inline(always)]
     unsafe fn copy_dense(&self) {
-        let mut unit = Cursor::new(self.schedule());
+        let mut unit = self.cursor();
         let mut ring = Ring::<STAGES>::FILLING;
         if self.lane > 0 {
             return;
@@ -477,7 +513,7 @@ where
         let first_strip = patcher * STRIPS as u32;
         let own_strip = first_strip + self.lane % STRIPS as u32;
         let mut left = self.schedule().units();
-        let mut ahead = Cursor::new(self.schedule());
+        let mut ahead = self.cursor();
         ahead.skip(self.lane / STRIPS as u32);
         let mut ranges = self.patch_range(&ahead, own_strip);
         self.prefetch_patches(ranges);
@@ -497,6 +533,9 @@ where
         };
         let mut held = [[Patches::default(); STRIPS]; HELD];
         unroll!(U < AHEAD => { held[U] = ask(ranges, &mut due); });
+        // No phase of a stage is passed over: it has more phases before it than there are tables.
+        const { assert!(STAGES > Prefill::TABLES) };
+        let mut ring = Ring::<STAGES>::FILLING;
         let mut tables = Ring::<{ Prefill::TABLES }>::FILLING;
         loop {
             unroll!(U < HELD => {
@@ -522,7 +561,7 @@ where
                     });
                     thread::sync_warp();
                     if self.lane == 0 {
-                        barrier::arrive(self.table_full(tables.stage));
+                        barrier::arrive(self.full(ring.stage));
                     }
                 }
                 held[LAST] = ask(ranges, &mut due);
@@ -533,6 +572,7 @@ where
                     ahead.skip(UNITS as u32);
                     next_ranges = self.patch_range(&ahead, own_strip);
                 }
+                ring.advance();
                 tables.advance();
             });
         }
@@ -542,7 +582,7 @@ where
     /// what comes of it is not stored.
     #[inline(always)]
     fn tile(&self, unit: &Cursor, strip: u32) -> usize {
-        let strip = (self.row_block(&unit.share) * Self::STRIPS + strip).min(self.strips - 1);
+        let strip = (self.row_block(unit.place) * Self::STRIPS + strip).min(self.strips - 1);
         (strip * unit.schedule.tile_cols + unit.share.from) as usize
     }
 
@@ -576,13 +616,13 @@ where
             return;
         }
         let part = self.rank * Self::SHAPE.box_tokens() as u32;
-        let mut unit = Cursor::new(self.schedule());
+        let mut unit = self.cursor();
         let mut ring = Ring::<STAGES>::FILLING;
         while !unit.is_done() {
             let full = self.full(ring.stage);
             let at = self.stage(ring.stage) + part * Prefill::LINE_BYTES as u32;
             let column = unit.share.from * TILE_COLS as u32;
-            let token = unit.share.token_block * Self::SHAPE.tokens as u32 + part;
+            let token = unit.place.token_block * Self::SHAPE.tokens as u32 + part;
             // SAFETY: `run`'s. A stage that is empty here is empty in all blocks of the cluster;
             // each expects the bytes of all parts.
             unsafe {
@@ -604,57 +644,63 @@ where
     /// Multiplies the warp's band of every unit, and finishes output tiles.
     #[inline(always)]
     unsafe fn multiply(&self) {
-        let band_at = self.warp * BAND_BYTES as u32;
-        let bases_at = self.warp * (Prefill::STRIP_TABLE_BYTES / BANDS) as u32 + 16 * self.lane;
         let mut schedule = self.schedule();
         let mut ring = Ring::<STAGES>::EMPTYING;
-        let mut tables = Ring::<{ Prefill::TABLES }>::EMPTYING;
+        let mut table = 0;
         while let Some(share) = schedule.next() {
             let mut acc = <[f32; SUMS]>::ZERO;
-            let mut left = share.to - share.from;
+            let mut units = share.to - share.from;
             let mut first = true;
+            let mut next = Operands::default();
+            let mut here = false;
             loop {
-                let stage = self.stage(ring.stage);
-                let dense = stage + Self::SHAPE.dense_at() as u32 + band_at;
-                let bases = self.table(tables.stage) + bases_at;
                 // SAFETY: `run`'s; the stage is full, and stays so until it is released.
                 unsafe {
-                    barrier::wait(self.full(ring.stage), ring.parity);
-                    let [a, b, c, d] = memory::load_u32x4(dense + 16 * self.lane);
-                    let words = core::array::from_fn(|w| {
-                        memory::load_u32(
-                            dense + (BITMAPS_AT + w * BITMAP_BYTES) as u32 + 4 * self.lane,
-                        )
-                    });
-                    let [e, f, g, h] =
-                        memory::load_u32x4(dense + HALF_BYTES as u32 + 16 * self.lane);
-                    barrier::wait(self.table_full(tables.stage), tables.parity);
-                    let x = wgmma::swizzled_rows(stage);
-                    macro_rules! kstep {
-                        ($s:literal, $bytes:expr) => {
-                            let bases = memory::load_u32x4(bases + 512 * $s);
-                            // Until then the registers of the fragment are the last unit's.
-                            wgmma::wait::<IN_FLIGHT>();
-                            if $s == IN_FLIGHT {
-                                self.release(ring.last(), !first);
-                            }
-                            let fragment = decode::kstep::<$s>($bytes, words, bases);
-                            acc.multiply(fragment, wgmma::kstep(x, $s));
-                            wgmma::commit();
-                        };
+                    if !here {
+                        barrier::wait(self.full(ring.stage), ring.parity);
+                        next = self.operands(ring.stage, true);
                     }
-                    kstep!(0, [a, b]);
-                    kstep!(1, [c, d]);
-                    kstep!(2, [e, f]);
-                    kstep!(3, [g, h]);
-                    thread::sync_warp();
-                    barrier::arrive_if(self.table_empty(tables.stage), self.lane == 0);
                 }
-                ring.advance();
-                tables.advance();
+                let Operands {
+                    bytes: [[a, b, c, d], [e, f, g, h]],
+                    words,
+                } = next;
+                let last = ring.last();
+                let x = wgmma::swizzled_rows(self.stage(ring.stage));
+                let table_empty = self.table_empty(table);
+                let table_at = self.bases(table);
+                macro_rules! kstep {
+                    ($s:literal, $bytes:expr, $bases:expr) => {
+                        let bases = $bases;
+                        // Until then the registers of the fragment are the last unit's.
+                        wgmma::wait::<IN_FLIGHT>();
+                        if $s == IN_FLIGHT {
+                            self.release(last, !first);
+                        }
+                        let fragment = decode::kstep::<$s>($bytes, words, bases);
+                        acc.multiply(fragment, wgmma::kstep(x, $s));
+                        wgmma::commit();
+                    };
+                }
+                // SAFETY: `run`'s; the stage is full, and stays so until it is released.
+                unsafe {
+                    kstep!(0, [a, b], memory::load_u32x4(table_at));
+                    kstep!(1, [c, d], memory::load_u32x4(table_at + 512));
+                    kstep!(2, [e, f], memory::load_u32x4(table_at + 2 * 512));
+                    ring.advance();
+                    table = (table + 1) % Prefill::TABLES as u32;
+                    // If the next unit is there, its operands are on their way while the tensor
+                    // cores have something to do. (A loop here would make the assembler serialize.)
+                    here = units > 1 && barrier::test(self.full(ring.stage), ring.parity);
+                    here = thread::all(here);
+                    next = self.operands(ring.stage, here);
+                    kstep!(3, [g, h], memory::load_u32x4(table_at + 3 * 512));
+                    thread::sync_warp();
+                    barrier::arrive_if(table_empty, self.lane == 0);
+                }
                 first = false;
-                left -= 1;
-                if left == 0 {
+                units -= 1;
+                if units == 0 {
                     break;
                 }
             }
@@ -662,11 +708,53 @@ where
             // SAFETY: `run`'s.
             unsafe {
                 self.release(ring.last(), true);
+                // What is worked out for this must not take up registers before.
+                let this = Self {
+                    shared: thread::opaque(self.shared),
+                    lane: thread::opaque(self.lane),
+                    warp: thread::opaque(self.warp),
+                    rank: thread::opaque(self.rank),
+                    ..*self
+                };
+                let place = this.tiles().place(thread::opaque(share.tile));
                 if share.to < schedule.tile_cols {
-                    self.hand_over(&share, &acc);
+                    this.hand_over(place, &acc);
                 } else {
-                    self.store(&share, schedule.before(&share, self.cluster), &acc);
+                    this.store(
+                        place,
+                        schedule.before(self.args, &share, self.cluster),
+                        &acc,
+                    );
                 }
+            }
+        }
+    }
+
+    /// Where this lane's bases start in a table, 16 bytes a k-step.
+    #[inline(always)]
+    fn bases(&self, table: u32) -> u32 {
+        const BAND: u32 = (Prefill::STRIP_TABLE_BYTES / BANDS) as u32;
+        self.table(table) + self.warp * BAND + 16 * self.lane
+    }
+
+    /// Loads, if `really`, what the lane needs to make its A fragments of the unit in a full stage.
+    #[inline(always)]
+    unsafe fn operands(&self, stage: u32, really: bool) -> Operands {
+        let dense_at = Self::SHAPE.dense_at() as u32 + self.warp * BAND_BYTES as u32;
+        let dense = self.stage(stage) + dense_at;
+        // SAFETY: `run`'s.
+        unsafe {
+            let word = |w: usize| {
+                let word = dense + (BITMAPS_AT + w * BITMAP_BYTES) as u32 + 4 * self.lane;
+                memory::load_u32_if(word, really)
+            };
+            let bytes = |half: usize| {
+                let bytes = dense + (half * HALF_BYTES) as u32 + 16 * self.lane;
+                memory::load_u32x4_if(bytes, really)
+            };
+            Operands {
+                words: [word(0), word(1), word(2)],
+                bytes: [bytes(0), bytes(1)],
             }
         }
     }
@@ -686,10 +774,10 @@ where
         }
     }
 
-    /// First token of the `chunk`-th 64 of a share, if there is one.
+    /// First token of the `chunk`-th 64 of an output tile, if there is one.
     #[inline(always)]
-    fn chunk(&self, share: &Share, chunk: usize) -> Option<u32> {
-        let first = share.token_block * Self::SHAPE.tokens as u32;
+    fn chunk(&self, place: Place, chunk: usize) -> Option<u32> {
+        let first = place.token_block * Self::SHAPE.tokens as u32;
         let first = first + (chunk * Prefill::CHUNK_TOKENS) as u32;
         (first < self.args.n).then_some(first)
     }
@@ -708,13 +796,13 @@ where
     /// Leaves sums to a later cluster. Each float is its own flag: the place is empty as long as it
     /// holds a pattern that no sum has.
     #[inline(always)]
-    unsafe fn hand_over(&self, share: &Share, acc: &[f32; SUMS]) {
+    unsafe fn hand_over(&self, place: Place, acc: &[f32; SUMS]) {
         let flag = |sum: f32| match sum.to_bits() {
             Gemm::EMPTY => f32::NAN.to_bits(),
             bits => bits,
         };
         unroll!(C < SUMS / CHUNK => {
-            if self.chunk(share, C).is_some() {
+            if self.chunk(place, C).is_some() {
                 unroll!(F < FOURS => {
                     const FOUR: usize = FOURS * C + F;
                     let sums = [acc[4 * FOUR], acc[4 * FOUR + 1], acc[4 * FOUR + 2], acc[4 * FOUR + 3]];
@@ -756,7 +844,7 @@ where
     /// reads whole lines of four tokens at a time.
     /// The 16-byte pieces of a line lie in an order that keeps both free of bank conflicts.
     #[inline(always)]
-    unsafe fn store(&self, share: &Share, before: Range<u32>, acc: &[f32; SUMS]) {
+    unsafe fn store(&self, place: Place, before: Range<u32>, acc: &[f32; SUMS]) {
         const LINE: u32 = Prefill::LINE_BYTES as u32;
         const THREADS: u32 = 128;
         let (group, warp) = (self.warp / 4, self.warp % 4);
@@ -767,9 +855,9 @@ where
         let to = piece(matrix / 2 * 8 + row, 2 * warp + matrix % 2);
         let thread = warp * LANES as u32 + self.lane;
         let from = piece(thread / 8, thread % 8);
-        let feature = self.row_block(share) * Prefill::ROWS as u32 + 64 * group + thread % 8 * 8;
+        let feature = self.row_block(place) * Prefill::ROWS as u32 + 64 * group + thread % 8 * 8;
         unroll!(C < SUMS / CHUNK => {
-            if let Some(first) = self.chunk(share, C) {
+            if let Some(first) = self.chunk(place, C) {
                 let mut sums = [0.0; CHUNK];
                 unroll!(F < FOURS => {
                     unroll!(I < 4 => { sums[4 * F + I] = acc[CHUNK * C + 4 * F + I]; });
