@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeMap,
     io::Write,
     path::{Path, PathBuf},
 };
@@ -6,6 +7,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, At, OutputFile};
+
+/// Tokens, at most, of which memory sets the pace; that of more are floating-point operations.
+pub const MEMORY_BOUND: usize = 64;
 
 /// What a run of the harness found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -97,7 +101,7 @@ impl LayerInfo {
 
     /// TFLOP/s of a multiplication by `n` tokens that takes so many microseconds.
     pub fn tflops(&self, n: usize, us: f64) -> f64 {
-        2.0 * (self.rows * self.cols * n) as f64 / us / 1e6
+        2.0 * self.rows as f64 * self.cols as f64 * n as f64 / us / 1e6
     }
 }
 
@@ -110,12 +114,36 @@ pub struct GemmRow {
     pub n: usize,
     /// The best time of cuBLAS, microseconds.
     pub cublas_us: f64,
+    /// TFLOP/s of that; 0 in files from before it was told.
+    #[serde(default)]
+    pub cublas_tflops: f64,
     /// Whose that is: cuBLAS's own choice, or which of cuBLASLt's.
     pub cublas_choice: String,
     /// x cuBLAS if the compressed bytes moved at the read ceiling.
     pub limit: f64,
+    /// cuBLAS on weights that are restored for it each time, where that was measured.
+    pub decoupled: Option<Decoupled>,
     /// Our kernels, first the plan's.
     pub kernels: Vec<KernelRow>,
+}
+
+/// `decompress` into a buffer of dense weights, always the same one, followed by cuBLAS on it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Decoupled {
+    /// Whose multiplication was the fastest: cuBLAS's own choice, or which of cuBLASLt's.
+    pub cublas_choice: String,
+    /// Microseconds of both together.
+    pub us: f64,
+    /// TFLOP/s.
+    pub tflops: f64,
+    /// x cuBLAS on weights that are dense from the start.
+    pub speedup: f64,
+    /// Largest deviation of an output from the FP32 reference, as a share of the outputs' root
+    /// mean square.
+    pub deviation: f64,
+    /// Whether the weights were restored exactly, and every output of the timed launches is as
+    /// close as cuBLAS's sums let it be.
+    pub correct: bool,
 }
 
 /// One of our kernels on one layer.
@@ -172,6 +200,8 @@ pub struct Mean {
     pub limit: f64,
     /// x cuBLAS of the fastest kernel tried on each layer, with dependent launch.
     pub best: f64,
+    /// x cuBLAS of decompression followed by cuBLAS, where that was measured on all of the layers.
+    pub decoupled: Option<f64>,
 }
 
 /// One layer restored to BF16.
@@ -193,8 +223,10 @@ impl Report {
     /// Whether every output was right.
     pub fn is_correct(&self) -> bool {
         let kernels = self.gemm.iter().flat_map(|row| &row.kernels);
+        let decoupled = self.gemm.iter().flat_map(|row| &row.decoupled);
         let mut all = kernels
             .map(|kernel| kernel.correct)
+            .chain(decoupled.map(|decoupled| decoupled.correct))
             .chain(self.decompress.iter().map(|row| row.exact));
         all.all(|correct| correct)
     }
@@ -207,13 +239,16 @@ impl KernelRow {
     }
 }
 
-/// The means for each number of tokens.
-pub(super) fn means(rows: &[GemmRow]) -> Vec<Mean> {
-    let mut tokens: Vec<usize> = rows.iter().map(|row| row.n).collect();
-    tokens.sort_unstable();
-    tokens.dedup();
-    let mean = |n| {
-        let rows: Vec<_> = rows.iter().filter(|row| row.n == n).collect();
+/// The means for each number of tokens, in order.
+///
+/// # Panics
+/// When a row has no kernel.
+pub fn means<'a>(rows: impl IntoIterator<Item = &'a GemmRow>) -> Vec<Mean> {
+    let mut by_tokens: BTreeMap<usize, Vec<&GemmRow>> = BTreeMap::new();
+    for row in rows {
+        by_tokens.entry(row.n).or_default().push(row);
+    }
+    let mean = |(n, rows): (usize, Vec<&GemmRow>)| {
         let of =
             |value: &dyn Fn(&GemmRow) -> f64| geometric_mean(rows.iter().map(|row| value(row)));
         let planned = |row: &GemmRow| row.kernels[0].best().speedup;
@@ -232,9 +267,14 @@ pub(super) fn means(rows: &[GemmRow]) -> Vec<Mean> {
                 .fold(f64::INFINITY, f64::min),
             limit: of(&|row| row.limit),
             best: of(&fastest),
+            decoupled: rows
+                .iter()
+                .map(|row| Some(row.decoupled.as_ref()?.speedup))
+                .collect::<Option<Vec<_>>>()
+                .map(|speedups| geometric_mean(speedups.into_iter())),
         }
     };
-    tokens.into_iter().map(mean).collect()
+    by_tokens.into_iter().map(mean).collect()
 }
 
 fn geometric_mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
