@@ -177,7 +177,8 @@ pub struct Figure {
     pub tbs: f64,
     /// Share of the read ceiling.
     pub of_read: f64,
-    /// TFLOP/s.
+    /// TFLOP/s; 0 in files from before it was told.
+    #[serde(default)]
     pub tflops: f64,
     /// x cuBLAS.
     pub speedup: f64,
@@ -292,6 +293,65 @@ mod tests {
     fn mean_of_ratios() {
         let mean = geometric_mean([1.0, 2.0, 4.0].into_iter());
         assert!((mean - 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn means_of_layers() {
+        let row = |n: usize, speedup: f64, decoupled: Option<f64>| GemmRow {
+            layer: LayerInfo {
+                model: "a model".to_owned(),
+                name: "a layer".to_owned(),
+                rows: 1,
+                cols: 1,
+                compressed_bytes: 1,
+            },
+            n,
+            cublas_us: 1.0,
+            cublas_tflops: 1.0,
+            cublas_choice: "cublasGemmEx".to_owned(),
+            limit: speedup,
+            decoupled: decoupled.map(|speedup| Decoupled {
+                cublas_choice: "cublasGemmEx".to_owned(),
+                us: 1.0,
+                tflops: 1.0,
+                speedup,
+                deviation: 0.0,
+                correct: true,
+            }),
+            kernels: vec![KernelRow {
+                kernel: "a kernel".to_owned(),
+                blocks: 1,
+                split: None,
+                planned: true,
+                plain: Figure {
+                    us: 1.0,
+                    tbs: 1.0,
+                    of_read: 1.0,
+                    tflops: 1.0,
+                    speedup,
+                },
+                dependent: None,
+                deviation: 0.0,
+                correct: true,
+            }],
+        };
+        let rows = [
+            row(128, 1.0, Some(0.25)),
+            row(8, 2.0, Some(0.5)),
+            row(128, 4.0, Some(1.0)),
+            row(8, 2.0, None),
+        ];
+        let means = means(&rows);
+        let [few, many] = means.as_slice() else {
+            panic!("two numbers of tokens: {means:?}")
+        };
+        assert_eq!((few.n, few.layers, few.decoupled), (8, 2, None));
+        assert_eq!((many.n, many.layers), (128, 2));
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
+        near(many.plain, 2.0);
+        near(many.dependent, 2.0);
+        near(many.worst, 1.0);
+        near(many.decoupled.unwrap(), 0.5);
     }
 
     #[test]
