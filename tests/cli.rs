@@ -426,8 +426,18 @@ mod gpu {
         let report: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
         assert_eq!(report["commit"], "c0ffee");
         assert_eq!(report["gemm"][0]["layer"]["rows"], 500);
+        assert_eq!(report["gemm"][0]["decoupled"], Value::Null);
         assert_eq!(report["gemm"][1]["n"], 100);
+        assert_eq!(report["gemm"][1]["decoupled"]["correct"], true);
         assert_eq!(report["decompress"][0]["exact"], true);
+
+        let mut command = bench();
+        command.args(["--n", "8", "--decoupled", "--json", "-"]);
+        let Some(document) = output(command) else {
+            return;
+        };
+        let report: Value = serde_json::from_str(&document).unwrap();
+        assert_eq!(report["gemm"][0]["decoupled"]["correct"], true);
 
         let mut command = bench();
         command.args(["--no-gemm", "--json", "-"]);

@@ -35,6 +35,7 @@
 //! - [`synthetic`] makes checkpoints for tests and measurements.
 //! - `cuda` and `bench`, with the feature `cuda`, load, launch and time the GPU kernels; one call
 //!   multiplies by the compressed weights, whatever the number of tokens.
+//! - [`results`] has what `bench` found, also without that feature.
 //!
 //! Everything parallel runs on the current [rayon](https://docs.rs/rayon) pool. The feature
 //! `cli`, on by default, is for the program; a library does without.
@@ -49,6 +50,7 @@ mod codec;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod error;
+pub mod results;
 pub mod synthetic;
 
 pub use codec::{

@@ -1,6 +1,10 @@
 use super::{Layer, MODELS, layers};
 use crate::cuda::CudaError;
 
+/// Numbers of tokens that are measured where none are named: decoding one token of a few
+/// sequences, to reading whole prompts.
+pub const TOKENS: [usize; 12] = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192];
+
 /// What a run of the harness measures.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -17,6 +21,9 @@ pub struct Config {
     pub all_kernels: bool,
     /// Numbers of thread blocks to try beside a kernel's own.
     pub blocks: Vec<u32>,
+    /// Whether to measure decompression followed by cuBLAS also for so few tokens that memory sets
+    /// the pace, see [`MEMORY_BOUND`](crate::results::MEMORY_BOUND). For more it always is.
+    pub decoupled: bool,
     /// Whether to measure `decompress`.
     pub decompress: bool,
     /// Replays that a median is of.
@@ -34,10 +41,11 @@ impl Default for Config {
         Self {
             models: Vec::new(),
             layers: Vec::new(),
-            tokens: vec![1, 8, 16, 32, 64],
+            tokens: TOKENS.to_vec(),
             kernels: Vec::new(),
             all_kernels: false,
             blocks: Vec::new(),
+            decoupled: false,
             decompress: true,
             replays: 15,
             algorithms: 12,

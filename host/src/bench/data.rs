@@ -30,12 +30,20 @@ pub fn weights(rows: usize, cols: usize, seed: u64) -> Vec<u16> {
 
 /// Bits of BF16 activations: Gaussian.
 pub fn activations(n: usize, k: usize, seed: u64) -> Vec<u16> {
-    let mut rng = generator(seed, u64::MAX - 1);
-    let normal = StandardNormal.sample_iter(&mut rng);
-    normal
-        .take(n * k)
-        .map(|value: f32| bf16::from_f32(value).to_bits())
-        .collect()
+    let mut activations = vec![0; n * k];
+    let fill = |(token, activations): (usize, &mut [u16])| {
+        // Not the generators of weights.
+        let mut rng = generator(!seed, token as u64);
+        for activation in activations {
+            let normal: f32 = rng.sample(StandardNormal);
+            *activation = bf16::from_f32(normal).to_bits();
+        }
+    };
+    activations
+        .par_chunks_mut(k.max(1))
+        .enumerate()
+        .for_each(fill);
+    activations
 }
 
 /// A generator for each row, so that rows can be made in parallel.

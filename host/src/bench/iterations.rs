@@ -12,8 +12,9 @@ use crate::cuda::{CudaError, Gpu, zipgemm_plan};
 /// GPU time of a number of launches.
 pub type Iterate<'a> = dyn Fn(u64) -> Duration + 'a;
 
-/// Gives `each` a name and a way to time it, for `n` tokens on one layer: cuBLAS's own choice,
-/// and the plan's kernel with and without programmatic dependent launch.
+/// Gives `each` a name, a number of tokens, and a way to time it, for all of `tokens` on one layer:
+/// cuBLAS's own choice, the same on weights that are decompressed for it each time, and the plan's
+/// kernel with and without programmatic dependent launch.
 ///
 /// # Errors
 /// As [`run`](super::run()).
@@ -23,22 +24,27 @@ pub type Iterate<'a> = dyn Fn(u64) -> Duration + 'a;
 pub fn iterate_gemm(
     gpu: &Gpu,
     layer: Layer,
-    n: usize,
-    mut each: impl FnMut(&str, &Iterate),
+    tokens: &[usize],
+    mut each: impl FnMut(&str, usize, &Iterate),
 ) -> Result<(), CudaError> {
     let stage = Stage::new(gpu)?;
     let operands = Operands::new("", layer, 1)?;
-    let plan = zipgemm_plan(gpu, &operands.compressed[0], n)?;
-    let x = data::activations(n, layer.cols, 2);
-    let x = Copies::of(&x, operands.copies())?;
-    let y = Copies::unwritten(n * layer.rows, operands.copies())?;
-    let cublas = stage.cublas_gemm(&operands, None, n, &x, &y)?;
-    each("cublas", &iterate(&stage, &cublas));
-    let plain = stage.zipgemm(&operands, plan.with_dependent(false), n, &x, &y)?;
-    each("zipgemm", &iterate(&stage, &plain));
-    if plan.is_dependent() {
-        let dependent = stage.zipgemm(&operands, plan, n, &x, &y)?;
-        each("zipgemm, dependent", &iterate(&stage, &dependent));
+    let dense = Copies::unwritten(operands.bits.len(), 1)?;
+    for &n in tokens {
+        let plan = zipgemm_plan(gpu, &operands.compressed[0], n)?;
+        let copies = operands.rotation(n).copies;
+        let x = Copies::of(&data::activations(n, layer.cols, 2), copies)?;
+        let y = Copies::unwritten(n * layer.rows, copies)?;
+        let cublas = stage.cublas_gemm(&operands, None, n, &x, &y)?;
+        each("cublas", n, &iterate(&stage, &cublas));
+        let decoupled = stage.decoupled(&operands, None, n, &x, &dense, &y)?;
+        each("decompress, cublas", n, &iterate(&stage, &decoupled));
+        let plain = stage.zipgemm(&operands, plan.with_dependent(false), n, &x, &y)?;
+        each("zipgemm", n, &iterate(&stage, &plain));
+        if plan.is_dependent() {
+            let dependent = stage.zipgemm(&operands, plan, n, &x, &y)?;
+            each("zipgemm, dependent", n, &iterate(&stage, &dependent));
+        }
     }
     Ok(())
 }
@@ -58,7 +64,7 @@ pub fn iterate_decompress(
 ) -> Result<(), CudaError> {
     let stage = Stage::new(gpu)?;
     let operands = Operands::new("", layer, 1)?;
-    let outputs = Copies::unwritten(operands.bits.len(), operands.copies())?;
+    let outputs = Copies::unwritten(operands.bits.len(), operands.rotation(0).copies)?;
     let (dense, compressed) = (operands.info.bf16_bytes(), operands.info.compressed_bytes);
     let copy = stage.copy(&operands, &outputs)?;
     each("copy", 2 * dense, &iterate(&stage, &copy));

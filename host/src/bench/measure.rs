@@ -7,13 +7,15 @@ use cust::{
 
 use super::{
     Algorithm, Config, Layer, Problem, Recording,
-    check::Reference,
+    check::{Reference, Sums},
     cublas, data,
     operands::{Copies, Operands},
-    report::{Ceilings, DecompressRow, Figure, GemmRow, KernelRow},
     stage::Stage,
 };
-use crate::cuda::{CudaError, Family, Gpu, Plan, zipgemm_plan};
+use crate::{
+    cuda::{CudaError, Family, Gpu, Plan, zipgemm_plan},
+    results::{Ceilings, DecompressRow, Decoupled, Figure, GemmRow, KernelRow, MEMORY_BOUND},
+};
 
 /// Makes rows of a report.
 pub struct Measure<'a> {
@@ -24,6 +26,12 @@ pub struct Measure<'a> {
     pub stage: &'a Stage<'a>,
 }
 
+/// Who multiplies for cuBLAS: its own choice, or one of cuBLASLt's.
+struct Choice<'a> {
+    name: String,
+    algorithm: Option<&'a Algorithm>,
+}
+
 impl Measure<'_> {
     /// Makes a layer's weights; `index` tells those of equal shape apart.
     pub fn operands(&self, model: &str, layer: Layer, index: usize) -> Result<Operands, CudaError> {
@@ -32,7 +40,8 @@ impl Measure<'_> {
 
     /// Measures `decompress`.
     pub fn decompress(&self, operands: &Operands) -> Result<DecompressRow, CudaError> {
-        let outputs = Copies::unwritten(operands.bits.len(), operands.copies())?;
+        let copies = operands.rotation(0).copies;
+        let outputs = Copies::unwritten(operands.bits.len(), copies)?;
         let recording = self.stage.decompress(operands, &outputs)?;
         let timer = self.stage.timer();
         let us = timer.medians(&[recording], self.config.replays)?[0];
@@ -48,15 +57,17 @@ impl Measure<'_> {
         })
     }
 
-    /// Measures `n` tokens: cuBLAS's best choices and our kernels in turn.
+    /// Measures `n` tokens: cuBLAS's best choices, the same behind decompression, and our kernels,
+    /// in turn.
     pub fn gemm(&self, operands: &Operands, n: usize) -> Result<GemmRow, CudaError> {
         let (m, k) = (operands.info.rows, operands.info.cols);
+        let copies = operands.rotation(n).copies;
         let (plans, ways) = (self.plans(operands, n)?, self.ways());
         let bits = data::activations(n, k, self.seed ^ (n * m) as u64);
-        let x = Copies::of(&bits, operands.copies())?;
+        let x = Copies::of(&bits, copies)?;
         let reference = self.reference(operands, &x, &bits, n)?;
 
-        let outputs = || Copies::unwritten(n * m, operands.copies());
+        let outputs = || Copies::unwritten(n * m, copies);
         let launches = plans
             .iter()
             .flat_map(|plan| ways.iter().map(|&dependent| plan.with_dependent(dependent)));
@@ -66,23 +77,51 @@ impl Measure<'_> {
         let cublas_outputs = outputs()?;
         let algorithms = self.algorithms(operands, n)?;
         let choices = self.cublas_choices(operands, &algorithms, n, &x, &cublas_outputs)?;
-        let (mut names, mut recordings): (Vec<_>, Vec<_>) = choices.into_iter().unzip();
+        let (choices, cublas): (Vec<_>, Vec<_>) = choices.into_iter().unzip();
+        // What a user would have: one buffer for the weights of any layer.
+        let dense = Copies::unwritten(operands.bits.len(), 1)?;
+        let wanted = self.config.decoupled || n > MEMORY_BOUND;
+        let decoupled: Vec<_> = choices
+            .iter()
+            .filter(|_| wanted)
+            .map(|choice| Ok((choice, outputs()?)))
+            .collect::<Result<_, CudaError>>()?;
+
+        let mut recordings = cublas;
+        for (choice, y) in &decoupled {
+            let algorithm = choice.algorithm;
+            let recording = self
+                .stage
+                .decoupled(operands, algorithm, n, &x, &dense, y)?;
+            recordings.push(recording);
+        }
         for (plan, y) in &written {
             recordings.push(self.stage.zipgemm(operands, *plan, n, &x, y)?);
         }
         let timer = self.stage.timer();
         let times = timer.medians(&recordings, self.config.replays)?;
-        let (cublas_times, times) = times.split_at(names.len());
-        let best = (0..names.len())
-            .min_by(|&a, &b| cublas_times[a].total_cmp(&cublas_times[b]))
-            .expect("cuBLAS's own choice is one");
-        let cublas_us = cublas_times[best];
+        let (cublas_times, times) = times.split_at(choices.len());
+        let (decoupled_times, times) = times.split_at(decoupled.len());
+        let (best, cublas_us) = fastest(cublas_times).expect("cuBLAS's own choice is one");
+        let cublas_choice = choices[best].name.clone();
 
+        let decoupled = fastest(decoupled_times).map(|(best, us)| {
+            let (choice, y) = &decoupled[best];
+            let check = reference.check(y.downloads(), Sums::Bf16)?;
+            Ok::<_, CudaError>(Decoupled {
+                cublas_choice: choice.name.clone(),
+                us,
+                tflops: operands.info.tflops(n, us),
+                speedup: cublas_us / us,
+                deviation: check.deviation,
+                correct: check.correct && dense.all_are(&operands.bits)?,
+            })
+        });
         let kernel = |(index, plan): (usize, &Plan)| {
             let mine: Range<usize> = index * ways.len()..(index + 1) * ways.len();
             let checks = written[mine.clone()]
                 .iter()
-                .map(|(_, y)| Ok(reference.check(&y.download()?)))
+                .map(|(_, y)| reference.check(y.downloads(), Sums::Fp32))
                 .collect::<Result<Vec<_>, CudaError>>()?;
             let times = &times[mine];
             Ok(KernelRow {
@@ -104,8 +143,10 @@ impl Measure<'_> {
             layer: operands.info.clone(),
             n,
             cublas_us,
-            cublas_choice: names.swap_remove(best),
+            cublas_tflops: operands.info.tflops(n, cublas_us),
+            cublas_choice,
             limit: cublas_us * self.ceilings.read * 1e6 / bytes,
+            decoupled: decoupled.transpose()?,
             kernels: kernels.collect::<Result<_, CudaError>>()?,
         })
     }
@@ -186,10 +227,8 @@ impl Measure<'_> {
         let y = DeviceBuffer::<f32>::zeroed(n * m)?;
         CurrentContext::synchronize()?;
         let problem = Problem {
-            m,
-            n,
-            k,
             f32_out: true,
+            ..operands.problem(n)
         };
         let at = cublas::Operands {
             x: x.at(0),
@@ -211,14 +250,8 @@ impl Measure<'_> {
     }
 
     fn algorithms(&self, operands: &Operands, n: usize) -> Result<Vec<Algorithm>, CudaError> {
-        let problem = Problem {
-            m: operands.info.rows,
-            n,
-            k: operands.info.cols,
-            f32_out: false,
-        };
         let cublas = self.stage.cublas()?;
-        Ok(cublas.algorithms(problem, self.config.algorithms)?)
+        Ok(cublas.algorithms(operands.problem(n), self.config.algorithms)?)
     }
 
     /// cuBLAS's own choice, and the most promising of cuBLASLt's.
@@ -229,30 +262,43 @@ impl Measure<'_> {
         n: usize,
         x: &'b Copies,
         y: &'b Copies,
-    ) -> Result<Vec<(String, Recording<'b>)>, CudaError> {
+    ) -> Result<Vec<(Choice<'b>, Recording<'b>)>, CudaError> {
         /// Replays that choose, and how many of cuBLASLt's are measured to the end.
         const TRIALS: usize = 3;
         const FINALISTS: usize = 3;
-        let mut names = Vec::new();
+        let mut choices = Vec::new();
         let mut tried = Vec::new();
         for (index, algorithm) in algorithms.iter().enumerate() {
             // Now and then a choice turns out not to fit.
             let recorded = self.stage.cublas_gemm(operands, Some(algorithm), n, x, y);
             if let Ok(recording) = recorded {
-                names.push(format!("cublasLt {} of {}", index + 1, algorithms.len()));
+                choices.push(Choice {
+                    name: format!("cublasLt {} of {}", index + 1, algorithms.len()),
+                    algorithm: Some(algorithm),
+                });
                 tried.push(recording);
             }
         }
         let times = self.stage.timer().medians(&tried, TRIALS)?;
         let mut ranked: Vec<_> = times
             .into_iter()
-            .zip(names.into_iter().zip(tried))
+            .zip(choices.into_iter().zip(tried))
             .collect();
         ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let own = self.stage.cublas_gemm(operands, None, n, x, y)?;
-        let mut choices = vec![("cublasGemmEx".to_owned(), own)];
+        let own = Choice {
+            name: "cublasGemmEx".to_owned(),
+            algorithm: None,
+        };
+        let recording = self.stage.cublas_gemm(operands, None, n, x, y)?;
+        let mut choices = vec![(own, recording)];
         let finalists = ranked.into_iter().take(FINALISTS);
         choices.extend(finalists.map(|(_, choice)| choice));
         Ok(choices)
     }
+}
+
+/// The index of the shortest time, and the time.
+fn fastest(times: &[f64]) -> Option<(usize, f64)> {
+    let times = times.iter().copied().enumerate();
+    times.min_by(|a, b| a.1.total_cmp(&b.1))
 }

@@ -3,7 +3,7 @@
 //! Every figure is a median over replays of a CUDA graph whose launches rotate over copies of
 //! their operands, so many that each comes from memory, as weights do when a model runs. Graphs
 //! of cuBLAS and of our kernels are replayed in turn. The outputs that are checked are those of
-//! the launches timed, all of them.
+//! the launches timed, all of them. What is found is in [`results`](crate::results).
 
 mod check;
 mod config;
@@ -14,19 +14,14 @@ mod layers;
 mod measure;
 mod operands;
 mod platform;
-mod report;
 mod run;
 mod stage;
-mod table;
 mod timer;
 
-pub use config::Config;
+pub use config::{Config, TOKENS};
 pub use cublas::{Algorithm, Cublas, CublasError, Problem};
 pub use iterations::{Iterate, iterate_decompress, iterate_gemm};
 pub use layers::{Layer, MODELS, Model, layers};
 pub use platform::driver;
-pub use report::{
-    Ceilings, DecompressRow, Figure, GemmRow, KernelRow, LayerInfo, Mean, Report, ReportFile,
-};
 pub use run::{Progress, run};
 pub use timer::{Recording, Timer};

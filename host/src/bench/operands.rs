@@ -1,15 +1,15 @@
 use cudarc::driver::sys::CUdeviceptr;
 use cust::{
     context::CurrentContext,
-    memory::{CopyDestination, DeviceBuffer},
+    memory::{CopyDestination, DeviceBuffer, DeviceSlice},
 };
-use rayon::prelude::*;
 
-use super::{Layer, data, report::LayerInfo};
+use super::{Layer, Problem, check::equal, data};
 use crate::{
     Matrix,
     cuda::{CudaError, DeviceMatrix},
     encode,
+    results::LayerInfo,
 };
 
 /// Bytes that are touched, at least, before a launch comes back to the operands of an earlier
@@ -20,8 +20,37 @@ const MOST_COPIES: usize = 64;
 /// Bytes of BF16 weights that a recording covers, at least: about a millisecond, which makes the
 /// microseconds before its first launch small.
 const RECORDING_BYTES: usize = 2_500_000_000;
+/// Floating-point operations that take an H100 about as long as a byte from memory.
+const OPERATIONS_PER_BYTE: usize = 200;
 /// Launches of a recording at most.
 const MOST_LAUNCHES: usize = 256;
+
+/// How the launches of a recording take turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// Copies of all operands.
+    pub copies: usize,
+    /// Launches: a multiple of the copies.
+    pub launches: usize,
+}
+
+impl Rotation {
+    /// For a layer times `n` tokens, of which there are none where only weights are moved.
+    fn new(layer: &LayerInfo, n: usize) -> Self {
+        let (rows, cols) = (layer.rows, layer.cols);
+        let touched = layer.compressed_bytes + 2 * n * (rows + cols);
+        let copies = COLD_BYTES.div_ceil(touched.max(1)) + 1;
+        let copies = copies.clamp(2, MOST_COPIES);
+        let operations = 2 * n * rows * cols;
+        let work = layer.bf16_bytes().max(operations / OPERATIONS_PER_BYTE);
+        let rounds = RECORDING_BYTES.div_ceil(work.max(1) * copies);
+        let rounds = rounds.min(MOST_LAUNCHES.div_ceil(copies));
+        Self {
+            copies,
+            launches: copies * rounds,
+        }
+    }
+}
 
 /// A layer's weights on the device, dense and compressed, as often as it takes to find none of
 /// them in the cache.
@@ -31,8 +60,6 @@ pub struct Operands {
     pub bits: Vec<u16>,
     pub dense: Vec<DeviceBuffer<u16>>,
     pub compressed: Vec<DeviceMatrix>,
-    /// Launches of a recording: a multiple of the copies.
-    pub launches: usize,
 }
 
 impl Operands {
@@ -51,10 +78,8 @@ impl Operands {
             cols,
             compressed_bytes: compressed.device_bytes(),
         };
-        let copies = COLD_BYTES.div_ceil(info.compressed_bytes.max(1)) + 1;
-        let copies = copies.clamp(2, MOST_COPIES);
-        let rounds = RECORDING_BYTES.div_ceil(info.bf16_bytes().max(1) * copies);
-        let rounds = rounds.min(MOST_LAUNCHES.div_ceil(copies));
+        // Never more of them than without tokens.
+        let copies = Rotation::new(&info, 0).copies;
         let mut dense = vec![DeviceBuffer::from_slice(&bits)?];
         let mut compressed = vec![compressed];
         for _ in 1..copies {
@@ -70,12 +95,22 @@ impl Operands {
             bits,
             dense,
             compressed,
-            launches: copies * rounds,
         })
     }
 
-    pub fn copies(&self) -> usize {
-        self.dense.len()
+    /// The multiplication by `n` tokens, as our kernels do it.
+    pub fn problem(&self, n: usize) -> Problem {
+        Problem {
+            m: self.info.rows,
+            n,
+            k: self.info.cols,
+            f32_out: false,
+        }
+    }
+
+    /// How launches for `n` tokens take turns, or those that only move weights, for 0 of them.
+    pub fn rotation(&self, n: usize) -> Rotation {
+        Rotation::new(&self.info, n)
     }
 }
 
@@ -88,25 +123,17 @@ pub struct Copies {
 
 /// Values between the starts of copies: a multiple of 256 bytes, as allocations are.
 const ALIGN: usize = 128;
-/// Values that a thread compares at a time.
-const PIECE: usize = 1 << 16;
 
 impl Copies {
     /// Copies of `values`.
     pub fn of(values: &[u16], copies: usize) -> Result<Self, CudaError> {
-        let stride = values.len().next_multiple_of(ALIGN);
-        let mut all = vec![0; stride * copies];
-        for copy in all.chunks_mut(stride) {
-            copy[..values.len()].copy_from_slice(values);
+        let all = Self::unwritten(values.len(), copies)?;
+        all.copy(0).copy_from(values)?;
+        for copy in 1..copies {
+            all.copy(copy).copy_from(&all.copy(0))?;
         }
-        let memory = DeviceBuffer::from_slice(&all)?;
         CurrentContext::synchronize()?;
-        let len = values.len();
-        Ok(Self {
-            memory,
-            len,
-            stride,
-        })
+        Ok(all)
     }
 
     /// Room for `len` values in each copy, of bits that no kernel leaves: a NaN.
@@ -128,27 +155,93 @@ impl Copies {
         self.memory.as_device_ptr().as_raw() + (2 * copy * self.stride) as CUdeviceptr
     }
 
+    fn copy(&self, copy: usize) -> DeviceSlice<u16> {
+        let start = copy * self.stride;
+        self.memory.index(start..start + self.len)
+    }
+
     /// Whether each copy holds `values`. No kernel writes them any more.
     pub fn all_are(&self, values: &[u16]) -> Result<bool, CudaError> {
-        let mut copy = vec![0; self.len];
-        for start in (0..self.memory.len()).step_by(self.stride) {
-            self.memory
-                .index(start..start + self.len)
-                .copy_to(&mut copy)?;
-            let pieces = copy.par_chunks(PIECE).zip(values.par_chunks(PIECE));
-            let same = values.len() == self.len && pieces.all(|(a, b)| a == b);
-            if !same {
+        for copy in self.downloads() {
+            if !equal(&copy?, values) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// The values of all copies, in the host's memory. No kernel writes them any more.
-    pub fn download(&self) -> Result<Vec<Vec<u16>>, CudaError> {
-        let mut all = vec![0; self.memory.len()];
-        self.memory.copy_to(&mut all)?;
-        let copies = all.chunks(self.stride);
-        Ok(copies.map(|copy| copy[..self.len].to_vec()).collect())
+    /// The values of each copy, brought to the host's memory when it is their turn: all of them
+    /// may be too many. No kernel writes them any more.
+    pub fn downloads(&self) -> impl Iterator<Item = Result<Vec<u16>, CudaError>> {
+        (0..self.memory.len() / self.stride).map(|copy| {
+            let mut values = vec![0; self.len];
+            self.copy(copy).copy_to(&mut values)?;
+            Ok(values)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::{TOKENS, layers};
+
+    fn info(layer: Layer) -> LayerInfo {
+        let Layer { name, rows, cols } = layer;
+        LayerInfo {
+            model: String::new(),
+            name: name.to_owned(),
+            rows,
+            cols,
+            compressed_bytes: rows * cols * 11 / 8,
+        }
+    }
+
+    #[test]
+    fn rotation_is_cold_and_long_enough() {
+        for (model, layer) in layers(&[]) {
+            let info = info(layer);
+            let weights = Rotation::new(&info, 0).copies;
+            for n in TOKENS {
+                let Rotation { copies, launches } = Rotation::new(&info, n);
+                let what = format!("{model} {} {n}: {copies} copies, {launches}", layer.name);
+                assert!((2..=weights).contains(&copies), "{what}");
+                assert!(launches > 0 && launches.is_multiple_of(copies), "{what}");
+                let touched = info.compressed_bytes + 2 * n * (layer.rows + layer.cols);
+                assert!((copies - 1) * touched >= 200_000_000, "{what}");
+                let operations = 2 * n * layer.rows * layer.cols;
+                let work = info.bf16_bytes().max(operations / 200);
+                assert!(launches * work >= 2_500_000_000, "{what}");
+            }
+        }
+    }
+
+    /// At 3 TB/s and 600 TFLOP/s, in a whole run: cuBLAS's choices on trial, then four of them,
+    /// four with decompression before, and both ways to launch ours.
+    #[test]
+    fn many_tokens_take_minutes_only() {
+        let us = |n: usize, replays: usize, algorithms: usize| -> f64 {
+            let replays = 10 * (replays + 2) + 5 * algorithms;
+            let layer = |(_, layer): (&str, Layer)| {
+                let bytes = 2 * layer.rows * layer.cols;
+                let us = (bytes as f64 / 3e6).max((bytes * n) as f64 / 600e6);
+                us * Rotation::new(&info(layer), n).launches as f64
+            };
+            layers(&[]).map(layer).sum::<f64>() * replays as f64
+        };
+        let many = || TOKENS.into_iter().filter(|&n| n > 64);
+        assert!(many().map(|n| us(n, 15, 12)).sum::<f64>() < 120e6);
+        assert!(many().map(|n| us(n, 5, 4)).sum::<f64>() < 50e6);
+    }
+
+    #[test]
+    fn a_small_matrix_has_no_more_launches_than_may_be() {
+        let layer = Layer {
+            name: "small",
+            rows: 1,
+            cols: 1,
+        };
+        let Rotation { copies, launches } = Rotation::new(&info(layer), 1);
+        assert_eq!((copies, launches), (MOST_COPIES, MOST_LAUNCHES));
     }
 }

@@ -2,14 +2,11 @@ use std::fmt;
 
 use rand::Rng;
 
-use super::{
-    Config, Report,
-    measure::Measure,
-    platform,
-    report::{Ceilings, means},
-    stage::Stage,
+use super::{Config, measure::Measure, platform, stage::Stage};
+use crate::{
+    cuda::{CudaError, Gpu},
+    results::{Ceilings, Report, means},
 };
-use crate::cuda::{CudaError, Gpu};
 
 /// What a run tells while it goes on.
 pub enum Progress<'a> {

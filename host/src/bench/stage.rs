@@ -10,13 +10,15 @@ use cust::{
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::{
-    Cublas, Problem, Recording, Timer, cublas,
-    operands::{Copies, Operands},
-    report::Ceilings,
+    Algorithm, Cublas, Problem, Recording, Timer, cublas,
+    operands::{Copies, Operands, Rotation},
 };
-use crate::cuda::{
-    CudaError, Gpu, Plan, RawStream, Workspace, check, decompress_raw, read_raw, read_sink_words,
-    zipgemm_raw,
+use crate::{
+    cuda::{
+        CudaError, Gpu, Plan, RawStream, Workspace, check, decompress_raw, read_raw,
+        read_sink_words, zipgemm_raw,
+    },
+    results::Ceilings,
 };
 
 /// Where launches are recorded and replayed: one stream, workspace, timer and cuBLAS.
@@ -57,13 +59,13 @@ impl<'g> Stage<'g> {
         Ok(self.cublas.get().expect("just set"))
     }
 
-    /// Records `launch` for each launch of the layer, with the copy that it is to use.
+    /// Records `launch` for each launch, with the copy of its operands that it is to use.
     fn rotate<'a>(
         &self,
-        operands: &'a Operands,
+        rotation: Rotation,
         mut launch: impl FnMut(usize) -> Result<(), CudaError> + 'a,
     ) -> Result<Recording<'a>, CudaError> {
-        let (launches, copies) = (operands.launches, operands.copies());
+        let Rotation { copies, launches } = rotation;
         self.timer.record(launches, move || {
             (0..launches).try_for_each(|i| launch(i % copies))
         })
@@ -78,7 +80,7 @@ impl<'g> Stage<'g> {
         x: &'a Copies,
         y: &'a Copies,
     ) -> Result<Recording<'a>, CudaError> {
-        self.rotate(operands, move |copy| {
+        self.rotate(operands.rotation(n), move |copy| {
             let (w, x, y) = (&operands.compressed[copy], x.at(copy), y.at(copy));
             // SAFETY: copies have the problem's sizes; one stream uses the workspace.
             unsafe { zipgemm_raw(self.gpu, self.raw, &plan, w, x, n, y, &self.workspace) }
@@ -89,32 +91,49 @@ impl<'g> Stage<'g> {
     pub fn cublas_gemm<'a>(
         &'a self,
         operands: &'a Operands,
-        algorithm: Option<&'a cublas::Algorithm>,
+        algorithm: Option<&'a Algorithm>,
         n: usize,
         x: &'a Copies,
         y: &'a Copies,
     ) -> Result<Recording<'a>, CudaError> {
-        let problem = Problem {
-            m: operands.info.rows,
-            n,
-            k: operands.info.cols,
-            f32_out: false,
-        };
+        let problem = operands.problem(n);
         let cublas = self.cublas()?;
-        self.rotate(operands, move |copy| {
+        self.rotate(operands.rotation(n), move |copy| {
             let at = cublas::Operands {
                 x: x.at(copy),
                 w: operands.dense[copy].as_device_ptr().as_raw(),
                 y: y.at(copy),
             };
             // SAFETY: copies have the problem's sizes.
+            unsafe { multiply(cublas, algorithm, problem, at) }
+        })
+    }
+
+    /// The same with weights that are restored to `dense`, its one copy, before each
+    /// multiplication. Both count as one launch.
+    pub fn decoupled<'a>(
+        &'a self,
+        operands: &'a Operands,
+        algorithm: Option<&'a Algorithm>,
+        n: usize,
+        x: &'a Copies,
+        dense: &'a Copies,
+        y: &'a Copies,
+    ) -> Result<Recording<'a>, CudaError> {
+        let problem = operands.problem(n);
+        let cublas = self.cublas()?;
+        self.rotate(operands.rotation(n), move |copy| {
+            let at = cublas::Operands {
+                x: x.at(copy),
+                w: dense.at(0),
+                y: y.at(copy),
+            };
+            // SAFETY: `dense` has the matrix's size, and copies have the problem's. One follows
+            // the other in the stream.
             unsafe {
-                match algorithm {
-                    Some(algorithm) => cublas.matmul(algorithm, at)?,
-                    None => cublas.gemm(problem, at)?,
-                }
+                decompress_raw(self.gpu, self.raw, &operands.compressed[copy], at.w)?;
+                multiply(cublas, algorithm, problem, at)
             }
-            Ok(())
         })
     }
 
@@ -124,7 +143,7 @@ impl<'g> Stage<'g> {
         operands: &'a Operands,
         outputs: &'a Copies,
     ) -> Result<Recording<'a>, CudaError> {
-        self.rotate(operands, move |copy| {
+        self.rotate(operands.rotation(0), move |copy| {
             let (matrix, output) = (&operands.compressed[copy], outputs.at(copy));
             // SAFETY: an output has the matrix's size.
             unsafe { decompress_raw(self.gpu, self.raw, matrix, output) }
@@ -137,7 +156,7 @@ impl<'g> Stage<'g> {
         operands: &'a Operands,
         outputs: &'a Copies,
     ) -> Result<Recording<'a>, CudaError> {
-        self.rotate(operands, move |copy| {
+        self.rotate(operands.rotation(0), move |copy| {
             let from = operands.dense[copy].as_device_ptr().as_raw();
             // SAFETY: an output has the matrix's size.
             unsafe { self.copy_bytes(outputs.at(copy), from, operands.info.bf16_bytes()) }
@@ -183,6 +202,26 @@ impl<'g> Stage<'g> {
             read: BYTES as f64 / times[1] / 1e6,
         })
     }
+}
+
+/// By cuBLAS's own choice, or by one of cuBLASLt's for the problem.
+///
+/// # Safety
+/// The operands are as large as the problem says.
+unsafe fn multiply(
+    cublas: &Cublas,
+    algorithm: Option<&Algorithm>,
+    problem: Problem,
+    at: cublas::Operands,
+) -> Result<(), CudaError> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match algorithm {
+            Some(algorithm) => cublas.matmul(algorithm, at)?,
+            None => cublas.gemm(problem, at)?,
+        }
+    }
+    Ok(())
 }
 
 /// Random bytes: zeros would cost memory less power than weights do.

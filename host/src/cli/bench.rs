@@ -10,8 +10,9 @@ use std::{
 
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use zipserv::{
-    bench::{Config, MODELS, Progress, ReportFile, run},
+    bench::{Config, MODELS, Progress, TOKENS, run},
     cuda::{Gpu, MAX_TOKENS},
+    results::ReportFile,
 };
 
 use super::{DIFFERENT, Outcome, console, gpu};
@@ -30,7 +31,7 @@ pub struct Bench {
         value_name = "TOKENS",
         value_delimiter = ',',
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_TOKENS as u64),
-        default_value = "1,8,16,32,64",
+        default_values_t = TOKENS,
     )]
     tokens: Vec<usize>,
     /// Kernels to try beside the plan's, which a star marks
@@ -42,6 +43,9 @@ pub struct Bench {
     /// Numbers of thread blocks to try beside a kernel's own
     #[arg(long, value_delimiter = ',')]
     blocks: Vec<u32>,
+    /// Measure decompression followed by cuBLAS for up to 64 tokens too, not only for more
+    #[arg(long)]
+    decoupled: bool,
     /// Leave multiplication out, and with it cuBLAS
     #[arg(long)]
     no_gemm: bool,
@@ -172,6 +176,7 @@ impl Bench {
             kernels: self.kernels.clone(),
             all_kernels: self.all_kernels,
             blocks: self.blocks.clone(),
+            decoupled: self.decoupled,
             decompress: !self.no_decompress,
             seed: self.seed,
             commit: self.commit.clone().or_else(found),

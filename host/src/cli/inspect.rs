@@ -2,14 +2,19 @@ use std::{path::PathBuf, process::ExitCode};
 
 use zipserv::checkpoint;
 
-use super::{Format, Outcome, console, json::ReportJson, plot::plot, table::table};
+use super::{
+    Format, Outcome, console,
+    json::ReportJson,
+    plot::{self, Exponents},
+    table::table,
+};
 
 /// Tell what is in a compressed file or folder, or what compressing one would give
 #[derive(clap::Args)]
 pub struct Inspect {
     file: PathBuf,
-    /// Draw the exponents of the compressed tensors, with the window marked
-    #[arg(long, value_name = "FILE.png")]
+    /// Draw the exponents of the compressed tensors, with the window marked, as .svg or .png
+    #[arg(long, value_name = "FILE", value_parser = plot::image)]
     plot: Option<PathBuf>,
     /// Replace the plot if it exists
     #[arg(long)]
@@ -25,7 +30,11 @@ impl Inspect {
         });
         let report = report?;
         if let Some(path) = &self.plot {
-            plot(&report.exponents(), path, self.force)?;
+            let exponents = report.exponents();
+            if exponents.total() == 0 {
+                return Err("there is no compressed tensor to plot".into());
+            }
+            plot::save(&Exponents(&exponents), path, self.force)?;
         }
         if self.format.json {
             console::print_json(&ReportJson::new(&report))?;

@@ -11,9 +11,11 @@ mod generate;
 mod gpu;
 mod inspect;
 mod json;
+mod markdown;
 #[cfg(not(feature = "cuda"))]
 mod no_gpu;
 mod plot;
+mod results;
 #[cfg(feature = "cuda")]
 mod self_test;
 mod size;
@@ -83,6 +85,7 @@ enum Command {
     ///
     /// The exit code is 1 if an output is wrong, and 2 if there is no device.
     Bench(Bench),
+    Results(results::Results),
 }
 
 /// Runs the program.
@@ -127,6 +130,7 @@ impl Command {
             Self::Generate(command) => command.run(),
             Self::Gpu(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Results(command) => command.run(),
         }
     }
 }

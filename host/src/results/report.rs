@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeMap,
     io::Write,
     path::{Path, PathBuf},
 };
@@ -6,6 +7,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, At, OutputFile};
+
+/// Tokens, at most, of which memory sets the pace; that of more are floating-point operations.
+pub const MEMORY_BOUND: usize = 64;
 
 /// What a run of the harness found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -97,7 +101,7 @@ impl LayerInfo {
 
     /// TFLOP/s of a multiplication by `n` tokens that takes so many microseconds.
     pub fn tflops(&self, n: usize, us: f64) -> f64 {
-        2.0 * (self.rows * self.cols * n) as f64 / us / 1e6
+        2.0 * self.rows as f64 * self.cols as f64 * n as f64 / us / 1e6
     }
 }
 
@@ -110,12 +114,36 @@ pub struct GemmRow {
     pub n: usize,
     /// The best time of cuBLAS, microseconds.
     pub cublas_us: f64,
+    /// TFLOP/s of that; 0 in files from before it was told.
+    #[serde(default)]
+    pub cublas_tflops: f64,
     /// Whose that is: cuBLAS's own choice, or which of cuBLASLt's.
     pub cublas_choice: String,
     /// x cuBLAS if the compressed bytes moved at the read ceiling.
     pub limit: f64,
+    /// cuBLAS on weights that are restored for it each time, where that was measured.
+    pub decoupled: Option<Decoupled>,
     /// Our kernels, first the plan's.
     pub kernels: Vec<KernelRow>,
+}
+
+/// `decompress` into a buffer of dense weights, always the same one, followed by cuBLAS on it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Decoupled {
+    /// Whose multiplication was the fastest: cuBLAS's own choice, or which of cuBLASLt's.
+    pub cublas_choice: String,
+    /// Microseconds of both together.
+    pub us: f64,
+    /// TFLOP/s.
+    pub tflops: f64,
+    /// x cuBLAS on weights that are dense from the start.
+    pub speedup: f64,
+    /// Largest deviation of an output from the FP32 reference, as a share of the outputs' root
+    /// mean square.
+    pub deviation: f64,
+    /// Whether the weights were restored exactly, and every output of the timed launches is as
+    /// close as cuBLAS's sums let it be.
+    pub correct: bool,
 }
 
 /// One of our kernels on one layer.
@@ -149,7 +177,8 @@ pub struct Figure {
     pub tbs: f64,
     /// Share of the read ceiling.
     pub of_read: f64,
-    /// TFLOP/s.
+    /// TFLOP/s; 0 in files from before it was told.
+    #[serde(default)]
     pub tflops: f64,
     /// x cuBLAS.
     pub speedup: f64,
@@ -172,6 +201,8 @@ pub struct Mean {
     pub limit: f64,
     /// x cuBLAS of the fastest kernel tried on each layer, with dependent launch.
     pub best: f64,
+    /// x cuBLAS of decompression followed by cuBLAS, where that was measured on all of the layers.
+    pub decoupled: Option<f64>,
 }
 
 /// One layer restored to BF16.
@@ -193,8 +224,10 @@ impl Report {
     /// Whether every output was right.
     pub fn is_correct(&self) -> bool {
         let kernels = self.gemm.iter().flat_map(|row| &row.kernels);
+        let decoupled = self.gemm.iter().flat_map(|row| &row.decoupled);
         let mut all = kernels
             .map(|kernel| kernel.correct)
+            .chain(decoupled.map(|decoupled| decoupled.correct))
             .chain(self.decompress.iter().map(|row| row.exact));
         all.all(|correct| correct)
     }
@@ -207,13 +240,16 @@ impl KernelRow {
     }
 }
 
-/// The means for each number of tokens.
-pub(super) fn means(rows: &[GemmRow]) -> Vec<Mean> {
-    let mut tokens: Vec<usize> = rows.iter().map(|row| row.n).collect();
-    tokens.sort_unstable();
-    tokens.dedup();
-    let mean = |n| {
-        let rows: Vec<_> = rows.iter().filter(|row| row.n == n).collect();
+/// The means for each number of tokens, in order.
+///
+/// # Panics
+/// When a row has no kernel.
+pub fn means<'a>(rows: impl IntoIterator<Item = &'a GemmRow>) -> Vec<Mean> {
+    let mut by_tokens: BTreeMap<usize, Vec<&GemmRow>> = BTreeMap::new();
+    for row in rows {
+        by_tokens.entry(row.n).or_default().push(row);
+    }
+    let mean = |(n, rows): (usize, Vec<&GemmRow>)| {
         let of =
             |value: &dyn Fn(&GemmRow) -> f64| geometric_mean(rows.iter().map(|row| value(row)));
         let planned = |row: &GemmRow| row.kernels[0].best().speedup;
@@ -232,9 +268,14 @@ pub(super) fn means(rows: &[GemmRow]) -> Vec<Mean> {
                 .fold(f64::INFINITY, f64::min),
             limit: of(&|row| row.limit),
             best: of(&fastest),
+            decoupled: rows
+                .iter()
+                .map(|row| Some(row.decoupled.as_ref()?.speedup))
+                .collect::<Option<Vec<_>>>()
+                .map(|speedups| geometric_mean(speedups.into_iter())),
         }
     };
-    tokens.into_iter().map(mean).collect()
+    by_tokens.into_iter().map(mean).collect()
 }
 
 fn geometric_mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
@@ -252,6 +293,65 @@ mod tests {
     fn mean_of_ratios() {
         let mean = geometric_mean([1.0, 2.0, 4.0].into_iter());
         assert!((mean - 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn means_of_layers() {
+        let row = |n: usize, speedup: f64, decoupled: Option<f64>| GemmRow {
+            layer: LayerInfo {
+                model: "a model".to_owned(),
+                name: "a layer".to_owned(),
+                rows: 1,
+                cols: 1,
+                compressed_bytes: 1,
+            },
+            n,
+            cublas_us: 1.0,
+            cublas_tflops: 1.0,
+            cublas_choice: "cublasGemmEx".to_owned(),
+            limit: speedup,
+            decoupled: decoupled.map(|speedup| Decoupled {
+                cublas_choice: "cublasGemmEx".to_owned(),
+                us: 1.0,
+                tflops: 1.0,
+                speedup,
+                deviation: 0.0,
+                correct: true,
+            }),
+            kernels: vec![KernelRow {
+                kernel: "a kernel".to_owned(),
+                blocks: 1,
+                split: None,
+                planned: true,
+                plain: Figure {
+                    us: 1.0,
+                    tbs: 1.0,
+                    of_read: 1.0,
+                    tflops: 1.0,
+                    speedup,
+                },
+                dependent: None,
+                deviation: 0.0,
+                correct: true,
+            }],
+        };
+        let rows = [
+            row(128, 1.0, Some(0.25)),
+            row(8, 2.0, Some(0.5)),
+            row(128, 4.0, Some(1.0)),
+            row(8, 2.0, None),
+        ];
+        let means = means(&rows);
+        let [few, many] = means.as_slice() else {
+            panic!("two numbers of tokens: {means:?}")
+        };
+        assert_eq!((few.n, few.layers, few.decoupled), (8, 2, None));
+        assert_eq!((many.n, many.layers), (128, 2));
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
+        near(many.plain, 2.0);
+        near(many.dependent, 2.0);
+        near(many.worst, 1.0);
+        near(many.decoupled.unwrap(), 0.5);
     }
 
     #[test]

@@ -1,0 +1,137 @@
+//! The tables of `results`.
+
+use zipserv::results::{GemmRow, LayerInfo, MEMORY_BOUND, Mean};
+
+use super::results::Measured;
+
+/// Tokens for which the first table says what bounds the speedup, and how near it is.
+const LIMIT_AT: usize = 8;
+
+/// Speedups, then, where there are many tokens, TFLOP/s.
+pub fn tables(measured: &Measured) -> String {
+    let device = &measured.device;
+    let speedups = speedups(measured);
+    let mut text = format!("ZipGEMM, x cuBLAS, on {device}:\n\n{speedups}");
+    let many = measured.tokens().into_iter().filter(|&n| n > MEMORY_BOUND);
+    let many: Vec<_> = many.collect();
+    if !many.is_empty() {
+        let tflops = tflops(measured, &many);
+        text +=
+            &format!("\n\nTFLOP/s of ZipGEMM / decompression, then cuBLAS / cuBLAS:\n\n{tflops}");
+    }
+    text
+}
+
+fn speedups(measured: &Measured) -> String {
+    let tokens = measured.tokens();
+    let with_limit = tokens.contains(&LIMIT_AT);
+    let mut header = header(&tokens);
+    if with_limit {
+        header.push(format!("limit at N={LIMIT_AT}"));
+        header.push(format!("of the read ceiling at N={LIMIT_AT}"));
+    }
+    let of_layer = |layer: &LayerInfo| {
+        let row = |n| measured.row(layer, n);
+        let mut cells = vec![name(layer)];
+        let speedup = |row: &GemmRow| speedup(row.kernels[0].best().speedup);
+        cells.extend(tokens.iter().map(|&n| cell(row(n).map(speedup))));
+        if with_limit {
+            let row = row(LIMIT_AT);
+            let of_read = |row: &GemmRow| 100.0 * row.kernels[0].best().of_read;
+            cells.push(cell(row.map(|row| self::speedup(row.limit))));
+            cells.push(cell(row.map(|row| format!("{:.0} %", of_read(row)))));
+        }
+        cells
+    };
+    let mut lines: Vec<_> = measured.layers().into_iter().map(of_layer).collect();
+
+    let means = measured.means(None);
+    let mut of_all = |name: &str, bold: bool, value: &dyn Fn(&Mean) -> Option<f64>| {
+        let mean = |n| means.iter().find(|mean| mean.n == n);
+        let values: Vec<_> = tokens.iter().map(|&n| mean(n).and_then(value)).collect();
+        if values.iter().all(Option::is_none) {
+            return;
+        }
+        let emphasis = |text: String| match bold {
+            true => format!("**{text}**"),
+            false => text,
+        };
+        let mut cells = vec![emphasis(name.to_owned())];
+        cells.extend(
+            values
+                .into_iter()
+                .map(|v| cell(v.map(speedup).map(emphasis))),
+        );
+        lines.push(cells);
+    };
+    of_all("geometric mean", true, &|mean| Some(mean.dependent));
+    of_all("without dependent launch", false, &|mean| {
+        (mean.plain != mean.dependent).then_some(mean.plain)
+    });
+    of_all("decompression, then cuBLAS", false, &|mean| mean.decoupled);
+    of_all(
+        "if compressed bytes moved at the read ceiling",
+        false,
+        &|mean| (mean.n <= MEMORY_BOUND).then_some(mean.limit),
+    );
+    table(header, lines)
+}
+
+fn tflops(measured: &Measured, tokens: &[usize]) -> String {
+    let of_layer = |layer: &LayerInfo| {
+        let cell = |&n: &usize| {
+            cell(measured.row(layer, n).map(|row| {
+                let tflops = |us: f64| format!("{:.0}", layer.tflops(n, us));
+                let decoupled = row.decoupled.as_ref().map(|decoupled| decoupled.us);
+                let decoupled = decoupled.map_or("-".to_owned(), tflops);
+                let ours = tflops(row.kernels[0].best().us);
+                format!("{ours} / {decoupled} / {}", tflops(row.cublas_us))
+            }))
+        };
+        let mut cells = vec![name(layer)];
+        cells.extend(tokens.iter().map(cell));
+        cells
+    };
+    let lines = measured.layers().into_iter().map(of_layer).collect();
+    table(header(tokens), lines)
+}
+
+/// The first column's and those of the numbers of tokens.
+fn header(tokens: &[usize]) -> Vec<String> {
+    let mut cells = vec!["layer (M x K)".to_owned()];
+    cells.extend(tokens.iter().map(usize::to_string));
+    cells[1].insert_str(0, "N=");
+    cells
+}
+
+fn name(layer: &LayerInfo) -> String {
+    let LayerInfo {
+        model,
+        name,
+        rows,
+        cols,
+        ..
+    } = layer;
+    format!("{model} {name} {rows} x {cols}")
+}
+
+fn speedup(value: f64) -> String {
+    format!("{value:.2}x")
+}
+
+/// Nothing where nothing was measured.
+fn cell(text: Option<String>) -> String {
+    text.unwrap_or_default()
+}
+
+/// Lines shorter than the header are filled up.
+fn table(header: Vec<String>, lines: Vec<Vec<String>>) -> String {
+    let columns = header.len();
+    let rule = vec!["---".to_owned(); columns];
+    let line = |mut cells: Vec<String>| {
+        cells.resize(columns, String::new());
+        format!("| {} |", cells.join(" | "))
+    };
+    let lines = [header, rule].into_iter().chain(lines).map(line);
+    lines.collect::<Vec<_>>().join("\n")
+}

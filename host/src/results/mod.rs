@@ -1,0 +1,10 @@
+//! What the measuring harness, `bench`, found: rows, their means, and the file that keeps them. No
+//! GPU is needed to read it.
+
+mod report;
+mod table;
+
+pub use report::{
+    Ceilings, DecompressRow, Decoupled, Figure, GemmRow, KernelRow, LayerInfo, MEMORY_BOUND, Mean,
+    Report, ReportFile, means,
+};

@@ -1,0 +1,221 @@
+//! Reports as text, a line for each row.
+
+use std::fmt;
+
+use super::report::{
+    Ceilings, DecompressRow, Decoupled, Figure, GemmRow, LayerInfo, MEMORY_BOUND, Mean,
+};
+
+/// Room for the name of a launch.
+const NAME: usize = 40;
+/// Room for what a launch takes of memory's pace.
+const MEMORY: usize = 25;
+
+impl fmt::Display for Ceilings {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { copy, read } = self;
+        write!(f, "copy {copy:.3} TB/s, read {read:.3} TB/s")
+    }
+}
+
+impl fmt::Display for LayerInfo {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self {
+            model,
+            name,
+            rows,
+            cols,
+            ..
+        } = self;
+        write!(f, "{model:12}  {name:7}  {rows:5} x {cols:<5}")
+    }
+}
+
+/// The layer, then a line for each launch that was timed, with the pace of what holds it up:
+/// memory's for few tokens, operations for many. A star marks the plan's kernel.
+impl fmt::Display for GemmRow {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self {
+            layer, n, limit, ..
+        } = self;
+        let many = *n > MEMORY_BOUND;
+        let operations = |us: f64| format!("{:4.0} TFLOP/s", layer.tflops(*n, us));
+        let wrong = |correct: bool, deviation: f64| match correct {
+            true => String::new(),
+            false => format!("  WRONG by {deviation:.1e}"),
+        };
+        write!(f, "{layer}  N={n:<2}")?;
+        if !many {
+            write!(f, "  limit {limit:.3}x")?;
+        }
+        let (choice, us) = (&self.cublas_choice, self.cublas_us);
+        write!(f, "\n    {choice:NAME$}  {us:8.1} us")?;
+        if many {
+            write!(f, "  {}", operations(us))?;
+        }
+        if let Some(decoupled) = &self.decoupled {
+            let name = format!("decompress, {}", decoupled.cublas_choice);
+            let Decoupled {
+                us,
+                speedup,
+                correct,
+                deviation,
+                ..
+            } = *decoupled;
+            let pace = match many {
+                true => operations(us),
+                // It moves other bytes than those that the others are measured by.
+                false => " ".repeat(MEMORY),
+            };
+            let wrong = wrong(correct, deviation);
+            write!(
+                f,
+                "\n    {name:NAME$}  {us:8.1} us  {pace}  {speedup:6.3}x{wrong}"
+            )?;
+        }
+        for kernel in &self.kernels {
+            let wrong = wrong(kernel.correct, kernel.deviation);
+            let mark = if kernel.planned { '*' } else { ' ' };
+            let mut line = |figure: &Figure, how: &str| {
+                let split = kernel.split.map(|tiles| format!(", split {tiles}"));
+                let split = split.unwrap_or_default();
+                let name = format!("{} x {}{split}{how}", kernel.kernel, kernel.blocks);
+                let Figure {
+                    us,
+                    tbs,
+                    of_read,
+                    speedup,
+                    ..
+                } = *figure;
+                let pace = match many {
+                    true => operations(us),
+                    false => format!("{tbs:5.2} TB/s  {:3.0} % of read", 100.0 * of_read),
+                };
+                write!(
+                    f,
+                    "\n  {mark} {name:NAME$}  {us:8.1} us  {pace}  {speedup:6.3}x{wrong}"
+                )
+            };
+            line(&kernel.plain, "")?;
+            if let Some(figure) = &kernel.dependent {
+                line(figure, ", dependent")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Mean {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self {
+            n,
+            layers,
+            plain,
+            dependent,
+            worst,
+            limit,
+            best,
+            decoupled,
+        } = self;
+        write!(
+            f,
+            "N={n:<5}  {plain:.3}x plain, {dependent:.3}x dependent (worst {worst:.3}x), \
+             {best:.3}x best kernels"
+        )?;
+        if *n <= MEMORY_BOUND {
+            write!(f, ", {limit:.3}x limit")?;
+        }
+        if let Some(decoupled) = decoupled {
+            write!(f, ", {decoupled:.3}x decoupled")?;
+        }
+        write!(f, "; {layers} layers")
+    }
+}
+
+impl fmt::Display for DecompressRow {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self {
+            layer,
+            us,
+            tbs,
+            of_copy,
+            exact,
+        } = self;
+        let (of_copy, name) = (100.0 * of_copy, "decompress");
+        write!(
+            f,
+            "{layer}\n  * {name:NAME$}  {us:8.1} us  {tbs:5.2} TB/s  {of_copy:3.0} % of copy"
+        )?;
+        match exact {
+            true => Ok(()),
+            false => write!(f, "  NOT EXACT"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::KernelRow;
+    use super::*;
+
+    /// A row whose dependent launch is a quarter faster than cuBLAS.
+    fn row(n: usize) -> GemmRow {
+        let figure = |us: f64, speedup: f64| Figure {
+            us,
+            tbs: 2.5,
+            of_read: 0.75,
+            tflops: 0.0,
+            speedup,
+        };
+        GemmRow {
+            layer: LayerInfo {
+                model: "llama-3-70b".to_owned(),
+                name: "gate+up".to_owned(),
+                rows: 57344,
+                cols: 8192,
+                compressed_bytes: 1,
+            },
+            n,
+            cublas_us: 12500.0,
+            cublas_tflops: 0.0,
+            cublas_choice: "cublasLt 1 of 8".to_owned(),
+            limit: 1.5,
+            decoupled: Some(Decoupled {
+                cublas_choice: "cublasLt 12 of 12".to_owned(),
+                us: 25000.0,
+                tflops: 0.0,
+                speedup: 0.5,
+                deviation: 0.5,
+                correct: false,
+            }),
+            kernels: vec![KernelRow {
+                kernel: "prefill_n256".to_owned(),
+                blocks: 132,
+                split: Some(100),
+                planned: true,
+                plain: figure(12500.0, 1.0),
+                dependent: Some(figure(10000.0, 1.25)),
+                deviation: 0.0,
+                correct: true,
+            }],
+        }
+    }
+
+    #[test]
+    fn a_line_for_each_launch() {
+        let many = "\
+llama-3-70b   gate+up  57344 x 8192   N=8192
+    cublasLt 1 of 8                            12500.0 us   616 TFLOP/s
+    decompress, cublasLt 12 of 12              25000.0 us   308 TFLOP/s   0.500x  WRONG by 5.0e-1
+  * prefill_n256 x 132, split 100              12500.0 us   616 TFLOP/s   1.000x
+  * prefill_n256 x 132, split 100, dependent   10000.0 us   770 TFLOP/s   1.250x";
+        assert_eq!(row(8192).to_string(), many);
+        let few = "\
+llama-3-70b   gate+up  57344 x 8192   N=8   limit 1.500x
+    cublasLt 1 of 8                            12500.0 us
+    decompress, cublasLt 12 of 12              25000.0 us                              0.500x  WRONG by 5.0e-1
+  * prefill_n256 x 132, split 100              12500.0 us   2.50 TB/s   75 % of read   1.000x
+  * prefill_n256 x 132, split 100, dependent   10000.0 us   2.50 TB/s   75 % of read   1.250x";
+        assert_eq!(row(8).to_string(), few);
+    }
+}
