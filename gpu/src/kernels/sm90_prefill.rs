@@ -5,7 +5,7 @@
 //!
 //!  tiles, patches       full  patches into the table of bases;
 //!  X, by tensor copies ----->  A fragments from bytes, words and bases;   output tile:
-//!  into a stage         empty  wgmma: A in registers, X by descriptor --> round, transpose,
+//!  into a stage         empty  wgmma: A in registers, X by descriptor --> epilogue, transpose,
 //!                      <-----                                             store Y
 //! ```
 //!
@@ -24,7 +24,7 @@
 
 use core::ops::Range;
 
-use super::ring::Ring;
+use super::{epilogue::Epilogue, ring::Ring};
 use crate::{
     arch::{
         barrier, cluster, copy, grid, memory, mma, thread,
@@ -46,6 +46,26 @@ const CHUNK: usize = Prefill::CHUNK_TOKENS / 2;
 const FOURS: usize = CHUNK / 4;
 /// Registers of a thread that multiplies, and of one that copies; `.maxntid` gives each 168.
 const REGISTERS: (u32, u32) = (232, 40);
+
+/// Runs `$body` for each of a thread's sums of a chunk, `$at` their index.
+macro_rules! each_sum {
+    ($at:ident => $body:block) => {
+        unroll!(J < 8 => {
+            unroll!(P < 4 => {
+                const $at: usize = 4 * J + P;
+                $body
+            });
+        });
+    };
+}
+
+/// Feature and token of a chunk's sum, from the thread's first ones on, see [`Accumulator`].
+const fn feature_of(at: usize) -> usize {
+    at % 4 / 2 * 8
+}
+const fn token_of(at: usize) -> u32 {
+    (at / 4 * 8 + at % 2) as u32
+}
 
 /// The kernel of one [`Prefill`] shape of `2 * SUMS` tokens.
 ///
@@ -666,12 +686,76 @@ where
         }
     }
 
-    /// Finishes an output tile, 64 tokens at a time: adds what earlier clusters have of it, rounds
-    /// and stores. A warp puts its 16 features of each token into a line of shared memory, and
-    /// reads whole lines of four tokens at a time.
-    /// The 16-byte pieces of a line lie in an order that keeps both free of bank conflicts.
+    /// Finishes an output tile, 64 tokens at a time: adds what earlier clusters have of it, then
+    /// what the epilogue adds, and stores. All this is done as sums lie in registers, by which a
+    /// warp reads and writes sectors of eight features of four tokens; only BF16 outputs, where
+    /// those would be half sectors, leave by way of shared memory.
     #[inline(always)]
     unsafe fn store(&self, share: &Share, acc: &[f32; SUMS]) {
+        let epilogue = Epilogue::new(&self.args.output, self.args.m, self.args.n);
+        let group_feature = self.row_block(share) * Prefill::ROWS as u32 + 64 * (self.warp / 4);
+        let feature = group_feature + 16 * (self.warp % 4) + self.lane / 4;
+        if epilogue.has_bias() || epilogue.accumulates() {
+            // This thread's own wait: it reads what the kernel before may have written.
+            grid::wait_dependencies();
+        }
+        unroll!(C < SUMS / CHUNK => {
+            if let Some(first) = self.chunk(share, C) {
+                let mut sums = [0.0; CHUNK];
+                unroll!(F < FOURS => {
+                    unroll!(I < 4 => { sums[4 * F + I] = acc[CHUNK * C + 4 * F + I]; });
+                });
+                let token = first + 2 * (self.lane % 4);
+                // SAFETY: `run`'s.
+                unsafe {
+                    for cluster in self.schedule.before(share, self.cluster) {
+                        self.take_over(cluster, C, &mut sums);
+                    }
+                    let bias = [epilogue.bias::<0>(feature), epilogue.bias::<8>(feature)];
+                    let mut old = [0; CHUNK];
+                    if epilogue.accumulates() {
+                        if epilogue.is_f32() {
+                            each_sum!(AT => {
+                                old[AT] = epilogue.old::<true, { feature_of(AT) }>(token + token_of(AT), feature);
+                            });
+                        } else {
+                            each_sum!(AT => {
+                                old[AT] = epilogue.old::<false, { feature_of(AT) }>(token + token_of(AT), feature);
+                            });
+                        }
+                    }
+                    if epilogue.has_bias() {
+                        each_sum!(AT => { epilogue.add_bias(&mut sums[AT], bias[feature_of(AT) / 8]); });
+                    }
+                    if epilogue.accumulates() {
+                        each_sum!(AT => { epilogue.add_old(&mut sums[AT], old[AT]); });
+                    }
+                    if epilogue.is_f32() {
+                        // Computed anew, or the addresses of old outputs would stay in registers.
+                        let token = thread::opaque(token);
+                        each_sum!(AT => {
+                            epilogue.store_f32::<{ feature_of(AT) }>(token + token_of(AT), feature, sums[AT]);
+                        });
+                    } else {
+                        self.store_bf16(&epilogue, first, group_feature, &sums);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Rounds and stores 64 tokens from `first` on, and the warpgroup's features, from `feature` on.
+    /// A warp puts its 16 features of each token into a line of shared memory, and reads whole lines
+    /// of four tokens at a time. So no thread stores before all have read old outputs.
+    /// The 16-byte pieces of a line lie in an order that keeps both free of bank conflicts.
+    #[inline(always)]
+    unsafe fn store_bf16(
+        &self,
+        epilogue: &Epilogue,
+        first: u32,
+        feature: u32,
+        sums: &[f32; CHUNK],
+    ) {
         const LINE: u32 = Prefill::LINE_BYTES as u32;
         const THREADS: u32 = 128;
         let (group, warp) = (self.warp / 4, self.warp % 4);
@@ -682,59 +766,23 @@ where
         let to = piece(matrix / 2 * 8 + row, 2 * warp + matrix % 2);
         let thread = warp * LANES as u32 + self.lane;
         let from = piece(thread / 8, thread % 8);
-        let feature = self.row_block(share) * Prefill::ROWS as u32 + 64 * group + thread % 8 * 8;
-        unroll!(C < SUMS / CHUNK => {
-            if let Some(first) = self.chunk(share, C) {
-                let mut sums = [0.0; CHUNK];
-                unroll!(F < FOURS => {
-                    unroll!(I < 4 => { sums[4 * F + I] = acc[CHUNK * C + 4 * F + I]; });
-                });
-                // SAFETY: inside the warpgroup's lines; the rest is `run`'s.
-                unsafe {
-                    for cluster in self.schedule.before(share, self.cluster) {
-                        self.take_over(cluster, C, &mut sums);
-                    }
-                    // The lines before have been read.
-                    thread::sync_threads::<THREADS>(1 + group);
-                    unroll!(Q < 4 => {
-                        let pair = |i: usize| mma::to_bf16_pair(sums[8 * Q + i], sums[8 * Q + i + 1]);
-                        mma::store_transposed_matrices(
-                            to + Q as u32 * 16 * LINE,
-                            [pair(0), pair(2), pair(4), pair(6)],
-                        );
-                    });
-                    thread::sync_threads::<THREADS>(1 + group);
-                    unroll!(Q < 4 => {
-                        let values = memory::load_u32x4(from + Q as u32 * 16 * LINE);
-                        self.store_features(first + 16 * Q as u32 + thread / 8, feature, values);
-                    });
-                }
-            }
-        });
-    }
-
-    /// Stores eight features of a token.
-    #[inline(always)]
-    unsafe fn store_features(&self, token: u32, feature: u32, values: [u32; 4]) {
-        let m = self.args.m;
-        if token >= self.args.n || feature >= m {
-            return;
-        }
-        // SAFETY: `token < n` and `feature < m`.
+        // SAFETY: inside the warpgroup's lines; the rest is `run`'s.
         unsafe {
-            let y = self
-                .args
-                .y
-                .add(token as usize * m as usize + feature as usize);
-            if m % 8 == 0 && self.args.y as u64 % 16 == 0 {
-                memory::store_global_u32x4(y.cast(), values);
-            } else {
-                unroll!(I < 8 => {
-                    if feature + (I as u32) < m {
-                        *y.add(I) = (values[I / 2] >> (16 * (I % 2))) as u16;
-                    }
-                });
-            }
+            // The lines before have been read.
+            thread::sync_threads::<THREADS>(1 + group);
+            unroll!(Q < 4 => {
+                let pair = |i: usize| mma::to_bf16_pair(sums[8 * Q + i], sums[8 * Q + i + 1]);
+                mma::store_transposed_matrices(
+                    to + Q as u32 * 16 * LINE,
+                    [pair(0), pair(2), pair(4), pair(6)],
+                );
+            });
+            thread::sync_threads::<THREADS>(1 + group);
+            unroll!(Q < 4 => {
+                let pairs = memory::load_u32x4(from + Q as u32 * 16 * LINE);
+                let token = first + 16 * Q as u32 + thread / 8;
+                epilogue.store_eight(token, feature + thread % 8 * 8, pairs);
+            });
         }
     }
 }

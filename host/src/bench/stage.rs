@@ -15,8 +15,8 @@ use super::{
     report::Ceilings,
 };
 use crate::cuda::{
-    CudaError, Gpu, Plan, RawStream, Workspace, check, decompress_raw, read_raw, read_sink_words,
-    zipgemm_raw,
+    CudaError, GemmOperands, Gpu, Plan, RawStream, Workspace, check, decompress_raw, read_raw,
+    read_sink_words, zipgemm_raw,
 };
 
 /// Where launches are recorded and replayed: one stream, workspace, timer and cuBLAS.
@@ -79,9 +79,10 @@ impl<'g> Stage<'g> {
         y: &'a Copies,
     ) -> Result<Recording<'a>, CudaError> {
         self.rotate(operands, move |copy| {
-            let (w, x, y) = (&operands.compressed[copy], x.at(copy), y.at(copy));
+            let weights = &operands.compressed[copy];
+            let at = GemmOperands::new(weights, x.at(copy), n, y.at(copy));
             // SAFETY: copies have the problem's sizes; one stream uses the workspace.
-            unsafe { zipgemm_raw(self.gpu, self.raw, &plan, w, x, n, y, &self.workspace) }
+            unsafe { zipgemm_raw(self.gpu, self.raw, &plan, weights, &at, &self.workspace) }
         })
     }
 
