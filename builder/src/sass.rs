@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::ptxas;
 
@@ -134,20 +134,28 @@ fn link(kernel: Option<&mut Kernel>, labels: &HashMap<&str, usize>) -> Result<()
     let Some(kernel) = kernel else { return Ok(()) };
     let count = kernel.code.len();
     for (index, instruction) in kernel.code.iter_mut().enumerate() {
-        let label = instruction
-            .text
-            .split_once("`(")
-            .and_then(|(_, label)| label.split_once(')'));
+        let between = |start, end| {
+            let (_, rest) = instruction.text.split_once(start)?;
+            Some(rest.split_once(end)?.0)
+        };
         // A call returns; BSSY and its like only name the place where lanes meet again.
-        let target = match (instruction.name(), label) {
-            ("BRA" | "WARPSYNC", Some((label, _))) => Some(
-                *labels
-                    .get(label)
-                    .with_context(|| format!("no label {label} in {}", kernel.name))?,
+        let target = match instruction.name() {
+            "BRA" | "WARPSYNC" => between("`(", ")"),
+            // Where a computed branch may go is in a comment.
+            "BRX" | "JMX" => Some(
+                between("BRANCH_TARGETS ", "\"")
+                    .with_context(|| format!("{} jumps to a computed address", kernel.name))?,
             ),
-            ("BRX" | "JMX", _) => bail!("{} jumps to a computed address", kernel.name),
             _ => None,
         };
+        let targets = target.into_iter().flat_map(|labels| labels.split(','));
+        let targets = targets.map(|label| {
+            labels
+                .get(label)
+                .copied()
+                .with_context(|| format!("no label {label} in {}", kernel.name))
+        });
+        let targets = targets.collect::<Result<Vec<_>>>()?;
         // A branch depends on a predicate before its name, or on an operand before its target.
         let conditional = instruction.text.starts_with('@')
             || instruction.name() == "WARPSYNC"
@@ -156,9 +164,14 @@ fn link(kernel: Option<&mut Kernel>, labels: &HashMap<&str, usize>) -> Result<()
                 .split('`')
                 .next()
                 .is_some_and(|head| head.contains(','));
-        let ends = matches!(instruction.name(), "BRA" | "EXIT" | "RET") && !conditional;
-        instruction.next.extend(target);
-        if !ends && index + 1 < count && target != Some(index + 1) {
+        let ends = match instruction.name() {
+            "BRA" | "EXIT" | "RET" => !conditional,
+            // A predicate would stand before its name, but so may commas in its comment.
+            "BRX" | "JMX" => !instruction.text.starts_with('@'),
+            _ => false,
+        };
+        instruction.next.extend(targets);
+        if !ends && index + 1 < count && !instruction.next.contains(&(index + 1)) {
             instruction.next.push(index + 1);
         }
     }
@@ -431,6 +444,20 @@ mod tests {
         let next = &parse(LISTING).unwrap()[1];
         assert!(next.main_loop(hmma).is_none());
         assert_eq!(next.hot_path(None, |i| i.name() == "STG"), [0, 1]);
+    }
+
+    #[test]
+    fn a_computed_branch_goes_where_its_comment_says() {
+        let brx = |comment: &str| {
+            let listing = format!(
+                ".text.a:\n/*0000*/ BRX R2 -0x10 {comment} ;\n.L_x:\n/*0010*/ NOP ;\n.L_y:\n/*0020*/ EXIT ;\n"
+            );
+            parse(&listing).map(|kernels| kernels[0].code[0].next.clone())
+        };
+        assert_eq!(brx("(*\"BRANCH_TARGETS .L_y,.L_x\"*)").unwrap(), [2, 1]);
+        assert_eq!(brx("(*\"BRANCH_TARGETS .L_y\"*)").unwrap(), [2]);
+        assert!(brx("(*\"BRANCH_TARGETS .L_z\"*)").is_err());
+        assert!(brx("").is_err());
     }
 
     #[test]

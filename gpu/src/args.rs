@@ -1,11 +1,27 @@
 //! Kernel parameters, as the host passes them: one struct a kernel.
 
+/// Where the outputs of a multiplication go, and what is added to its sums on the way.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// N rows of M outputs: FP32 if `is_f32`, else BF16.
+    pub y: *mut u8,
+    /// M BF16 that are added to each row; none if null.
+    pub bias: *const u16,
+    /// Bytes between the starts of rows.
+    pub pitch: u32,
+    /// Whether outputs are FP32.
+    pub is_f32: bool,
+    /// Whether what `y` holds is added.
+    pub accumulate: bool,
+}
+
 /// The operands of one `zipgemm`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct GemmArgs {
-    /// Output, N rows of M BF16.
-    pub y: *mut u16,
+    /// Outputs, N rows of M.
+    pub output: Output,
     /// Activations, N rows of K BF16.
     pub x: *const u16,
     /// Dense part of the weights.
@@ -23,6 +39,8 @@ pub struct GemmArgs {
     pub n: u32,
     /// Input features.
     pub k: u32,
+    /// Activations between the starts of rows.
+    pub x_stride: u32,
     /// The matrix's base exponent.
     pub base: u32,
 }
@@ -41,8 +59,8 @@ pub struct PrefillArgs {
     /// cluster copies ([`crate::launch::Prefill::box_tokens`]), with the 128-byte swizzle. First,
     /// so that its address is the parameter's.
     pub x: TensorMap,
-    /// Output, N rows of M BF16.
-    pub y: *mut u16,
+    /// Outputs, N rows of M.
+    pub output: Output,
     /// Dense part of the weights.
     pub dense: *const u8,
     /// Index of each tile's first patch.

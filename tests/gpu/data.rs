@@ -89,7 +89,6 @@ fn gaussian(rng: &mut SmallRng, scale: f32) -> u16 {
 /// Y = X W^T in FP64.
 pub struct Product {
     m: usize,
-    /// Each sum, and the sum of its terms' magnitudes.
     sums: Vec<(f64, f64)>,
 }
 
@@ -110,6 +109,11 @@ impl Product {
         };
         let sums = x.par_chunks(k).flat_map_iter(of_token).collect();
         Self { m, sums }
+    }
+
+    /// Each sum, and the sum of its terms' magnitudes.
+    pub fn sums(&self) -> &[(f64, f64)] {
+        &self.sums
     }
 
     /// Fails unless `y`, the outputs of the first tokens, are as close as FP32 sums and BF16

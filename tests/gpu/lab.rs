@@ -10,19 +10,22 @@ use cust::{
     CudaFlags,
     context::CurrentContext,
     device::Device,
-    memory::{CopyDestination, DeviceBuffer},
+    memory::{CopyDestination, DeviceBuffer, DeviceCopy},
     stream::{Stream, StreamFlags},
 };
 use zipserv::{
     Matrix,
-    cuda::{DeviceMatrix, Family, Gpu, Plan, RawStream, Workspace, decompress_raw, zipgemm_raw},
+    cuda::{
+        DeviceMatrix, Family, GemmOperands, Gpu, Plan, RawStream, Workspace, decompress_raw,
+        zipgemm_raw,
+    },
     encode,
 };
 
 /// What guard zones of outputs hold.
 pub const GUARD: u16 = 0x1234;
 /// What surrounds inputs, so that a sum with any of it shows.
-const NAN: u16 = 0x7FFF;
+pub const NAN: u16 = 0x7FFF;
 /// Values in a guard zone; a multiple of any alignment that a kernel cares for.
 const ZONE: usize = 128;
 
@@ -125,23 +128,21 @@ impl Lab {
         let n = x.len() / weights.cols();
         let input = Guarded::new(x, NAN, skews[0]);
         let output = Guarded::new(&vec![NAN; n * weights.rows()], GUARD, skews[1]);
-        let (x, y) = (input.address(), output.address());
-        // SAFETY: `x` and `y` have room; all calls of a lab follow one another in its stream.
-        unsafe {
-            zipgemm_raw(
-                self.gpu,
-                self.raw(),
-                plan,
-                weights,
-                x,
-                n,
-                y,
-                &self.workspace,
-            )
-            .unwrap();
-        }
+        let operands = GemmOperands::new(weights, input.address(), n, output.address());
+        // SAFETY: both have room.
+        unsafe { self.launch(plan, weights, &operands) };
         self.stream.synchronize().unwrap();
         output.values()
+    }
+
+    /// Launches a multiplication; all of a lab follow one another in its stream.
+    ///
+    /// # Safety
+    /// The operands are there until it has run.
+    pub unsafe fn launch(&self, plan: &Plan, weights: &DeviceMatrix, operands: &GemmOperands) {
+        let (gpu, stream) = (self.gpu, self.raw());
+        // SAFETY: the caller's promise; one stream has the workspace.
+        unsafe { zipgemm_raw(gpu, stream, plan, weights, operands, &self.workspace).unwrap() };
     }
 
     /// Restores a matrix to where `skew` says.
@@ -170,15 +171,15 @@ pub fn upload(rows: usize, cols: usize, bits: &[u16]) -> DeviceMatrix {
 }
 
 /// Values between guard zones on the device.
-struct Guarded {
-    memory: DeviceBuffer<u16>,
-    guard: u16,
+pub struct Guarded<T: DeviceCopy> {
+    memory: DeviceBuffer<T>,
+    guard: T,
     from: usize,
     to: usize,
 }
 
-impl Guarded {
-    fn new(values: &[u16], guard: u16, skew: usize) -> Self {
+impl<T: DeviceCopy + PartialEq> Guarded<T> {
+    pub fn new(values: &[T], guard: T, skew: usize) -> Self {
         let (from, to) = (ZONE + skew, ZONE + skew + values.len());
         let mut all = vec![guard; to + ZONE];
         all[from..to].copy_from_slice(values);
@@ -192,13 +193,13 @@ impl Guarded {
         }
     }
 
-    fn address(&self) -> u64 {
-        self.memory.as_device_ptr().as_raw() + 2 * self.from as u64
+    pub fn address(&self) -> u64 {
+        self.memory.as_device_ptr().as_raw() + (size_of::<T>() * self.from) as u64
     }
 
     /// The values, if the guard zones are as they were.
-    fn values(&self) -> Vec<u16> {
-        let mut all = vec![0; self.memory.len()];
+    pub fn values(&self) -> Vec<T> {
+        let mut all = vec![self.guard; self.memory.len()];
         self.memory.copy_to(&mut all).unwrap();
         let (before, after) = (&all[..self.from], &all[self.to..]);
         let whole = before.iter().chain(after).all(|&v| v == self.guard);

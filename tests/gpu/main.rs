@@ -21,6 +21,7 @@
 mod api;
 mod data;
 mod decompress;
+mod epilogue;
 mod gemm;
 mod lab;
 mod prefill;

@@ -6,7 +6,7 @@ use cust::{
 };
 use zipserv::{
     bench::Timer,
-    cuda::{DeviceMatrix, Plan, zipgemm, zipgemm_plan, zipgemm_raw},
+    cuda::{DeviceMatrix, GemmOperands, Plan, zipgemm, zipgemm_plan},
 };
 
 use crate::{
@@ -41,10 +41,8 @@ fn repeat(
     for run in 0..runs {
         let x = x.as_device_ptr().as_raw();
         let y = y.as_device_ptr().as_raw() + (2 * run * len) as u64;
-        // SAFETY: each run has its own outputs; all follow one another in the lab's stream.
-        unsafe {
-            zipgemm_raw(lab.gpu, lab.raw(), plan, weights, x, n, y, &lab.workspace).unwrap();
-        }
+        // SAFETY: each run has its own outputs.
+        unsafe { lab.launch(plan, weights, &GemmOperands::new(weights, x, n, y)) };
     }
     download(lab, &y)
 }
@@ -89,11 +87,8 @@ fn a_chain_of_dependent_launches_keeps_its_order() {
                 for i in 0..depth {
                     let [from, to] = [&buffers[i % 2], &buffers[(i + 1) % 2]];
                     let (x, y) = (from.as_device_ptr().as_raw(), to.as_device_ptr().as_raw());
-                    // SAFETY: both have the size; all follow one another in the lab's stream.
-                    unsafe {
-                        zipgemm_raw(lab.gpu, lab.raw(), &plan, &weights, x, n, y, &lab.workspace)
-                            .unwrap();
-                    }
+                    // SAFETY: both have the size.
+                    unsafe { lab.launch(&plan, &weights, &GemmOperands::new(&weights, x, n, y)) };
                     if !plan.is_dependent() {
                         lab.stream.synchronize().unwrap();
                     }

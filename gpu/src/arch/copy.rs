@@ -92,7 +92,7 @@ pub unsafe fn tensor_multicast(
     }
 }
 
-/// Starts a copy of 16 bytes of which the first `bytes` (0 or 16) are read and the others zero.
+/// Starts a copy of 16 bytes of which the first `bytes` (0 to 16) are read and the others zero.
 ///
 /// # Safety
 /// `from` is readable for `bytes` bytes; both addresses are 16-byte aligned; nothing touches the

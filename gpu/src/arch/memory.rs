@@ -177,6 +177,43 @@ pub unsafe fn load_global_u32_if(address: *const u32, really: bool) -> u32 {
     value
 }
 
+macro_rules! load_written {
+    ($(#[$doc:meta])* $name:ident $type:ty, $suffix:literal) => {
+        $(#[$doc])*
+        /// Without a branch, so that many can be under way.
+        ///
+        /// # Safety
+        /// What is loaded is readable and aligned.
+        #[inline(always)]
+        pub unsafe fn $name<const AT: usize>(address: *const $type, really: bool) -> u32 {
+            let mut value: u32;
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    "{{ .reg .pred really;",
+                    "setp.ne.u32 really, {really}, 0;",
+                    "mov.u32 {value}, 0;",
+                    concat!("@really ld.global.", $suffix, " {value}, [{address} + {at}]; }}"),
+                    really = in(reg32) u32::from(really), value = out(reg32) value,
+                    address = in(reg64) address, at = const AT * size_of::<$type>(),
+                    options(readonly, nostack, preserves_flags));
+            }
+            value
+        }
+    };
+}
+
+load_written! {
+    /// Loads, if `really`, else zero, the `AT`-th value of 16 bits from `address` on, in global
+    /// memory that an earlier kernel of the stream may have written while this one was there:
+    /// after a wait for that one, by the same thread.
+    load_written_u16 u16, "u16"
+}
+load_written! {
+    /// [`load_written_u16`] of 32 bits.
+    load_written_u32 u32, "u32"
+}
+
 /// Stores 128 bits to global memory that this kernel will not read.
 ///
 /// # Safety

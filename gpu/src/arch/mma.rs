@@ -64,15 +64,3 @@ pub fn to_bf16_pair(first: f32, second: f32) -> u32 {
     }
     bits
 }
-
-/// Rounds to the nearest BF16, ties to even.
-#[inline(always)]
-pub fn to_bf16(value: f32) -> u16 {
-    let mut bits: u16;
-    // SAFETY: arithmetic.
-    unsafe {
-        asm!("cvt.rn.bf16.f32 {}, {};", out(reg16) bits, in(reg32) value,
-            options(pure, nomem, nostack, preserves_flags));
-    }
-    bits
-}

@@ -15,6 +15,7 @@ macro_rules! unroll {
 }
 
 pub mod decompress;
+mod epilogue;
 mod fetch;
 pub mod read;
 mod ring;

@@ -5,7 +5,7 @@
 //!
 //!  tiles, offsets,  full  A fragments from bytes, words and   sums  add over warps, then over
 //!  patches; X      ----->  bases, B fragments from X, mma    -----> blocks, in a fixed order;
-//!  into a stage     empty  into registers, unit after unit          round; store Y
+//!  into a stage     empty  into registers, unit after unit          epilogue; store Y
 //!                  <-----                                    <-----
 //! ```
 //!
@@ -22,15 +22,14 @@
 //! Budget (builder/budget.json, from the machine code): 236 instructions a tile and warp at N = 8,
 //! 3.7 for each of a lane's 64 weights, where 132 multiprocessors at 3 TB/s leave 13.6 issue slots.
 
-use core::ops::Range;
-
 use super::{
+    epilogue::Epilogue,
     fetch,
     ring::Ring,
     tile::{self, Patches, Tile},
 };
 use crate::{
-    arch::{barrier, copy, grid, memory, mma, thread},
+    arch::{barrier, copy, grid, memory, thread},
     args::GemmArgs,
     launch::Gemm,
     layout::*,
@@ -421,6 +420,13 @@ impl<
         }
     }
 
+    /// Where an activation is.
+    #[inline(always)]
+    fn x(&self, token: u32, column: u32) -> *const u16 {
+        let index = token as usize * self.args.x_stride as usize + column as usize;
+        self.args.x.wrapping_add(index)
+    }
+
     /// Brings a unit's activations to the L2 cache, without any promise about what they hold.
     #[inline(always)]
     fn prefetch_x(&self, cursor: &Cursor<GROUPS>) {
@@ -429,8 +435,7 @@ impl<
         while index < GROUPS as u32 * self.args.n {
             let (token, tile) = (index / GROUPS as u32, index % GROUPS as u32);
             if tile < tiles {
-                let at = token * self.args.k + (col + tile) * TILE_COLS as u32;
-                copy::prefetch(self.args.x.wrapping_add(at as usize).cast());
+                copy::prefetch(self.x(token, (col + tile) * TILE_COLS as u32).cast());
             }
             index += LANES as u32;
         }
@@ -450,16 +455,14 @@ impl<
         let first = col * TILE_COLS as u32;
         // SAFETY: `run`'s.
         unsafe {
-            if k % CHUNK == 0 && self.args.x as u64 % 16 == 0 {
+            if self.args.x_stride % CHUNK == 0 && self.args.x as u64 % 16 == 0 {
                 let chunks = (GROUPS * TILE_COLS) as u32 / CHUNK;
                 for i in 0..(8 * N_TILES) as u32 * chunks / LANES as u32 {
                     let index = i * LANES as u32 + self.lane;
                     let (token, c) = (index / chunks, index % chunks * CHUNK);
-                    let bytes = if token < n && first + c < k { 16 } else { 0 };
-                    let from = self
-                        .args
-                        .x
-                        .wrapping_add(token as usize * k as usize + (first + c) as usize);
+                    let columns = k.saturating_sub(first + c).min(CHUNK);
+                    let bytes = if token < n { 2 * columns } else { 0 };
+                    let from = self.x(token, first + c);
                     copy::chunk(at + token * stride + 2 * c, from.cast(), bytes);
                 }
                 copy::arrive_after_chunks(full);
@@ -469,10 +472,7 @@ impl<
                     while c < (GROUPS * TILE_COLS) as u32 {
                         let mut value = 0;
                         if token < n && first + c < k {
-                            value = *self
-                                .args
-                                .x
-                                .add(token as usize * k as usize + (first + c) as usize);
+                            value = *self.x(token, first + c);
                         }
                         memory::store_u16(at + token * stride + 2 * c, value);
                         c += LANES as u32;
@@ -604,63 +604,89 @@ impl<
             self.prefetch_x(&ahead);
             ahead = ahead.after(1);
         }
+        // This thread's own wait: it writes, and perhaps reads, what earlier kernels have written.
         grid::wait_dependencies();
         let thread = (self.warp - Self::WARPS - 2) * LANES as u32 + self.lane;
         let mut segments = self.segments;
         let mut ring = Ring::<SUM_STAGES>::EMPTYING;
         while let Some(segment) = segments.next() {
-            let mut sums = [[[0f32; 4]; FOURS_AT_MOST]; N_TILES];
-            // SAFETY: `run`'s.
-            unsafe {
+            let epilogue = Epilogue::new(&self.args.output, self.args.m, self.args.n);
+            let finishes = segment.to == self.tile_cols;
+            let before = if segment.from > 0 && finishes {
                 let row_block_start = segment.row_block * self.tile_cols;
-                let before = if segment.from > 0 && segment.to == self.tile_cols {
-                    self.work.block_of(row_block_start)..self.block
-                } else {
-                    0..0
-                };
-                // While this block's warps multiply, if registers can hold all sums.
-                if Self::EARLY {
+                self.work.block_of(row_block_start)..self.block
+            } else {
+                0..0
+            };
+            let first_row = segment.row_block * Self::ROWS;
+            let mut bias = [0; 4];
+            unroll!(E < 4 => {
+                // SAFETY: `run`'s.
+                bias[E] = unsafe { epilogue.bias::<E>(first_row + Self::row(thread)) };
+            });
+            let mut first = 0;
+            while first < N_TILES as u32 {
+                let mut sums = [[[0f32; 4]; FOURS_AT_MOST]; N_TILES];
+                let mut old = [[[0; 4]; FOURS_AT_MOST]; N_TILES];
+                // SAFETY: `run`'s.
+                unsafe {
+                    // While this block's warps multiply.
                     for block in before.clone() {
-                        self.take_over(block, 0..N_TILES, thread, &mut sums);
+                        self.take_over(block, first, thread, &mut sums);
                     }
-                }
-                unroll!(J < N_TILES => {
-                    if !Self::EARLY {
-                        for block in before.clone() {
-                            self.take_over(block, J..J + 1, thread, &mut sums);
-                        }
-                    }
-                    barrier::wait(self.sums_full(ring.stage), ring.parity);
-                    unroll!(I < Self::fours() => {
-                        let (token, row) = Self::four(I, thread);
-                        if token < 8 {
-                            let part = self.sums(ring.stage) + 4 * (token * Self::SHAPE.sums_stride() as u32 + row);
-                            for index in 0..Self::SHAPE.parts() as u32 {
-                                let part = part + 4 * index * 8 * Self::SHAPE.sums_stride() as u32;
-                                add(&mut sums[J][I], memory::load_u32x4(part).map(f32::from_bits));
-                            }
-                        }
-                    });
-                    barrier::arrive(self.sums_empty(ring.stage));
-                    ring.advance();
-                    unroll!(I < Self::fours() => {
-                        let (token, row) = Self::four(I, thread);
-                        if token < 8 {
-                            if segment.to < self.tile_cols {
-                                self.hand_over(Self::place(J as u32, token, row), sums[J][I]);
+                    if finishes && epilogue.accumulates() {
+                        unroll!(J < Self::AT_ONCE => {
+                            let j = first + J as u32;
+                            old[J] = if epilogue.is_f32() {
+                                Self::old::<true>(&epilogue, j, first_row, thread)
                             } else {
-                                self.store(segment.row_block * Self::ROWS + row, 8 * J as u32 + token, sums[J][I]);
+                                Self::old::<false>(&epilogue, j, first_row, thread)
+                            };
+                        });
+                    }
+                    unroll!(J < Self::AT_ONCE => {
+                        let j = first + J as u32;
+                        barrier::wait(self.sums_full(ring.stage), ring.parity);
+                        unroll!(I < Self::fours() => {
+                            let (token, row) = Self::four(I, thread);
+                            if token < 8 {
+                                let part = self.sums(ring.stage) + 4 * (token * Self::SHAPE.sums_stride() as u32 + row);
+                                for index in 0..Self::SHAPE.parts() as u32 {
+                                    let part = part + 4 * index * 8 * Self::SHAPE.sums_stride() as u32;
+                                    add(&mut sums[J][I], memory::load_u32x4(part).map(f32::from_bits));
+                                }
                             }
-                        }
+                        });
+                        barrier::arrive(self.sums_empty(ring.stage));
+                        ring.advance();
+                        unroll!(I < Self::fours() => {
+                            let (token, row) = Self::four(I, thread);
+                            if token < 8 {
+                                if finishes {
+                                    let (token, row) = (8 * j + token, first_row + row);
+                                    epilogue.store_four(token, row, sums[J][I], bias, old[J][I]);
+                                } else {
+                                    self.hand_over(Self::place(j, token, row), sums[J][I]);
+                                }
+                            }
+                        });
                     });
-                });
+                }
+                first += Self::AT_ONCE as u32;
             }
         }
     }
 
-    /// Whether a writer's thread has registers for the sums of all tokens. The portable blocks
-    /// share a multiprocessor.
-    const EARLY: bool = N_TILES * Self::fours() <= if cfg!(zipserv_sm = "90a") { 16 } else { 8 };
+    /// Eights of tokens for whose sums a writer's thread has registers at a time: all, or one. The
+    /// portable blocks share a multiprocessor.
+    const AT_ONCE: usize = {
+        let most = if cfg!(zipserv_sm = "90a") { 16 } else { 8 };
+        if N_TILES * Self::fours() <= most {
+            N_TILES
+        } else {
+            1
+        }
+    };
 
     #[inline(always)]
     const fn fours() -> usize {
@@ -673,40 +699,41 @@ impl<
     #[inline(always)]
     fn four(i: usize, thread: u32) -> (u32, u32) {
         let index = (i * Gemm::WRITERS * LANES) as u32 + thread;
-        (index / (Self::ROWS / 4), index % (Self::ROWS / 4) * 4)
+        (index / (Self::ROWS / 4), Self::row(thread))
+    }
+
+    /// First row of each of a writer's fours.
+    #[inline(always)]
+    fn row(thread: u32) -> u32 {
+        const { assert!((Gemm::WRITERS * LANES).is_multiple_of(Self::SHAPE.rows() / 4)) };
+        thread % (Self::ROWS / 4) * 4
+    }
+
+    /// Starts to load a writer's old outputs of the `j`-th eight tokens.
+    #[inline(always)]
+    unsafe fn old<const F32: bool>(
+        epilogue: &Epilogue,
+        j: u32,
+        first_row: u32,
+        thread: u32,
+    ) -> [[u32; 4]; FOURS_AT_MOST] {
+        let mut old = [[0; 4]; FOURS_AT_MOST];
+        unroll!(I < Self::fours() => {
+            let (token, row) = Self::four(I, thread);
+            if token < 8 {
+                unroll!(E < 4 => {
+                    // SAFETY: `write`'s.
+                    old[I][E] = unsafe { epilogue.old::<F32, E>(8 * j + token, first_row + row) };
+                });
+            }
+        });
+        old
     }
 
     /// Place of a four in what one block hands over, in floats.
     #[inline(always)]
     fn place(j: u32, token: u32, row: u32) -> u32 {
         (j * 8 + token) * Self::ROWS + row
-    }
-
-    /// Rounds and stores four rows of a token.
-    #[inline(always)]
-    unsafe fn store(&self, row: u32, token: u32, sums: [f32; 4]) {
-        if token >= self.args.n || row >= self.args.m {
-            return;
-        }
-        let values = sums.map(mma::to_bf16);
-        // SAFETY: `row < m` and `token < n`.
-        unsafe {
-            let y = self
-                .args
-                .y
-                .add(token as usize * self.args.m as usize + row as usize);
-            if self.args.m % 4 == 0 && self.args.y as u64 % 8 == 0 {
-                let pair = |a: u16, b: u16| u32::from(a) | u32::from(b) << 16;
-                let [a, b, c, d] = values;
-                memory::store_global_u32x2(y.cast(), [pair(a, b), pair(c, d)]);
-            } else {
-                for i in 0..4 {
-                    if row + i < self.args.m {
-                        *y.add(i as usize) = values[i as usize];
-                    }
-                }
-            }
-        }
     }
 
     /// Where `block` leaves sums, `place` of [`Gemm::partial_bytes`].
@@ -728,33 +755,33 @@ impl<
         unsafe { memory::publish_u32x4(self.partial(self.block, place), sum.map(flag)) }
     }
 
-    /// Waits for the sums of an earlier block, adds them, and leaves their places empty for the
-    /// next launch. Blocks start in order, so that the one waited for runs or has run.
+    /// Waits for the sums of an earlier block, of the eights of tokens from `first` on, adds them,
+    /// and leaves their places empty for the next launch. Blocks start in order, so that the one
+    /// waited for runs or has run.
     #[inline(always)]
     unsafe fn take_over(
         &self,
         block: u32,
-        chunks: Range<usize>,
+        first: u32,
         thread: u32,
         sums: &mut [[[f32; 4]; FOURS_AT_MOST]; N_TILES],
     ) {
         let from = |j: usize, i: usize| {
             let (token, row) = Self::four(i, thread);
-            let mine = token < 8 && chunks.contains(&j);
-            mine.then(|| self.partial(block, Self::place(j as u32, token, row)))
+            (token < 8).then(|| self.partial(block, Self::place(first + j as u32, token, row)))
         };
         let mut parts = [[[0u32; 4]; FOURS_AT_MOST]; N_TILES];
         // SAFETY: the workspace has room for every block of the launch.
         unsafe {
             // All are in flight before the first is looked at.
-            unroll!(J < N_TILES => {
+            unroll!(J < Self::AT_ONCE => {
                 unroll!(I < Self::fours() => {
                     if let Some(from) = from(J, I) {
                         parts[J][I] = memory::observe_u32x4(from);
                     }
                 });
             });
-            unroll!(J < N_TILES => {
+            unroll!(J < Self::AT_ONCE => {
                 unroll!(I < Self::fours() => {
                     if let Some(from) = from(J, I) {
                         while parts[J][I].map(|sum| sum == Gemm::EMPTY) != [false; 4] {

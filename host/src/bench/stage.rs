@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     cuda::{
-        CudaError, Gpu, Plan, RawStream, Workspace, check, decompress_raw, read_raw,
+        CudaError, GemmOperands, Gpu, Plan, RawStream, Workspace, check, decompress_raw, read_raw,
         read_sink_words, zipgemm_raw,
     },
     results::Ceilings,
@@ -81,9 +81,10 @@ impl<'g> Stage<'g> {
         y: &'a Copies,
     ) -> Result<Recording<'a>, CudaError> {
         self.rotate(operands.rotation(n), move |copy| {
-            let (w, x, y) = (&operands.compressed[copy], x.at(copy), y.at(copy));
+            let weights = &operands.compressed[copy];
+            let at = GemmOperands::new(weights, x.at(copy), n, y.at(copy));
             // SAFETY: copies have the problem's sizes; one stream uses the workspace.
-            unsafe { zipgemm_raw(self.gpu, self.raw, &plan, w, x, n, y, &self.workspace) }
+            unsafe { zipgemm_raw(self.gpu, self.raw, &plan, weights, &at, &self.workspace) }
         })
     }
 

@@ -1,13 +1,12 @@
 use std::fmt;
 
-use cudarc::driver::sys::CUdeviceptr;
 use zipserv_gpu::{
     args::GemmArgs,
     launch::{GEMMS, Gemm},
     layout::TILE_COLS,
 };
 
-use super::{CudaError, DeviceMatrix, Family, Gpu, RawStream, Workspace};
+use super::{CudaError, DeviceMatrix, Family, GemmOperands, Gpu, RawStream, Workspace};
 
 /// Launches of a kernel for few tokens, as many as it takes for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,19 +93,17 @@ impl fmt::Display for DecodePlan {
 ///
 /// # Safety
 /// As [`zipgemm_raw`](super::zipgemm_raw).
-#[allow(clippy::too_many_arguments)]
 pub unsafe fn zipgemm_decode_raw(
     gpu: &Gpu,
     stream: RawStream,
     plan: &DecodePlan,
     dependent: bool,
     weights: &DeviceMatrix,
-    x: CUdeviceptr,
-    n: usize,
-    y: CUdeviceptr,
+    operands: &GemmOperands,
     workspace: &Workspace,
 ) -> Result<(), CudaError> {
     let &DecodePlan { shape, blocks, .. } = plan;
+    let n = operands.n;
     let columns = columns(&shape, weights);
     let wrong = if n.div_ceil(tokens(&shape)) != plan.slices {
         Some(format!("the plan is for another problem than {n} tokens"))
@@ -127,8 +124,8 @@ pub unsafe fn zipgemm_decode_raw(
     for first in (0..n).step_by(tokens(&shape)) {
         let (dense, offsets, patches) = weights.addresses();
         let args = GemmArgs {
-            y: (y as *mut u16).wrapping_add(first * weights.rows()),
-            x: (x as *const u16).wrapping_add(first * weights.cols()),
+            output: operands.output_from(first),
+            x: operands.x_from(first),
             dense,
             offsets,
             patches,
@@ -136,6 +133,7 @@ pub unsafe fn zipgemm_decode_raw(
             m: weights.rows,
             n: tokens(&shape).min(n - first) as u32,
             k: weights.cols,
+            x_stride: operands.x_stride as u32,
             base: u32::from(weights.base),
         };
         // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.

@@ -1,34 +1,37 @@
-use cudarc::driver::sys::{self, CUdeviceptr};
+use cudarc::driver::sys;
 use cust::{memory::DeviceSlice, stream::Stream};
 
 use super::{
-    CudaError, DeviceMatrix, Gpu, Plan, RawStream, Workspace, check,
+    CudaError, DeviceMatrix, GemmOperands, GemmSlices, Gpu, OutputType, Outputs, Plan, RawStream,
+    Workspace, check,
     decode::zipgemm_decode_raw,
     guard,
-    plan::{Kind, check_tokens, choose},
+    plan::{Kind, choose},
     prefill::{self, zipgemm_prefill_raw},
 };
 
 /// Y[N, M] = X[N, K] W[M, K]^T: tokens of BF16 activations in `x`, row after row, times the
 /// transposed weights, into BF16 in `y`. Sums are FP32, in an order that depends on the plan, and
-/// on whether `x` is aligned, so that the same inputs give the same bits.
+/// on whether rows of `x` are aligned, so that the same inputs give the same bits.
+/// [`zipgemm_with`] does more: a bias, FP32 outputs, addition to what the outputs hold, and rows
+/// apart.
 ///
 /// The number of tokens, N, is `x.len() / K`, and at most [`MAX_TOKENS`](super::MAX_TOKENS); the
 /// plan is for as many. The call returns at once; the result is there when `stream` has come so
 /// far. Nothing is allocated and nothing waits, so the call can be captured into a CUDA graph. The
 /// first call binds `workspace` to `stream`.
 ///
-/// On Hopper, more than 32 tokens are fast where K is a multiple of 8 and `x` is aligned to 16
-/// bytes, as allocations are. Other activations, and more than 64 tokens on other GPUs, go through
-/// the kernels for few tokens in slices of up to 64, one launch after another in the stream: that
-/// is right, but slow, for each slice reads all weights. The call looks at the address and falls
-/// back by itself, whatever the plan.
+/// On Hopper, more than 32 tokens are fast where K is a multiple of 8, and where all rows of
+/// activations are aligned to 16 bytes, as allocations and multiples of 8 activations are. Other
+/// activations, and more than 64 tokens on other GPUs, go through the kernels for few tokens in
+/// slices of up to 64, one launch after another in the stream: that is right, but slow, for each
+/// slice reads all weights. The call looks at address and stride and falls back by itself,
+/// whatever the plan.
 ///
 /// # Errors
 /// [`CudaError::Argument`] when lengths do not fit, something belongs to another device, the
 /// plan is for other problems, or the workspace for another stream; [`CudaError`] from the
 /// driver.
-#[allow(clippy::too_many_arguments)]
 pub fn zipgemm(
     gpu: &Gpu,
     stream: &Stream,
@@ -47,16 +50,35 @@ pub fn zipgemm(
             y.len()
         )));
     }
+    let slices = GemmSlices::new(weights, x, n, Outputs::Bf16(y));
+    zipgemm_with(gpu, stream, plan, weights, slices, workspace)
+}
+
+/// [`zipgemm`] with all that [`GemmSlices`] can ask for.
+///
+/// # Errors
+/// As [`zipgemm`]; [`CudaError::Argument`] also when a stride is less than a row or its rows more
+/// than 4 GiB apart, when the bias does not have M values, and for a bias to weights without
+/// input features.
+pub fn zipgemm_with(
+    gpu: &Gpu,
+    stream: &Stream,
+    plan: &Plan,
+    weights: &DeviceMatrix,
+    slices: GemmSlices,
+    workspace: &mut Workspace,
+) -> Result<(), CudaError> {
+    let operands = slices.checked(weights.rows(), weights.cols())?;
     let stream = stream.as_inner().cast();
-    let (x, y) = (x.as_device_ptr().as_raw(), y.as_device_ptr().as_raw());
     let partials = workspace.partials.as_device_ptr().as_raw();
     guard::same_device(
         gpu,
         stream,
         &[
             ("the weights", weights.dense.as_device_ptr().as_raw()),
-            ("the activations", x),
-            ("the output", y),
+            ("the activations", operands.x),
+            ("the output", operands.y),
+            ("the bias", operands.bias.unwrap_or(0)),
             ("the workspace", partials),
         ],
     )?;
@@ -64,41 +86,35 @@ pub fn zipgemm(
     // SAFETY: lengths and device are right; `y` is borrowed alone, and memory that is freed waits
     // for kernels that use it; the workspace serves this stream only; weights are written by
     // `DeviceMatrix`, which waits until they are.
-    unsafe { zipgemm_raw(gpu, stream, plan, weights, x, n, y, workspace) }
+    unsafe { zipgemm_raw(gpu, stream, plan, weights, &operands, workspace) }
 }
 
-/// [`zipgemm`] on the caller's own pointers and stream, as cudarc and candle hold them.
+/// [`zipgemm_with`] on the caller's own pointers and stream, as cudarc and candle hold them.
 ///
 /// # Errors
-/// [`CudaError::Argument`] when the plan does not fit or a pointer is not aligned to BF16;
-/// [`CudaError`] from the driver.
+/// [`CudaError::Argument`] when the plan does not fit, a stride is less than a row or its rows more
+/// than 4 GiB apart, a pointer is not aligned to its type, or weights without input features are
+/// to have a bias; [`CudaError`] from the driver.
 ///
 /// # Safety
-/// `x` holds `n * K` BF16 and `y` has room for `n * M`, in memory of `gpu`, when the kernel
-/// runs, and they do not overlap; no other kernel uses `workspace` at the same time; no earlier
-/// kernel of the stream that may still run writes the weights.
-#[allow(clippy::too_many_arguments)]
+/// When the kernel runs, `x` holds its `n` rows, `y` has room for its own and `bias` holds M BF16,
+/// in memory of `gpu`; `y` overlaps neither of the others; no other kernel uses `workspace` at the
+/// same time; no earlier kernel of the stream that may still run writes the weights.
 pub unsafe fn zipgemm_raw(
     gpu: &Gpu,
     stream: RawStream,
     plan: &Plan,
     weights: &DeviceMatrix,
-    x: CUdeviceptr,
-    n: usize,
-    y: CUdeviceptr,
+    operands: &GemmOperands,
     workspace: &Workspace,
 ) -> Result<(), CudaError> {
-    check_tokens(n)?;
-    if !x.is_multiple_of(2) || !y.is_multiple_of(2) {
-        let wrong = "activations and outputs must be aligned to 2 bytes";
-        return Err(CudaError::Argument(wrong.to_owned()));
+    operands.check(weights.rows(), weights.cols())?;
+    if weights.rows() == 0 {
+        return Ok(());
     }
-    if weights.rows() * weights.cols() == 0 {
-        // Without inputs, or without outputs, there is nothing to add up.
+    if weights.cols() == 0 {
         // SAFETY: the caller's promise.
-        return check("cuMemsetD16Async", unsafe {
-            sys::cuMemsetD16Async(y, 0, n * weights.rows(), stream)
-        });
+        return unsafe { write_empty_sums(stream, weights, operands) };
     }
     // SAFETY: the caller's promise, passed on.
     unsafe {
@@ -109,27 +125,58 @@ pub unsafe fn zipgemm_raw(
                 few,
                 plan.dependent,
                 weights,
-                x,
-                n,
-                y,
+                operands,
                 workspace,
             ),
-            Kind::Prefill(many) if prefill::can_read(weights, x) => zipgemm_prefill_raw(
-                gpu,
-                stream,
-                many,
-                plan.dependent,
-                weights,
-                x,
-                n,
-                y,
-                workspace,
-            ),
-            Kind::Prefill(_) => {
-                let slices = choose(gpu, weights, n, false)?;
-                let slices = slices.with_dependent(plan.is_dependent());
-                zipgemm_raw(gpu, stream, &slices, weights, x, n, y, workspace)
+            Kind::Prefill(many) if prefill::can_read(operands.x, operands.x_stride) => {
+                zipgemm_prefill_raw(
+                    gpu,
+                    stream,
+                    many,
+                    plan.dependent,
+                    weights,
+                    operands,
+                    workspace,
+                )
             }
+            Kind::Prefill(_) => {
+                let slices = choose(gpu, weights, operands.n, false)?;
+                let slices = slices.with_dependent(plan.is_dependent());
+                zipgemm_raw(gpu, stream, &slices, weights, operands, workspace)
+            }
+        }
+    }
+}
+
+/// The outputs of weights without input features: zeros, or what they were.
+///
+/// # Safety
+/// As [`zipgemm_raw`].
+unsafe fn write_empty_sums(
+    stream: RawStream,
+    weights: &DeviceMatrix,
+    operands: &GemmOperands,
+) -> Result<(), CudaError> {
+    if operands.bias.is_some() {
+        let wrong = "weights without input features take no bias";
+        return Err(CudaError::Argument(wrong.to_owned()));
+    }
+    if operands.accumulate {
+        return Ok(());
+    }
+    let (y, pitch) = (operands.y, operands.y_pitch());
+    let (m, n) = (weights.rows(), operands.n);
+    // SAFETY: the caller's promise.
+    unsafe {
+        match operands.output {
+            OutputType::Bf16 => check(
+                "cuMemsetD2D16Async",
+                sys::cuMemsetD2D16Async(y, pitch, 0, m, n, stream),
+            ),
+            OutputType::F32 => check(
+                "cuMemsetD2D32Async",
+                sys::cuMemsetD2D32Async(y, pitch, 0, m, n, stream),
+            ),
         }
     }
 }

@@ -5,6 +5,8 @@
 //! cust does not wrap, because they may ask for programmatic dependent launch. [`zipgemm`] and
 //! [`decompress`] take buffers and streams of cust and check them; [`zipgemm_raw`] and
 //! [`decompress_raw`] take raw device pointers and a raw stream, for callers of cudarc or candle.
+//! [`zipgemm_with`] is [`zipgemm`] with an epilogue (bias, FP32 outputs, accumulation) and with
+//! strides.
 //!
 //! One call multiplies any number of tokens up to [`MAX_TOKENS`]; [`zipgemm_plan`] chooses its
 //! kernel:
@@ -49,15 +51,17 @@ mod gemm;
 mod gpu;
 mod guard;
 mod matrix;
+mod operands;
 mod plan;
 mod prefill;
 mod read;
 mod workspace;
 
 pub use decompress::{decompress, decompress_raw};
-pub use gemm::{zipgemm, zipgemm_raw};
+pub use gemm::{zipgemm, zipgemm_raw, zipgemm_with};
 pub use gpu::{Family, Gpu};
 pub use matrix::DeviceMatrix;
+pub use operands::{GemmOperands, GemmSlices, OutputType, Outputs};
 pub use plan::{MAX_TOKENS, Plan, zipgemm_plan};
 pub use read::{read_raw, read_sink_words};
 pub use workspace::Workspace;

@@ -88,12 +88,13 @@ const MEASURED: &[Measured] = &[
     },
 ];
 
-/// Chooses kernel and launch for `n` tokens, 1 to [`MAX_TOKENS`].
+/// Chooses kernel and launch for `n` tokens, 1 to [`MAX_TOKENS`], whose activations follow one
+/// another. [`zipgemm`](super::zipgemm) says what becomes of others.
 ///
 /// # Errors
 /// [`CudaError::Argument`] when `n` is 0 or too large, or the device has no kernel.
 pub fn zipgemm_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Plan, CudaError> {
-    choose(gpu, weights, n, prefill::can_read(weights, 0))
+    choose(gpu, weights, n, prefill::can_read(0, weights.cols()))
 }
 
 /// Chooses; with `many`, kernels for many tokens count too.
@@ -190,7 +191,7 @@ impl Plan {
         check_tokens(n)?;
         let kind = if !is_prefill(kernel) {
             Kind::Decode(DecodePlan::with_kernel(gpu, weights, n, kernel)?)
-        } else if prefill::can_read(weights, 0) {
+        } else if prefill::can_read(0, weights.cols()) {
             Kind::Prefill(PrefillPlan::with_kernel(gpu, weights, n, kernel)?)
         } else {
             let k = weights.cols();

@@ -7,7 +7,7 @@ use zipserv_gpu::{
     layout::TILE_COLS,
 };
 
-use super::{CudaError, DeviceMatrix, Gpu, RawStream, Workspace, check};
+use super::{CudaError, DeviceMatrix, GemmOperands, Gpu, RawStream, Workspace, check};
 
 /// The launch of a kernel for many tokens. [`prefill_plan`] chooses one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,10 +134,10 @@ fn tiles(shape: &Prefill, weights: &DeviceMatrix, n: usize) -> usize {
     weights.rows().div_ceil(Prefill::ROWS * shape.cluster) * n.div_ceil(shape.tokens)
 }
 
-/// Whether the kernels can read activations at `x`: tensor copies start at multiples of 16 bytes,
-/// and so must all tokens.
-pub fn can_read(weights: &DeviceMatrix, x: CUdeviceptr) -> bool {
-    weights.cols().is_multiple_of(8) && x.is_multiple_of(16)
+/// Whether the kernels can read activations at `x` whose rows start `stride` apart: tensor copies
+/// start at multiples of 16 bytes, and so must all rows.
+pub fn can_read(x: CUdeviceptr, stride: usize) -> bool {
+    stride.is_multiple_of(8) && x.is_multiple_of(16)
 }
 
 /// [`zipgemm_raw`](super::zipgemm_raw) for many tokens, of activations that [`can_read`] approves;
@@ -148,21 +148,19 @@ pub fn can_read(weights: &DeviceMatrix, x: CUdeviceptr) -> bool {
 ///
 /// # Safety
 /// As [`zipgemm_raw`](super::zipgemm_raw).
-#[allow(clippy::too_many_arguments)]
 pub unsafe fn zipgemm_prefill_raw(
     gpu: &Gpu,
     stream: RawStream,
     plan: &PrefillPlan,
     dependent: bool,
     weights: &DeviceMatrix,
-    x: CUdeviceptr,
-    n: usize,
-    y: CUdeviceptr,
+    operands: &GemmOperands,
     workspace: &Workspace,
 ) -> Result<(), CudaError> {
     let PrefillPlan {
         shape, clusters, ..
     } = *plan;
+    let n = operands.n;
     let blocks = clusters * shape.cluster as u32;
     let wrong = if tiles(&shape, weights, n) != plan.tiles as usize {
         Some(format!("the plan is for another problem than {n} tokens"))
@@ -176,8 +174,8 @@ pub unsafe fn zipgemm_prefill_raw(
     }
     let (dense, offsets, patches) = weights.addresses();
     let args = PrefillArgs {
-        x: boxes(x, n, weights.cols(), shape.box_tokens())?,
-        y: y as *mut u16,
+        x: boxes(operands, weights.cols(), shape.box_tokens())?,
+        output: operands.output_from(0),
         dense,
         offsets,
         patches,
@@ -192,8 +190,10 @@ pub unsafe fn zipgemm_prefill_raw(
     unsafe { gpu.launch(plan.kernel, blocks, stream, dependent, args) }
 }
 
-/// Describes `n` rows of `k` activations as boxes of 64 columns by `tokens`.
-fn boxes(x: CUdeviceptr, n: usize, k: usize, tokens: usize) -> Result<TensorMap, CudaError> {
+/// Describes rows of `k` activations as boxes of 64 columns by `tokens`. What lies between rows is
+/// outside.
+fn boxes(operands: &GemmOperands, k: usize, tokens: usize) -> Result<TensorMap, CudaError> {
+    let &GemmOperands { x, x_stride, n, .. } = operands;
     let mut map = MaybeUninit::<sys::CUtensorMap>::uninit();
     // SAFETY: the call reads two dimensions, one stride between them, and writes the map.
     unsafe {
@@ -205,7 +205,7 @@ fn boxes(x: CUdeviceptr, n: usize, k: usize, tokens: usize) -> Result<TensorMap,
                 2,
                 x as *mut _,
                 [k as u64, n as u64].as_ptr(),
-                [2 * k as u64].as_ptr(),
+                [2 * x_stride as u64].as_ptr(),
                 [TILE_COLS as u32, tokens as u32].as_ptr(),
                 [1, 1].as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,

@@ -1,0 +1,200 @@
+//! From sums to outputs, the same for all multiplications:
+//!
+//! ```text
+//! sum over K ---> + bias ---> + old output ---> round, if outputs are BF16 ---> store
+//!  FP32            BF16        BF16 or FP32
+//! ```
+//!
+//! In this order, each addition in FP32. An earlier kernel of the stream may have written the bias
+//! and the old outputs, so only threads that have called [`crate::arch::grid::wait_dependencies`]
+//! themselves load them. What they load stays bits until it is added, for a conversion would wait
+//! for it.
+
+use crate::{
+    arch::{memory, mma, thread},
+    args::Output,
+};
+
+/// The outputs of a launch.
+#[derive(Clone, Copy)]
+pub struct Epilogue<'a> {
+    output: &'a Output,
+    pitch: u32,
+    m: u32,
+    n: u32,
+}
+
+impl<'a> Epilogue<'a> {
+    /// The outputs of `m` features and `n` tokens.
+    #[inline(always)]
+    pub fn new(output: &'a Output, m: u32, n: u32) -> Self {
+        Self {
+            output,
+            // Or else the compiler would keep its multiples in registers from the kernel's start.
+            pitch: thread::opaque(output.pitch),
+            m,
+            n,
+        }
+    }
+
+    /// Whether there is a bias to [add](Self::add_bias).
+    #[inline(always)]
+    pub fn has_bias(&self) -> bool {
+        !self.output.bias.is_null()
+    }
+
+    /// Whether there are old outputs to [add](Self::add_old).
+    #[inline(always)]
+    pub fn accumulates(&self) -> bool {
+        self.output.accumulate
+    }
+
+    /// Whether outputs are FP32.
+    #[inline(always)]
+    pub fn is_f32(&self) -> bool {
+        self.output.is_f32
+    }
+
+    /// How many features of a token there are from `feature` on.
+    #[inline(always)]
+    fn left(&self, token: u32, feature: u32) -> u32 {
+        match token < self.n {
+            true => self.m.saturating_sub(feature),
+            false => 0,
+        }
+    }
+
+    /// Where a token's outputs start.
+    #[inline(always)]
+    fn row(&self, token: u32) -> *mut u8 {
+        self.output
+            .y
+            .wrapping_add(token as usize * self.pitch as usize)
+    }
+
+    /// Starts to load the bias of feature `feature + AT`, if there are both.
+    ///
+    /// # Safety
+    /// The bias is readable, and this thread has waited for earlier kernels.
+    #[inline(always)]
+    pub unsafe fn bias<const AT: usize>(&self, feature: u32) -> u32 {
+        let there = self.has_bias() && self.m.saturating_sub(feature) > AT as u32;
+        let bias = self.output.bias.wrapping_add(feature as usize);
+        // SAFETY: the caller's promise.
+        unsafe { memory::load_written_u16::<AT>(bias, there) }
+    }
+
+    /// Starts to load the old output of feature `feature + AT`, if there is one, where outputs
+    /// are FP32 or not as `F32` says.
+    ///
+    /// # Safety
+    /// The outputs are readable, and this thread has waited for earlier kernels.
+    #[inline(always)]
+    pub unsafe fn old<const F32: bool, const AT: usize>(&self, token: u32, feature: u32) -> u32 {
+        let there = self.left(token, feature) > AT as u32;
+        let (row, feature) = (self.row(token), feature as usize);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if F32 {
+                memory::load_written_u32::<AT>(row.cast::<u32>().wrapping_add(feature), there)
+            } else {
+                memory::load_written_u16::<AT>(row.cast::<u16>().wrapping_add(feature), there)
+            }
+        }
+    }
+
+    /// Adds a [`bias`](Self::bias).
+    #[inline(always)]
+    pub fn add_bias(&self, sum: &mut f32, bias: u32) {
+        *sum += f32::from_bits(bias << 16);
+    }
+
+    /// Adds an [`old`](Self::old) output.
+    #[inline(always)]
+    pub fn add_old(&self, sum: &mut f32, old: u32) {
+        *sum += f32::from_bits(if self.is_f32() { old } else { old << 16 });
+    }
+
+    /// Stores the output of feature `feature + AT`, which is FP32.
+    ///
+    /// # Safety
+    /// The outputs are writable and FP32.
+    #[inline(always)]
+    pub unsafe fn store_f32<const AT: usize>(&self, token: u32, feature: u32, value: f32) {
+        if self.left(token, feature) > AT as u32 {
+            let y = self.row(token).cast::<f32>();
+            // SAFETY: the caller's promise.
+            unsafe { *y.wrapping_add(feature as usize + AT) = value };
+        }
+    }
+
+    /// Adds [`bias`](Self::bias) and [`old`](Self::old) outputs to the sums of four features of a
+    /// token, and stores the outputs.
+    ///
+    /// # Safety
+    /// The outputs are writable.
+    #[inline(always)]
+    pub unsafe fn store_four(
+        &self,
+        token: u32,
+        feature: u32,
+        mut sums: [f32; 4],
+        bias: [u32; 4],
+        old: [u32; 4],
+    ) {
+        if self.has_bias() {
+            unroll!(I < 4 => { self.add_bias(&mut sums[I], bias[I]); });
+        }
+        if self.accumulates() {
+            unroll!(I < 4 => { self.add_old(&mut sums[I], old[I]); });
+        }
+        let left = self.left(token, feature);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.is_f32() {
+                let y = self.row(token).cast::<f32>().wrapping_add(feature as usize);
+                if left >= 4 && y as u64 % 16 == 0 {
+                    memory::store_global_u32x4(y.cast(), sums.map(f32::to_bits));
+                } else {
+                    unroll!(I < 4 => { self.store_f32::<I>(token, feature, sums[I]); });
+                }
+            } else {
+                let y = self.row(token).cast::<u16>().wrapping_add(feature as usize);
+                let [a, b, c, d] = sums;
+                let pairs = [mma::to_bf16_pair(a, b), mma::to_bf16_pair(c, d)];
+                if left >= 4 && y as u64 % 8 == 0 {
+                    memory::store_global_u32x2(y.cast(), pairs);
+                } else {
+                    unroll!(I < 4 => { store_half(y, I, pairs[I / 2], left); });
+                }
+            }
+        }
+    }
+
+    /// Stores eight features of a token that are BF16 already.
+    ///
+    /// # Safety
+    /// The outputs are writable and BF16.
+    #[inline(always)]
+    pub unsafe fn store_eight(&self, token: u32, feature: u32, pairs: [u32; 4]) {
+        let left = self.left(token, feature);
+        let y = self.row(token).cast::<u16>().wrapping_add(feature as usize);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if left >= 8 && y as u64 % 16 == 0 {
+                memory::store_global_u32x4(y.cast(), pairs);
+            } else {
+                unroll!(I < 8 => { store_half(y, I, pairs[I / 2], left); });
+            }
+        }
+    }
+}
+
+/// Stores the `i`-th value from `y` on, its half of `pair`, if there are more than `i` left.
+#[inline(always)]
+unsafe fn store_half(y: *mut u16, i: usize, pair: u32, left: u32) {
+    if (i as u32) < left {
+        // SAFETY: the caller's promise.
+        unsafe { *y.add(i) = (pair >> (16 * (i % 2))) as u16 };
+    }
+}
