@@ -259,7 +259,8 @@ impl Prefill {
 
     /// Dynamic shared memory of a block.
     pub const fn shared_bytes(self) -> usize {
-        self.barriers_at() + 16 * self.stages + 8 * Self::TABLES
+        // Behind the barriers there is a place for what is not to be stored.
+        self.barriers_at() + 16 * self.stages + 8 * (Self::TABLES + 1)
     }
 }
 

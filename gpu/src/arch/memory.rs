@@ -46,42 +46,6 @@ shared_access! {
     load_f32 store_f32 reg32 f32, "f32";
 }
 
-/// [`load_u32`] if `really`, without a branch, or else anything.
-///
-/// # Safety
-/// As [`load_u32`], if `really`.
-#[inline(always)]
-pub unsafe fn load_u32_if(address: u32, really: bool) -> u32 {
-    let mut value: u32;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("{{ .reg .pred really;",
-            "setp.ne.u32 really, {}, 0;",
-            "@really ld.shared.u32 {}, [{}]; }}",
-            in(reg32) u32::from(really), out(reg32) value, in(reg32) address,
-            options(readonly, nostack, preserves_flags));
-    }
-    value
-}
-
-/// [`load_u32x4`] if `really`, without a branch, or else anything.
-///
-/// # Safety
-/// As [`load_u32x4`], if `really`.
-#[inline(always)]
-pub unsafe fn load_u32x4_if(address: u32, really: bool) -> [u32; 4] {
-    let (mut a, mut b, mut c, mut d): (u32, u32, u32, u32);
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("{{ .reg .pred really;",
-            "setp.ne.u32 really, {}, 0;",
-            "@really ld.shared.v4.u32 {{{}, {}, {}, {}}}, [{}]; }}",
-            in(reg32) u32::from(really), out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d,
-            in(reg32) address, options(readonly, nostack, preserves_flags));
-    }
-    [a, b, c, d]
-}
-
 /// Stores 16 bits to shared memory if `really`, without a branch.
 ///
 /// # Safety

@@ -71,21 +71,6 @@ pub fn opaque(value: u32) -> u32 {
     result
 }
 
-/// Whether `value` holds in all lanes.
-#[inline(always)]
-pub fn all(value: bool) -> bool {
-    let mut result: u32;
-    // SAFETY: all lanes of the warp run this.
-    unsafe {
-        asm!("{{ .reg .pred value;",
-            "setp.ne.u32 value, {}, 0;",
-            "vote.sync.all.pred value, value, 0xffffffff;",
-            "selp.u32 {}, 1, 0, value; }}",
-            in(reg32) u32::from(value), out(reg32) result, options(nostack, preserves_flags));
-    }
-    result != 0
-}
-
 /// Orders the shared-memory accesses of a warp's lanes before it against those after it.
 #[inline(always)]
 pub fn sync_warp() {

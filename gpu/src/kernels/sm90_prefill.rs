@@ -46,7 +46,7 @@ const CHUNK: usize = Prefill::CHUNK_TOKENS / 2;
 const FOURS: usize = CHUNK / 4;
 /// Registers of a thread that multiplies, and of one that does not; `.maxntid` gives each 168. There
 /// are no more: who asks for what others do not give up waits forever.
-const REGISTERS: (u32, u32) = (224, 56);
+const REGISTERS: (u32, u32) = (216, 72);
 const _: () = assert!(
     REGISTERS.0 * Prefill::WARPS as u32 + REGISTERS.1 * Prefill::HELPERS as u32
         <= 168 * (Prefill::WARPS + Prefill::HELPERS) as u32
@@ -268,7 +268,6 @@ impl Cursor {
 }
 
 /// What a lane needs to make its A fragments of a unit: bytes of each half, and bitmap words.
-#[derive(Clone, Copy, Default)]
 struct Operands {
     bytes: [[u32; 4]; 2],
     words: [u32; LANE_WORDS],
@@ -281,6 +280,18 @@ struct Patches {
     to: u32,
     /// The lane's pair.
     pair: u32,
+}
+
+/// Patches that can be stored as they are: those of a [`Patches`], for one table.
+#[derive(Clone, Copy)]
+struct Ready {
+    /// Where the lane's two bases go; out of the way if they are none of the tile's.
+    at: [u32; 2],
+    /// The bases.
+    bases: [u16; 2],
+    /// Patches of the tile that no lane has: from here on, every so-many-th pair.
+    more: u32,
+    to: u32,
 }
 
 impl Patches {
@@ -307,29 +318,83 @@ impl Patches {
         patches
     }
 
-    /// Stores the patched bases in the tile's table, or the matrix's `base` in their place.
+    /// Works out where in `table` they go, those that do not belong there to `nowhere`.
     #[inline(always)]
-    unsafe fn store(&self, table: u32, all: *const u16, lane: u32, restore: Option<u16>) {
-        let store = |patch: Patch, really: bool| {
-            let at = table + 2 * u32::from(patch.position());
-            // SAFETY: inside the table.
-            unsafe { memory::store_u16_if(at, restore.unwrap_or(patch.base()), really) };
+    fn ready(&self, lane: u32, table: u32, nowhere: u32) -> Ready {
+        let first = self.first(lane);
+        let own = |index: u32| index.wrapping_sub(self.from) < self.to - self.from;
+        let patches = [Patch(self.pair as u16), Patch((self.pair >> 16) as u16)];
+        let at = |i: usize| match own(first + i as u32) {
+            true => place(table, patches[i]),
+            false => nowhere,
         };
-        let mut index = self.first(lane);
-        let own = |index| self.from <= index && index < self.to;
-        store(Patch(self.pair as u16), own(index));
-        store(Patch((self.pair >> 16) as u16), own(index + 1));
-        if self.to - (self.from & !1) > Self::HELD {
-            index += Self::HELD;
-            while index < self.to {
-                // SAFETY: both are in the section, which ends at a multiple of four bytes.
-                let pair = unsafe { memory::load_global_u32(all.add(index as usize).cast()) };
-                store(Patch(pair as u16), true);
-                store(Patch((pair >> 16) as u16), own(index + 1));
-                index += Self::HELD;
+        Ready {
+            at: [at(0), at(1)],
+            bases: patches.map(Patch::base),
+            more: first + Self::HELD,
+            to: self.to,
+        }
+    }
+}
+
+impl Ready {
+    /// None at all.
+    #[inline(always)]
+    fn none(nowhere: u32) -> Self {
+        Self {
+            at: [nowhere; 2],
+            bases: [0; 2],
+            more: 0,
+            to: 0,
+        }
+    }
+
+    /// Whether there are patches that no lane has. The same in all lanes, and seldom.
+    #[inline(always)]
+    fn is_long(&self, lane: u32) -> bool {
+        self.more.wrapping_sub(2 * lane) < self.to
+    }
+
+    /// Stores the patched bases.
+    #[inline(always)]
+    unsafe fn store(&self, table: u32, all: *const u16, lane: u32) {
+        // SAFETY: inside the table; pairs are in the section, which ends at a multiple of four bytes.
+        unsafe {
+            memory::store_u16(self.at[0], self.bases[0]);
+            memory::store_u16(self.at[1], self.bases[1]);
+            if self.is_long(lane) {
+                let mut index = self.more;
+                while index < self.to {
+                    let pair = memory::load_global_u32(all.add(index as usize).cast());
+                    let (a, b) = (Patch(pair as u16), Patch((pair >> 16) as u16));
+                    memory::store_u16(place(table, a), a.base());
+                    memory::store_u16_if(place(table, b), b.base(), index + 1 < self.to);
+                    index += Patches::HELD;
+                }
             }
         }
     }
+
+    /// Puts the matrix's `base` back.
+    #[inline(always)]
+    unsafe fn restore(&self, table: u32, base: u32, lane: u32) {
+        // SAFETY: inside the table.
+        unsafe {
+            memory::store_u16(self.at[0], base as u16);
+            memory::store_u16(self.at[1], base as u16);
+            if self.is_long(lane) {
+                for i in 0..Prefill::STRIP_TABLE_BYTES as u32 / 512 {
+                    memory::store_u32x4(table + 512 * i + 16 * lane, [base; 4]);
+                }
+            }
+        }
+    }
+}
+
+/// Where a patch's base goes.
+#[inline(always)]
+fn place(table: u32, patch: Patch) -> u32 {
+    table + 2 * u32::from(patch.position())
 }
 
 impl<'a, const SUMS: usize, const STAGES: usize, const CLUSTER: usize>
@@ -401,6 +466,12 @@ where
     #[inline(always)]
     fn table(&self, table: u32) -> u32 {
         self.shared + (Self::SHAPE.tables_at() + table as usize * Prefill::TABLE_BYTES) as u32
+    }
+
+    /// Two bytes that nothing reads.
+    #[inline(always)]
+    fn nowhere(&self) -> u32 {
+        self.table_empty(Prefill::TABLES as u32)
     }
 
     #[inline(always)]
@@ -523,18 +594,20 @@ where
         /// Strips of a warp, and units whose ranges its lanes hold.
         const STRIPS: usize = Prefill::STRIPS / Prefill::PATCHERS;
         const UNITS: usize = LANES / STRIPS;
-        /// Units whose patches are held: those on their way, and those in the tables.
-        const HELD: usize = 4;
-        const AHEAD: usize = HELD - Prefill::TABLES;
-        const { assert!(UNITS.is_multiple_of(HELD)) };
+        const TABLES: usize = Prefill::TABLES;
+        const { assert!(TABLES == 2 && UNITS.is_multiple_of(TABLES) && STAGES > TABLES) };
 
-        let all = self.args.patches;
-        let base = decode::base_pair(self.args.base as u8) as u16;
+        let (all, lane, nowhere) = (self.args.patches, self.lane, self.nowhere());
+        let base = decode::base_pair(self.args.base as u8);
         let first_strip = patcher * STRIPS as u32;
-        let own_strip = first_strip + self.lane % STRIPS as u32;
+        let own_strip = first_strip + lane % STRIPS as u32;
+        let table = |table: usize, strip: usize| {
+            self.table(table as u32)
+                + (first_strip + strip as u32) * Prefill::STRIP_TABLE_BYTES as u32
+        };
         let mut left = self.schedule().units();
         let mut ahead = self.cursor();
-        ahead.skip(self.lane / STRIPS as u32);
+        ahead.skip(lane / STRIPS as u32);
         let mut ranges = self.patch_range(&ahead, own_strip);
         self.prefetch_patches(ranges);
         ahead.skip(UNITS as u32);
@@ -546,55 +619,54 @@ where
             unroll!(S < STRIPS => {
                 let range = ranges.map(|end| thread::shuffle(end, *due + S as u32));
                 // SAFETY: `run`'s.
-                patches[S] = unsafe { Patches::load(all, range, self.lane) };
+                patches[S] = unsafe { Patches::load(all, range, lane) };
             });
             *due = (*due + STRIPS as u32) % LANES as u32;
             patches
         };
-        let mut held = [[Patches::default(); STRIPS]; HELD];
-        unroll!(U < AHEAD => { held[U] = ask(ranges, &mut due); });
+        // Of the units to come, one is ready, and the patches of two more are on their way.
+        let mut coming = [[Patches::default(); STRIPS]; TABLES];
+        unroll!(T < TABLES => { coming[T] = ask(ranges, &mut due); });
+        let mut ready = [Ready::none(nowhere); STRIPS];
+        unroll!(S < STRIPS => { ready[S] = coming[0][S].ready(lane, table(0, S), nowhere); });
+        coming[0] = ask(ranges, &mut due);
+        let mut stored = [[Ready::none(nowhere); STRIPS]; TABLES];
         // No phase of a stage is passed over: it has more phases before it than there are tables.
-        const { assert!(STAGES > Prefill::TABLES) };
         let mut ring = Ring::<STAGES>::FILLING;
-        let mut tables = Ring::<{ Prefill::TABLES }>::FILLING;
+        let mut parity = 1;
         loop {
-            unroll!(U < HELD => {
+            unroll!(T < TABLES => {
                 if left == 0 {
                     return;
                 }
                 left -= 1;
-                // The unit before in this table; then there is room for one more to be held.
-                const LAST: usize = (U + AHEAD) % HELD;
-                let table = self.table(tables.stage) + first_strip * Prefill::STRIP_TABLE_BYTES as u32;
+                const NEXT: usize = (T + 1) % TABLES;
+                // Between these two barriers there are stores only: the warps that multiply wait.
                 // SAFETY: `run`'s.
                 unsafe {
-                    barrier::wait(self.table_empty(tables.stage), tables.parity);
-                    unroll!(S < STRIPS => {
-                        let table = table + (S * Prefill::STRIP_TABLE_BYTES) as u32;
-                        held[LAST][S].store(table, all, self.lane, Some(base));
-                    });
+                    barrier::wait(self.table_empty(T as u32), parity);
+                    unroll!(S < STRIPS => { stored[T][S].restore(table(T, S), base, lane); });
                     // One lane's patch may be where another's was.
                     thread::sync_warp();
-                    unroll!(S < STRIPS => {
-                        let table = table + (S * Prefill::STRIP_TABLE_BYTES) as u32;
-                        held[U][S].store(table, all, self.lane, None);
-                    });
+                    unroll!(S < STRIPS => { ready[S].store(table(T, S), all, lane); });
                     thread::sync_warp();
-                    if self.lane == 0 {
-                        barrier::arrive(self.full(ring.stage));
-                    }
+                    barrier::arrive_if(self.full(ring.stage), lane == 0);
                 }
-                held[LAST] = ask(ranges, &mut due);
+                stored[T] = ready;
+                unroll!(S < STRIPS => {
+                    ready[S] = coming[NEXT][S].ready(lane, table(NEXT, S), nowhere);
+                });
+                coming[NEXT] = ask(ranges, &mut due);
                 // All of these ranges have been used.
-                if LAST == HELD - 1 && due == 0 {
+                if NEXT == TABLES - 1 && due == 0 {
                     ranges = next_ranges;
                     self.prefetch_patches(ranges);
                     ahead.skip(UNITS as u32);
                     next_ranges = self.patch_range(&ahead, own_strip);
                 }
                 ring.advance();
-                tables.advance();
             });
+            parity ^= 1;
         }
     }
 
@@ -671,20 +743,15 @@ where
             let mut acc = <[f32; SUMS]>::ZERO;
             let mut units = share.to - share.from;
             let mut first = true;
-            let mut next = Operands::default();
-            let mut here = false;
             loop {
                 // SAFETY: `run`'s; the stage is full, and stays so until it is released.
-                unsafe {
-                    if !here {
-                        barrier::wait(self.full(ring.stage), ring.parity);
-                        next = self.operands(ring.stage, true);
-                    }
-                }
                 let Operands {
                     bytes: [[a, b, c, d], [e, f, g, h]],
                     words,
-                } = next;
+                } = unsafe {
+                    barrier::wait(self.full(ring.stage), ring.parity);
+                    self.operands(ring.stage)
+                };
                 let last = ring.last();
                 let x = wgmma::swizzled_rows(self.stage(ring.stage));
                 let table_empty = self.table_empty(table);
@@ -707,17 +774,12 @@ where
                     kstep!(0, [a, b], memory::load_u32x4(table_at));
                     kstep!(1, [c, d], memory::load_u32x4(table_at + 512));
                     kstep!(2, [e, f], memory::load_u32x4(table_at + 2 * 512));
-                    ring.advance();
-                    table = (table + 1) % Prefill::TABLES as u32;
-                    // If the next unit is there, its operands are on their way while the tensor
-                    // cores have something to do. (A loop here would make the assembler serialize.)
-                    here = units > 1 && barrier::test(self.full(ring.stage), ring.parity);
-                    here = thread::all(here);
-                    next = self.operands(ring.stage, here);
                     kstep!(3, [g, h], memory::load_u32x4(table_at + 3 * 512));
                     thread::sync_warp();
                     barrier::arrive_if(table_empty, self.lane == 0);
                 }
+                ring.advance();
+                table = (table + 1) % Prefill::TABLES as u32;
                 first = false;
                 units -= 1;
                 if units == 0 {
@@ -757,20 +819,18 @@ where
         self.table(table) + self.warp * BAND + 16 * self.lane
     }
 
-    /// Loads, if `really`, what the lane needs to make its A fragments of the unit in a full stage.
+    /// Loads what the lane needs to make its A fragments of the unit in a full stage.
     #[inline(always)]
-    unsafe fn operands(&self, stage: u32, really: bool) -> Operands {
+    unsafe fn operands(&self, stage: u32) -> Operands {
         let dense_at = Self::SHAPE.dense_at() as u32 + self.warp * BAND_BYTES as u32;
         let dense = self.stage(stage) + dense_at;
         // SAFETY: `run`'s.
         unsafe {
-            let word = |w: usize| {
-                let word = dense + (BITMAPS_AT + w * BITMAP_BYTES) as u32 + 4 * self.lane;
-                memory::load_u32_if(word, really)
-            };
             let bytes = |half: usize| {
-                let bytes = dense + (half * HALF_BYTES) as u32 + 16 * self.lane;
-                memory::load_u32x4_if(bytes, really)
+                memory::load_u32x4(dense + (half * HALF_BYTES) as u32 + 16 * self.lane)
+            };
+            let word = |w: usize| {
+                memory::load_u32(dense + (BITMAPS_AT + w * BITMAP_BYTES) as u32 + 4 * self.lane)
             };
             Operands {
                 words: [word(0), word(1), word(2)],
