@@ -257,10 +257,14 @@ impl Prefill {
         self.out_at() + Self::WARPS / 4 * Self::OUT_BYTES
     }
 
+    /// Offset of a word for each thread that does not multiply, where bases go that no weight needs.
+    pub const fn nowhere_at(self) -> usize {
+        self.barriers_at() + 16 * self.stages + 8 * Self::TABLES
+    }
+
     /// Dynamic shared memory of a block.
     pub const fn shared_bytes(self) -> usize {
-        // Behind the barriers there is a place for what is not to be stored.
-        self.barriers_at() + 16 * self.stages + 8 * (Self::TABLES + 1)
+        self.nowhere_at() + 4 * 32 * Self::HELPERS
     }
 }
 

@@ -34,7 +34,7 @@ use crate::{
     decode,
     launch::{Gemm, Prefill},
     layout::*,
-    work::{Segment, Segments, Work},
+    work::{Segments, Work},
 };
 
 /// k-steps that the tensor cores work on, or have before them, while a warp decodes the next.
@@ -468,10 +468,11 @@ where
         self.shared + (Self::SHAPE.tables_at() + table as usize * Prefill::TABLE_BYTES) as u32
     }
 
-    /// Two bytes that nothing reads.
+    /// Two bytes of this thread's own, if it writes tables, that nothing reads.
     #[inline(always)]
     fn nowhere(&self) -> u32 {
-        self.table_empty(Prefill::TABLES as u32)
+        let thread = self.warp * LANES as u32 + self.lane;
+        self.shared + Self::SHAPE.nowhere_at() as u32 + 4 * (thread - Self::WARPS * LANES as u32)
     }
 
     #[inline(always)]
@@ -743,7 +744,9 @@ where
             let mut acc = <[f32; SUMS]>::ZERO;
             let mut units = share.to - share.from;
             let mut first = true;
-            loop {
+            // Twice, for a jump back takes as long as a sixth of a unit's instructions.
+            'share: loop {
+                unroll!(_U < 2 => {
                 // SAFETY: `run`'s; the stage is full, and stays so until it is released.
                 let Operands {
                     bytes: [[a, b, c, d], [e, f, g, h]],
@@ -783,8 +786,9 @@ where
                 first = false;
                 units -= 1;
                 if units == 0 {
-                    break;
+                    break 'share;
                 }
+                });
             }
             acc.finish();
             // SAFETY: `run`'s.
