@@ -494,11 +494,11 @@ where
         unsafe {
             if self.warp == Self::WARPS && self.lane == 0 {
                 for stage in 0..STAGES as u32 {
-                    barrier::init(self.full(stage), Prefill::HELPERS as u32);
-                    barrier::init(self.empty(stage), Self::WARPS * CLUSTER as u32);
+                    barrier::init(self.full(stage), Self::FILLERS);
+                    barrier::init(self.empty(stage), Self::EMPTIERS);
                 }
                 for table in 0..Prefill::TABLES as u32 {
-                    barrier::init(self.table_empty(table), Self::WARPS);
+                    barrier::init(self.table_empty(table), Self::WARPS * LANES as u32);
                 }
                 barrier::fence_init();
             }
@@ -650,8 +650,7 @@ where
                     // One lane's patch may be where another's was.
                     thread::sync_warp();
                     unroll!(S < STRIPS => { ready[S].store(table(T, S), all, lane); });
-                    thread::sync_warp();
-                    barrier::arrive_if(self.full(ring.stage), lane == 0);
+                    barrier::arrive(self.full(ring.stage));
                 }
                 stored[T] = ready;
                 unroll!(S < STRIPS => {
@@ -778,8 +777,7 @@ where
                     kstep!(1, [c, d], memory::load_u32x4(table_at + 512));
                     kstep!(2, [e, f], memory::load_u32x4(table_at + 2 * 512));
                     kstep!(3, [g, h], memory::load_u32x4(table_at + 3 * 512));
-                    thread::sync_warp();
-                    barrier::arrive_if(table_empty, self.lane == 0);
+                    barrier::arrive(table_empty);
                 }
                 ring.advance();
                 table = (table + 1) % Prefill::TABLES as u32;
@@ -843,17 +841,22 @@ where
         }
     }
 
+    /// Who arrives when a stage is full: each lane that writes bases, for what it has written, and
+    /// the two lanes that start copies.
+    const FILLERS: u32 = 2 + (Prefill::PATCHERS * LANES) as u32;
+    /// Who arrives when a stage is empty: each lane that multiplies, for what it has read, and a lane
+    /// of each such warp of the other blocks, whose activations come with this block's.
+    const EMPTIERS: u32 = Self::WARPS * (LANES + CLUSTER - 1) as u32;
+
     /// Tells all who fill stages, if `really`, that this warp has done with one.
     #[inline(always)]
     unsafe fn release(&self, stage: u32, really: bool) {
-        thread::sync_warp();
-        let really = really && self.lane < CLUSTER as u32;
         // SAFETY: `run`'s.
         unsafe {
+            barrier::arrive_if(self.empty(stage), really);
             if CLUSTER > 1 {
-                cluster::arrive_if(self.empty(stage), self.lane, really);
-            } else {
-                barrier::arrive_if(self.empty(stage), really);
+                let other = self.lane < CLUSTER as u32 && self.lane != self.rank;
+                cluster::arrive_if(self.empty(stage), self.lane, really && other);
             }
         }
     }
