@@ -1,12 +1,15 @@
 //! Y[N, M] = X[N, K] W[M, K]^T from compressed W, for many tokens, with `wgmma`.
 //!
 //! ```text
-//!  two warps that copy        two warpgroups that multiply
+//!  two warps that copy                      two warpgroups that multiply
 //!
-//!  tiles, patches       full  patches into the table of bases;
-//!  X, by tensor copies ----->  A fragments from bytes, words and bases;   output tile:
-//!  into a stage         empty  wgmma: A in registers, X by descriptor --> epilogue, transpose,
-//!                      <-----                                             store Y
+//!  tiles; X, by tensor copies         full  A fragments from bytes, words and bases;  output tile:
+//!  into a stage --------------------------> wgmma: A in registers, X by descriptor -> epilogue,
+//!                                     empty                                           transpose,
+//!  two warps that write tables     <-------                                           store Y
+//!
+//!  patches, read ahead: the base of
+//!  each weight into a table -------------->
 //! ```
 //!
 //! An output tile is 128 features by `2 * SUMS` tokens. A warp decodes one band of one strip: 16
@@ -18,8 +21,11 @@
 //! of those under way stay in the L2 cache; what does not go into the number of clusters is shared
 //! along K ([`crate::work`]), and sums are handed over as they lie in registers.
 //!
+//! Every lane arrives at barriers for what it has read or written itself. Between the barrier that
+//! frees a table and the one that fills it there are stores only: all else is done before.
+//!
 //! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
-//! issues some 190 instructions for each of its two warps; 44 KB into shared memory, 28 KB of them
+//! issues some 150 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
 //! from the L2 cache for each block of a cluster of two.
 
 use core::ops::Range;
