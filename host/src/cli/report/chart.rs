@@ -32,7 +32,9 @@ impl Axis {
     pub fn linear(label: &'static str, values: impl Iterator<Item = f64>) -> Self {
         let high = values.fold(f64::MIN_POSITIVE, f64::max);
         let power = high.log10().floor() as i32 - 1;
-        let steps = [power, power + 1].into_iter().flat_map(round_values);
+        let steps = [power, power + 1]
+            .into_iter()
+            .flat_map(|power| [1.0, 2.0, 5.0].map(|first| (first * 10f64.powi(power), power)));
         let (step, power) = steps
             .into_iter()
             .find(|(step, _)| high / step <= 6.0)
@@ -48,18 +50,26 @@ impl Axis {
         }
     }
 
-    /// Logarithmic, with ticks at 1, 2 and 5, or at powers of ten where there are many.
+    /// Logarithmic, with round ticks, as dense as there is room for.
     pub fn log(label: &'static str, values: impl Iterator<Item = f64> + Clone) -> Self {
-        let mut axis = Self::log_at(label, values.clone());
+        let mut axis = Self::log_at(label, values);
         let range = axis.low..axis.high;
         let powers = range.start.log10().floor() as i32..=range.end.log10().floor() as i32;
-        let ticks = powers.flat_map(round_values);
-        let mut ticks: Vec<_> = ticks.filter(|(value, _)| range.contains(value)).collect();
-        if ticks.len() > 8 {
-            ticks.retain(|(value, power)| *value < 1.5 * 10f64.powi(*power));
-        }
-        let label = |(value, power)| (value, decimal(value, power));
-        axis.ticks = ticks.into_iter().map(label).collect();
+        let ticks = |firsts: &[u8]| -> Vec<(f64, String)> {
+            let values = powers.clone().flat_map(|power| {
+                let value = |&first| (f64::from(first) * 10f64.powi(power), power);
+                firsts.iter().map(value).collect::<Vec<_>>()
+            });
+            let values = values.filter(|(value, _)| range.contains(value));
+            values.map(|(at, power)| (at, decimal(at, power))).collect()
+        };
+        let all = [
+            ticks(&[1, 2, 3, 4, 5, 6, 7, 8, 9]),
+            ticks(&[1, 2, 5]),
+            ticks(&[1]),
+        ];
+        let densest = all.iter().find(|ticks| ticks.len() <= 8);
+        axis.ticks = densest.unwrap_or(&all[2]).clone();
         axis
     }
 
@@ -79,12 +89,9 @@ impl Axis {
         }
     }
 
-    pub fn low(&self) -> f64 {
-        self.low
-    }
-
-    pub fn high(&self) -> f64 {
-        self.high
+    /// The lowest and the highest value.
+    pub fn ends(&self) -> [f64; 2] {
+        [self.low, self.high]
     }
 
     /// Where a value is, of the axis's length.
@@ -94,11 +101,6 @@ impl Axis {
             false => (value - self.low) / (self.high - self.low),
         }
     }
-}
-
-/// 1, 2 and 5 of a power of ten, each with the power.
-fn round_values(power: i32) -> [(f64, i32); 3] {
-    [1.0, 2.0, 5.0].map(|first| (first * 10f64.powi(power), power))
 }
 
 /// A value as exact as its power of ten.
@@ -162,7 +164,7 @@ struct Dot {
 /// Lines of cells below a header.
 #[derive(Serialize)]
 pub struct Table {
-    pub header: Vec<&'static str>,
+    pub header: Vec<String>,
     pub lines: Vec<Vec<String>>,
 }
 
@@ -224,8 +226,7 @@ impl Chart {
 
     /// The lowest and the highest value across.
     pub fn x_ends(&self) -> [f64; 2] {
-        let (x, _) = &self.axes;
-        [x.low, x.high]
+        self.axes.0.ends()
     }
 
     /// Draws points over those that are there.
@@ -294,7 +295,9 @@ mod tests {
         let axis = Axis::linear("", [1e11].into_iter());
         assert!((3..=7).contains(&axis.ticks.len()));
         let axis = Axis::log("", [0.3, 3.0].into_iter());
-        assert_eq!(labels(&axis), ["0.5", "1", "2"]);
+        assert_eq!(labels(&axis)[..3], ["0.3", "0.4", "0.5"]);
+        let axis = Axis::log("", [7.0, 300.0].into_iter());
+        assert_eq!(labels(&axis), ["10", "20", "50", "100", "200"]);
         let axis = Axis::log("", [3.0, 3e4].into_iter());
         assert_eq!(labels(&axis), ["10", "100", "1000", "10000"]);
         let axis = Axis::log_at("", [8.0, 2.0, 8.0].into_iter());

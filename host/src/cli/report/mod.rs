@@ -142,6 +142,10 @@ fn name(layer: &LayerInfo) -> String {
     format!("{} {} x {}", layer.name, layer.rows, layer.cols)
 }
 
+fn header<const COLUMNS: usize>(names: [&str; COLUMNS]) -> Vec<String> {
+    names.map(str::to_owned).to_vec()
+}
+
 /// Where a row is.
 fn place(found: &Found) -> String {
     format!("{} gemm[{}]", found.path.display(), found.index)
@@ -165,37 +169,29 @@ fn times(value: f64) -> String {
     format!("{value:.3}x")
 }
 
-/// The files, and what was the same for all rows of each.
+/// The files, a column each, and what was the same for all rows of each.
 fn files(measured: &Measured) -> Table {
-    let line = |File { path, report }: &File| {
-        vec![
-            path.display().to_string(),
-            report.device.clone(),
-            report.driver.clone(),
-            report.kernels.clone(),
-            report
-                .commit
-                .clone()
-                .unwrap_or_else(|| "not told".to_owned()),
-            report.date.clone(),
-            report.replays.to_string(),
-            format!("{:.3}", report.ceilings.read),
-            format!("{:.3}", report.ceilings.copy),
-        ]
+    let line = |name: &str, value: &dyn Fn(&File) -> String| {
+        let values = measured.files().iter().map(value);
+        [name.to_owned()].into_iter().chain(values).collect()
     };
+    let ceiling = |tbs: f64| format!("{tbs:.3} TB/s");
     Table {
-        header: vec![
-            "file",
-            "device",
-            "driver",
-            "kernels",
-            "commit",
-            "date",
-            "replays",
-            "read ceiling, TB/s",
-            "copy ceiling, TB/s",
+        header: line("file", &|file| file.path.display().to_string()),
+        lines: vec![
+            line("device", &|file| file.report.device.clone()),
+            line("commit", &|file| {
+                let commit = file.report.commit.as_deref();
+                commit.unwrap_or("not told").to_owned()
+            }),
+            line("date", &|file| file.report.date.clone()),
+            line("driver", &|file| file.report.driver.clone()),
+            line("kernels", &|file| file.report.kernels.clone()),
+            line("replays", &|file| file.report.replays.to_string()),
+            line("seed", &|file| file.report.seed.to_string()),
+            line("read ceiling", &|file| ceiling(file.report.ceilings.read)),
+            line("copy ceiling", &|file| ceiling(file.report.ceilings.copy)),
         ],
-        lines: measured.files().iter().map(line).collect(),
     }
 }
 
@@ -216,7 +212,7 @@ fn overview(measured: &Measured, models: &[&str]) -> Chart {
         Axis::log_at("tokens, N", tokens),
         Axis::linear("x cuBLAS", values),
         Table {
-            header: MEANS.to_vec(),
+            header: header(MEANS),
             lines,
         },
     );
@@ -325,7 +321,7 @@ fn speedups(measured: &Measured, rows: &Rows) -> Chart {
         Axis::log_at("tokens, N", tokens),
         Axis::linear("x cuBLAS", values),
         Table {
-            header: MEANS.to_vec(),
+            header: header(MEANS),
             lines,
         },
     );
@@ -385,7 +381,7 @@ fn pace(measured: &Measured, rows: &Rows) -> Option<Chart> {
         Axis::log("compressed MB", points.map(|point| point.x)),
         Axis::linear("TB/s of compressed bytes", tbs),
         Table {
-            header: vec!["layer", "N", "MB", "TB/s", "of the read ceiling", "row"],
+            header: header(["layer", "N", "MB", "TB/s", "of the read ceiling", "row"]),
             lines,
         },
     );
@@ -483,13 +479,12 @@ fn roofline(measured: &Measured, rows: &Rows) -> Chart {
         "FLOP for each compressed byte",
         points.clone().map(|point| point.x),
     );
-    let y = Axis::log("TFLOP/s", points.map(|point| point.y).chain([roof]));
-    let [left, right] = [x.low(), x.high()];
+    let [left, right] = x.ends();
     // TB/s times operations for each byte are tera-operations a second.
-    let slope = [
-        left.max(y.low() / ceiling.tbs),
-        right.min(y.high() / ceiling.tbs),
-    ];
+    let bounds = [roof, ceiling.tbs * left];
+    let y = Axis::log("TFLOP/s", points.map(|point| point.y).chain(bounds));
+    let [_, top] = y.ends();
+    let slope = [left, right.min(top / ceiling.tbs)];
     let mut chart = Chart::new(
         "Roofline",
         "2 M N K / kernels[0].dependent.us (plain where that is null) over 2 M N K / \
@@ -499,7 +494,7 @@ fn roofline(measured: &Measured, rows: &Rows) -> Chart {
         x,
         y,
         Table {
-            header: vec!["layer", "N", "FLOP/B", "us", "TFLOP/s", "row"],
+            header: header(["layer", "N", "FLOP/B", "us", "TFLOP/s", "row"]),
             lines,
         },
     );
@@ -555,7 +550,7 @@ fn compression(rows: &Rows) -> Table {
         .collect();
     lines.push(line(("all", bf16, compressed, "the rows above".to_owned())));
     Table {
-        header: vec![
+        header: header([
             "layer",
             "BF16 MB",
             "compressed MB",
@@ -563,7 +558,7 @@ fn compression(rows: &Rows) -> Table {
             "BF16 / compressed",
             "saved",
             "row",
-        ],
+        ]),
         lines,
     }
 }
