@@ -50,7 +50,7 @@ impl Axis {
         }
     }
 
-    /// Logarithmic, with round ticks, as dense as there is room for.
+    /// Logarithmic, with the roundest ticks of which it has two.
     pub fn log(label: &'static str, values: impl Iterator<Item = f64> + Clone) -> Self {
         let mut axis = Self::log_at(label, values);
         let range = axis.low..axis.high;
@@ -64,12 +64,12 @@ impl Axis {
             values.map(|(at, power)| (at, decimal(at, power))).collect()
         };
         let all = [
-            ticks(&[1, 2, 3, 4, 5, 6, 7, 8, 9]),
-            ticks(&[1, 2, 5]),
             ticks(&[1]),
+            ticks(&[1, 2, 5]),
+            ticks(&[1, 2, 3, 4, 5, 6, 7, 8, 9]),
         ];
-        let densest = all.iter().find(|ticks| ticks.len() <= 8);
-        axis.ticks = densest.unwrap_or(&all[2]).clone();
+        let fewest = all.iter().find(|ticks| ticks.len() >= 2);
+        axis.ticks = fewest.unwrap_or(&all[2]).clone();
         axis
     }
 
@@ -295,11 +295,11 @@ mod tests {
         let axis = Axis::linear("", [1e11].into_iter());
         assert!((3..=7).contains(&axis.ticks.len()));
         let axis = Axis::log("", [0.3, 3.0].into_iter());
-        assert_eq!(labels(&axis)[..3], ["0.3", "0.4", "0.5"]);
-        let axis = Axis::log("", [7.0, 300.0].into_iter());
-        assert_eq!(labels(&axis), ["10", "20", "50", "100", "200"]);
+        assert_eq!(labels(&axis), ["0.5", "1", "2"]);
         let axis = Axis::log("", [3.0, 3e4].into_iter());
         assert_eq!(labels(&axis), ["10", "100", "1000", "10000"]);
+        let axis = Axis::log("", [80.0, 100.0].into_iter());
+        assert_eq!(labels(&axis), ["70", "80", "90", "100"]);
         let axis = Axis::log_at("", [8.0, 2.0, 8.0].into_iter());
         assert_eq!(labels(&axis), ["2", "8"]);
         assert!((axis.share(4.0) - 0.5).abs() < 1e-12);
