@@ -2,7 +2,7 @@
 
 mod chart;
 
-use std::{collections::BTreeMap, error::Error, fs, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, error::Error, fmt, fs, path::PathBuf, process::ExitCode};
 
 use minijinja::{Environment, UndefinedBehavior, syntax::SyntaxConfig, value::Serde};
 use serde::Serialize;
@@ -204,7 +204,7 @@ fn overview(measured: &Measured, models: &[&str]) -> Chart {
         let (mean, _) = means(measured, &rows, &mut lines);
         curves.push((model, mean));
     }
-    let values = lines_of(&curves).map(|point| point.y).chain([1.0]);
+    let values = points_of(&curves).map(|point| point.y).chain([1.0]);
     let tokens = measured.tokens().into_iter().map(|n| n as f64);
     let mut chart = Chart::new(
         "Speedup against tokens",
@@ -226,10 +226,7 @@ fn overview(measured: &Measured, models: &[&str]) -> Chart {
 /// The header of a table of speedups.
 const MEANS: [&str; 5] = ["layer", "N", "x cuBLAS", "byte limit", "row"];
 
-fn lines_of<'a, T>(curves: &'a [(T, Vec<Point>)]) -> impl Iterator<Item = &'a Point> + Clone
-where
-    T: 'a,
-{
+fn points_of<T>(curves: &[(T, Vec<Point>)]) -> impl Iterator<Item = &Point> + Clone {
     curves.iter().flat_map(|(_, points)| points)
 }
 
@@ -308,7 +305,7 @@ fn speedups(measured: &Measured, rows: &Rows) -> Chart {
         curves.push((name, points));
     }
     let (mean, limit) = means(measured, rows, &mut lines);
-    let values = lines_of(&curves).chain(&mean).chain(&limit);
+    let values = points_of(&curves).chain(&mean).chain(&limit);
     let values = values.map(|point| point.y).chain([1.0]);
     let tokens = rows.iter().map(|(_, found)| found.row.n as f64);
     let mut chart = Chart::new(
@@ -415,8 +412,8 @@ impl Ceiling {
     }
 }
 
-impl std::fmt::Display for Ceiling {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+impl fmt::Display for Ceiling {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "read ceiling, {:.3} TB/s", self.tbs)
     }
 }
@@ -474,7 +471,7 @@ fn roofline(measured: &Measured, rows: &Rows) -> Chart {
         format!("{roof:.1}"),
         format!("{roof_place}.cublas_us"),
     ]);
-    let points = lines_of(&curves);
+    let points = points_of(&curves);
     let x = Axis::log(
         "FLOP for each compressed byte",
         points.clone().map(|point| point.x),
