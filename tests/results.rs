@@ -1,4 +1,4 @@
-//! `zipserv results` on files with made-up figures.
+//! `zipserv results` and `zipserv report` on files with made-up figures, and on those of this repository.
 
 use std::{
     fs,
@@ -32,6 +32,17 @@ fn results(files: &[&Path]) -> Command {
     let mut command = Command::cargo_bin("zipserv").unwrap();
     command.arg("results").args(files);
     command
+}
+
+fn page(files: &[&Path], output: &Path) -> Command {
+    let mut command = Command::cargo_bin("zipserv").unwrap();
+    command.arg("report").args(files).arg("-o").arg(output);
+    command
+}
+
+/// A page as text, with the slashes of its paths as they were.
+fn read_page(path: &Path) -> String {
+    fs::read_to_string(path).unwrap().replace("&#x2f;", "/")
 }
 
 /// What `bench` would write if these were measurements.
@@ -215,12 +226,139 @@ fn plots_one_point() {
 }
 
 #[test]
+fn page_of_merged_files() {
+    let folder = Folder::new();
+    let mut old = two_models();
+    old["commit"] = json!("c0ffee");
+    let old = folder.write("old.json", &old);
+    let new = folder.write(
+        "new.json",
+        &report(vec![
+            row("<large>", 8, 2.5, None),
+            row("large", 8, 2.5, None),
+        ]),
+    );
+    let output = folder.path("page.html");
+    page(&[&old, &new], &output).assert().success().stdout("");
+    let html = read_page(&output);
+    let (old, new) = (old.display(), new.display());
+    for text in [
+        "ZipGEMM on made up for a test".to_owned(),
+        "<td>c0ffee</td><td>not told</td>".to_owned(),
+        "<td>3.000 TB/s</td>".to_owned(),
+        format!("up 1000 x 500, N=8: 1.600x\n{old} gemm[0].kernels[0].dependent.speedup</title>"),
+        format!("<td>up 1000 x 500</td><td>128</td><td>1.250x</td><td></td><td>{old} gemm[1]</td>"),
+        format!(
+            "<td>up 1000 x 500</td><td>16</td><td>1.200x</td><td>1.750x</td><td>{old} gemm[3]</td>"
+        ),
+        format!("up 1000 x 500, N=8: 2.500x\n{new} gemm[1].kernels[0].dependent.speedup</title>"),
+        format!("large, geometric mean, N=8: 2.500x\nof {new} gemm[1]</title>"),
+        format!("large, byte limit, geometric mean, N=16: 1.750x\nof {old} gemm[3]</title>"),
+        format!("N=16: 0.7 MB, 1.500 TB/s\n{old} gemm[3].kernels[0].dependent.tbs</title>"),
+        // Operations: 2 x 1000 x 500 x 128, in 80 us, for 0.7 MB.
+        format!("N=128: 1.6 TFLOP/s, 182.86 FLOP/B\n{old} gemm[1].kernels[0].dependent.us</title>"),
+        "best cuBLAS measured, 1 TFLOP/s".to_owned(),
+        format!(
+            "<td>1.000</td><td>0.700</td><td>11.200</td><td>1.429</td><td>30.0 %</td><td>{old} gemm[0]</td>"
+        ),
+        "&lt;large&gt;".to_owned(),
+    ] {
+        assert!(html.contains(&text), "{text}");
+    }
+    // The row that a later file has replaced.
+    assert!(!html.contains("0.900x"));
+    assert!(!html.contains("<large>"));
+
+    let exists = page(&[&folder.path("old.json")], &output).assert().code(2);
+    exists.stderr(contains("page.html: already exists; --force replaces it"));
+    let replaced = page(&[&folder.path("old.json")], &output)
+        .arg("--force")
+        .assert();
+    replaced.success();
+    assert!(read_page(&output).contains("0.900x"));
+    let nowhere = folder.path("missing/page.html");
+    let nowhere = page(&[&folder.path("old.json")], &nowhere).assert().code(2);
+    nowhere.stderr(contains("missing/page.html: "));
+}
+
+#[test]
+fn points_of_a_page_lie_where_their_figures_are() {
+    let folder = Folder::new();
+    let rows = [(1, 1.0), (4, 2.0), (16, 0.5)].map(|(n, speedup)| row("only", n, speedup, None));
+    let file = folder.write("results.json", &report(rows.to_vec()));
+    let output = folder.path("page.html");
+    page(&[&file], &output).assert().success();
+    let html = read_page(&output);
+    let number = |line: &str, name: &str| -> f64 {
+        let from = line.split_once(&format!(" {name}=\"")).unwrap().1;
+        from.split_once('"').unwrap().0.parse().unwrap()
+    };
+    let point = |figure: &str| {
+        let line = html
+            .lines()
+            .find(|line| line.starts_with("<circle") && line.ends_with(figure));
+        let line = line.unwrap_or_else(|| panic!("{figure}"));
+        (number(line, "cx"), number(line, "cy"))
+    };
+    let [one, four, sixteen] = [
+        "up 1000 x 500, N=1: 1.000x",
+        "up 1000 x 500, N=4: 2.000x",
+        "up 1000 x 500, N=16: 0.500x",
+    ]
+    .map(point);
+    assert!(
+        (four.0 - one.0 - (sixteen.0 - four.0)).abs() < 0.3,
+        "logarithmic"
+    );
+    assert!(one.0 < four.0);
+    assert!(
+        (one.1 - four.1 - 2.0 * (sixteen.1 - one.1)).abs() < 0.4,
+        "linear"
+    );
+    assert!(four.1 < one.1, "the largest on top");
+}
+
+#[test]
+fn page_of_real_files_has_every_row_and_loads_nothing() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let names = ["results/gemm.json", "results/gemm_many_tokens.json"];
+    let folder = Folder::new();
+    let output = folder.path("page.html");
+    let mut command = page(&names.map(Path::new), &output);
+    command.current_dir(root).assert().success();
+    assert!(fs::metadata(&output).unwrap().len() < 2_000_000);
+    let html = read_page(&output);
+    for name in names {
+        let report: Value = serde_json::from_slice(&fs::read(root.join(name)).unwrap()).unwrap();
+        assert!(html.contains(report["commit"].as_str().unwrap()));
+        for (i, row) in report["gemm"].as_array().unwrap().iter().enumerate() {
+            let figure = &row["kernels"][0]["dependent"];
+            let of = |field: &str| figure[field].as_f64().unwrap();
+            let tail =
+                |field: &str| format!("\n{name} gemm[{i}].kernels[0].dependent.{field}</title>");
+            let speedup = format!(": {:.3}x{}", of("speedup"), tail("speedup"));
+            assert!(html.contains(&speedup), "{speedup}");
+            let tflops = format!(": {:.1} TFLOP/s, ", of("tflops"));
+            let has_both = |point: &str| point.contains(&tflops) && point.contains(&tail("us"));
+            assert!(html.split("<circle").any(has_both), "{tflops} {i}");
+            if row["n"].as_u64().unwrap() <= 64 {
+                let tbs = format!(" MB, {:.3} TB/s{}", of("tbs"), tail("tbs"));
+                assert!(html.contains(&tbs), "{tbs}");
+            }
+        }
+    }
+    for loads in ["http", "<script", "src=", "@import", "url("] {
+        assert!(!html.contains(loads), "{loads}");
+    }
+}
+
+#[test]
 fn says_what_is_wrong_with_which_file() {
     /// Makes a good report a bad one.
     type Spoil = fn(&mut Value);
     let folder = Folder::new();
     let good = folder.write("good.json", &two_models());
-    let cases: [(&str, Spoil); 9] = [
+    let cases: [(&str, Spoil); 12] = [
         ("not what `bench --json` writes", |r| *r = json!({})),
         ("not what `bench --json` writes", |r| {
             r["gemm"][1]["limit"] = Value::Null;
@@ -241,6 +379,15 @@ fn says_what_is_wrong_with_which_file() {
         ("cannot be a measurement", |r| {
             r["gemm"][1]["decoupled"]["us"] = json!(1e300);
         }),
+        ("128 tokens: 0 cannot be", |r| {
+            r["gemm"][1]["layer"]["compressed_bytes"] = json!(0);
+        }),
+        ("128 tokens: 0 cannot be", |r| {
+            r["gemm"][1]["kernels"][0]["plain"]["tbs"] = json!(0.0);
+        }),
+        ("the read ceiling: -3 cannot be", |r| {
+            r["ceilings"]["read"] = json!(-3.0);
+        }),
         ("of another device (sm_90a), unlike", |r| {
             r["device"] = json!("another device");
         }),
@@ -258,6 +405,11 @@ fn says_what_is_wrong_with_which_file() {
             .stdout("")
             .stderr(contains("bad.json: ").and(contains(what)));
         assert!(!plot.exists());
+
+        let output = folder.path("page.html");
+        let refused = page(&[&good, &bad], &output).assert().code(2).stdout("");
+        refused.stderr(contains("bad.json: ").and(contains(what)));
+        assert!(!output.exists());
     }
     let cut = folder.path("cut.json");
     fs::write(&cut, "{\"device\": ").unwrap();

@@ -2,14 +2,14 @@
 
 use zipserv::results::{GemmRow, LayerInfo, MEMORY_BOUND, Mean};
 
-use super::results::Measured;
+use super::measured::Measured;
 
 /// Tokens for which the first table says what bounds the speedup, and how near it is.
 const LIMIT_AT: usize = 8;
 
 /// Speedups, then, where there are many tokens, TFLOP/s.
 pub fn tables(measured: &Measured) -> String {
-    let device = &measured.device;
+    let device = measured.device();
     let speedups = speedups(measured);
     let mut text = format!("ZipGEMM, x cuBLAS, on {device}:\n\n{speedups}");
     let many = measured.tokens().into_iter().filter(|&n| n > MEMORY_BOUND);

@@ -12,9 +12,11 @@ mod gpu;
 mod inspect;
 mod json;
 mod markdown;
+mod measured;
 #[cfg(not(feature = "cuda"))]
 mod no_gpu;
 mod plot;
+mod report;
 mod results;
 #[cfg(feature = "cuda")]
 mod self_test;
@@ -22,7 +24,7 @@ mod size;
 mod table;
 mod verify;
 
-use std::{error::Error, num::NonZeroUsize, process::ExitCode};
+use std::{error::Error, num::NonZeroUsize, path::Path, process::ExitCode};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
@@ -86,6 +88,16 @@ enum Command {
     /// The exit code is 1 if an output is wrong, and 2 if there is no device.
     Bench(Bench),
     Results(results::Results),
+    Report(report::Report),
+}
+
+/// Refuses a file that is there already, unless forced to replace it.
+fn spare(path: &Path, force: bool) -> Result<(), Box<dyn Error>> {
+    if path.exists() && !force {
+        let path = path.display();
+        return Err(format!("{path}: already exists; --force replaces it").into());
+    }
+    Ok(())
 }
 
 /// Runs the program.
@@ -131,6 +143,7 @@ impl Command {
             Self::Gpu(command) => command.run(),
             Self::Bench(command) => command.run(),
             Self::Results(command) => command.run(),
+            Self::Report(command) => command.run(),
         }
     }
 }

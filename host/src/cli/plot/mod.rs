@@ -15,6 +15,8 @@ use plotters::{coord::Shift, drawing::DrawingAreaErrorKind, prelude::*, style::r
 pub use exponents::Exponents;
 pub use speedup::Speedup;
 
+use super::spare;
+
 /// Width and height in pixels.
 const SIZE: (u32, u32) = (960, 540);
 const FONT: &str = "sans-serif";
@@ -44,9 +46,7 @@ fn extension(path: &Path) -> Option<&str> {
 /// Writes a plot to a file whose name [`image`] let through.
 pub fn save(drawing: &impl Drawing, path: &Path, force: bool) -> Result<(), Box<dyn Error>> {
     let at = |error: &dyn Display| format!("{}: {error}", path.display());
-    if path.exists() && !force {
-        return Err(at(&"already exists; --force replaces it").into());
-    }
+    spare(path, force)?;
     // A font of our own: there may be none on the system.
     register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT)
         .map_err(|_| "the font cannot be read")?;

@@ -4,7 +4,7 @@ use plotters::{coord::Shift, prelude::*};
 use zipserv::results::{MEMORY_BOUND, Mean};
 
 use super::{Drawing, Drawn, FONT};
-use crate::cli::results::Measured;
+use crate::cli::measured::Measured;
 
 /// Taken in turn by the models.
 const COLORS: [RGBColor; 6] = [
@@ -54,7 +54,7 @@ impl Drawing for Speedup<'_> {
         let ends = tokens[0] / 1.3..tokens[tokens.len() - 1] * 1.3;
 
         let mut chart = ChartBuilder::on(area)
-            .caption(format!("ZipGEMM on {}", measured.device), (FONT, 24))
+            .caption(format!("ZipGEMM on {}", measured.device()), (FONT, 24))
             .margin(16)
             .x_label_area_size(48)
             .y_label_area_size(64)

@@ -1,0 +1,198 @@
+//! What `bench` measured, read from its files.
+
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use zipserv::results::{Figure, GemmRow, LayerInfo, Mean, Report, means};
+
+/// Multiplications from one file or several, all of one device.
+pub struct Measured {
+    /// At least one.
+    files: Vec<File>,
+    /// Each layer and number of tokens once, in the order of the files.
+    places: Vec<Place>,
+}
+
+/// A file that was read.
+pub struct File {
+    pub path: PathBuf,
+    pub report: Report,
+}
+
+/// Where a multiplication is: which file, and which of its `gemm`.
+#[derive(Clone, Copy)]
+struct Place {
+    file: usize,
+    index: usize,
+}
+
+/// A multiplication, and where it was read.
+#[derive(Clone, Copy)]
+pub struct Found<'a> {
+    pub row: &'a GemmRow,
+    pub path: &'a Path,
+    /// Which of the file's `gemm` it is.
+    pub index: usize,
+}
+
+impl Measured {
+    /// Reads and merges files.
+    pub fn read(paths: &[PathBuf]) -> Result<Self, Box<dyn Error>> {
+        let mut files: Vec<File> = Vec::new();
+        for path in paths {
+            let at = |error: String| format!("{}: {error}", path.display());
+            let json = fs::read(path).map_err(|error| at(error.to_string()))?;
+            let report = parse(&json).map_err(at)?;
+            if let Some(first) = files.first() {
+                let on = |report: &Report| format!("{} ({})", report.device, report.kernels);
+                let (this, other) = (on(&report), on(&first.report));
+                if this != other {
+                    let other = format!("{}, of {other}", first.path.display());
+                    return Err(at(format!("of {this}, unlike {other}")).into());
+                }
+            }
+            let path = path.clone();
+            files.push(File { path, report });
+        }
+        if files.is_empty() {
+            return Err("no file".into());
+        }
+        let mut places: Vec<Place> = Vec::new();
+        for (file, File { report, .. }) in files.iter().enumerate() {
+            for (index, row) in report.gemm.iter().enumerate() {
+                let place = Place { file, index };
+                let is_older = |old: &&mut Place| {
+                    let old = &files[old.file].report.gemm[old.index];
+                    old.n == row.n && is_same(&old.layer, &row.layer)
+                };
+                match places.iter_mut().find(is_older) {
+                    Some(old) => *old = place,
+                    None => places.push(place),
+                }
+            }
+        }
+        Ok(Self { files, places })
+    }
+
+    /// The files, in order.
+    pub fn files(&self) -> &[File] {
+        &self.files
+    }
+
+    /// The device that all files are of.
+    pub fn device(&self) -> &str {
+        &self.files[0].report.device
+    }
+
+    /// All multiplications that count.
+    pub fn found(&self) -> impl Iterator<Item = Found<'_>> {
+        self.places.iter().map(|&Place { file, index }| {
+            let File { path, report } = &self.files[file];
+            Found {
+                row: &report.gemm[index],
+                path,
+                index,
+            }
+        })
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &GemmRow> {
+        self.found().map(|found| found.row)
+    }
+
+    /// All layers.
+    pub fn layers(&self) -> Vec<&LayerInfo> {
+        let mut layers: Vec<&LayerInfo> = Vec::new();
+        for GemmRow { layer, .. } in self.rows() {
+            if !layers.iter().any(|known| is_same(known, layer)) {
+                layers.push(layer);
+            }
+        }
+        layers
+    }
+
+    /// All models.
+    pub fn models(&self) -> Vec<&str> {
+        let mut models: Vec<&str> = Vec::new();
+        for LayerInfo { model, .. } in self.layers() {
+            if !models.contains(&model.as_str()) {
+                models.push(model);
+            }
+        }
+        models
+    }
+
+    /// All numbers of tokens, in order.
+    pub fn tokens(&self) -> Vec<usize> {
+        let tokens: BTreeSet<usize> = self.rows().map(|row| row.n).collect();
+        tokens.into_iter().collect()
+    }
+
+    /// What was measured on a layer with so many tokens.
+    pub fn row(&self, layer: &LayerInfo, n: usize) -> Option<&GemmRow> {
+        self.rows()
+            .find(|row| row.n == n && is_same(&row.layer, layer))
+    }
+
+    /// Means over the layers of a model, or over all, for those numbers of tokens that each of them
+    /// was measured with: means over other layers are no match.
+    pub fn means(&self, model: Option<&str>) -> Vec<Mean> {
+        let is_of = |layer: &LayerInfo| model.is_none_or(|model| layer.model == model);
+        let layers = self.layers().into_iter().filter(|l| is_of(l)).count();
+        let rows = self.rows().filter(|row| is_of(&row.layer));
+        let mut means = means(rows);
+        means.retain(|mean| mean.layers == layers);
+        means
+    }
+}
+
+/// What is in a file, if it is fit for tables; otherwise, what is wrong with it.
+fn parse(json: &[u8]) -> Result<Report, String> {
+    let report: Report = serde_json::from_slice(json)
+        .map_err(|error| format!("not what `bench --json` writes: {error}"))?;
+    if report.gemm.is_empty() {
+        return Err("no multiplication is in it".to_owned());
+    }
+    if !report.is_correct() {
+        return Err("some outputs were wrong, so its times mean nothing".to_owned());
+    }
+    // Others cannot be true, and could not be drawn.
+    let possible = |figure: &f64| (1e-6..1e12).contains(figure);
+    let read = report.ceilings.read;
+    if !possible(&read) {
+        return Err(format!("the read ceiling: {read} cannot be a measurement"));
+    }
+    for GemmRow {
+        layer,
+        n,
+        cublas_us,
+        limit,
+        decoupled,
+        kernels,
+        ..
+    } in &report.gemm
+    {
+        let what = format!("{} {}, {n} tokens", layer.model, layer.name);
+        let Some(kernel) = kernels.first() else {
+            return Err(format!("{what}: no kernel"));
+        };
+        let of = |figure: &Figure| [figure.us, figure.tbs, figure.of_read, figure.speedup];
+        let mut figures = vec![*n as f64, *cublas_us, *limit];
+        figures.extend([layer.rows, layer.cols, layer.compressed_bytes].map(|of| of as f64));
+        figures.extend(of(&kernel.plain));
+        figures.extend(kernel.dependent.iter().flat_map(of));
+        figures.extend(decoupled.iter().flat_map(|d| [d.us, d.speedup]));
+        if let Some(figure) = figures.iter().find(|figure| !possible(figure)) {
+            return Err(format!("{what}: {figure} cannot be a measurement"));
+        }
+    }
+    Ok(report)
+}
+
+fn is_same(a: &LayerInfo, b: &LayerInfo) -> bool {
+    (&a.model, &a.name, a.rows, a.cols) == (&b.model, &b.name, b.rows, b.cols)
+}
