@@ -204,21 +204,32 @@ fn overview(measured: &Measured, models: &[&str]) -> Chart {
         let (mean, _) = means(measured, &rows, &mut lines);
         curves.push((model, mean));
     }
-    let values = points_of(&curves).map(|point| point.y).chain([1.0]);
-    let tokens = measured.tokens().into_iter().map(|n| n as f64);
+    let note = "Geometric means of each model's layers. Dashed: as fast as cuBLAS.".to_owned();
+    speedup_chart(note, measured.tokens(), &curves, &[], lines)
+}
+
+/// A chart of speedups over numbers of tokens, with room for the `others` that are still to be drawn.
+fn speedup_chart(
+    note: String,
+    tokens: impl IntoIterator<Item = usize, IntoIter: Clone>,
+    curves: &[(&str, Vec<Point>)],
+    others: &[Point],
+    lines: Vec<Vec<String>>,
+) -> Chart {
+    let values = points_of(curves).chain(others).map(|point| point.y);
     let mut chart = Chart::new(
         "Speedup against tokens",
-        "Geometric means of each model's layers. Dashed: as fast as cuBLAS.".to_owned(),
-        Axis::log_at("tokens, N", tokens),
-        Axis::linear("x cuBLAS", values),
+        note,
+        Axis::log_at("tokens, N", tokens.into_iter().map(|n| n as f64)),
+        Axis::linear("x cuBLAS", values.chain([1.0])),
         Table {
             header: header(MEANS),
             lines,
         },
     );
     parity(&mut chart);
-    for (color, (model, mean)) in curves.iter().enumerate() {
-        chart.draw(model, Mark::Joined(color), mean);
+    for (color, (name, points)) in curves.iter().enumerate() {
+        chart.draw(name, Mark::Joined(color), points);
     }
     chart
 }
@@ -302,30 +313,17 @@ fn speedups(measured: &Measured, rows: &Rows) -> Chart {
                 place(found),
             ]);
         }
-        curves.push((name, points));
+        curves.push((name.as_str(), points));
     }
     let (mean, limit) = means(measured, rows, &mut lines);
-    let values = points_of(&curves).chain(&mean).chain(&limit);
-    let values = values.map(|point| point.y).chain([1.0]);
-    let tokens = rows.iter().map(|(_, found)| found.row.n as f64);
-    let mut chart = Chart::new(
-        "Speedup against tokens",
-        format!(
-            "kernels[0].dependent.speedup of each row, plain where that is null. The byte limit is \
-             x cuBLAS if the compressed bytes moved at the read ceiling; up to {MEMORY_BOUND} tokens, \
-             of which memory sets the pace."
-        ),
-        Axis::log_at("tokens, N", tokens),
-        Axis::linear("x cuBLAS", values),
-        Table {
-            header: header(MEANS),
-            lines,
-        },
+    let note = format!(
+        "kernels[0].dependent.speedup of each row, plain where that is null. The byte limit is \
+         x cuBLAS if the compressed bytes moved at the read ceiling; up to {MEMORY_BOUND} tokens, \
+         of which memory sets the pace."
     );
-    parity(&mut chart);
-    for (color, (name, points)) in curves.iter().enumerate() {
-        chart.draw(name, Mark::Joined(color), points);
-    }
+    let tokens = rows.iter().map(|(_, found)| found.row.n);
+    let means: Vec<_> = mean.iter().chain(&limit).cloned().collect();
+    let mut chart = speedup_chart(note, tokens, &curves, &means, lines);
     chart.draw("byte limit, geometric mean", Mark::Bound, &limit);
     chart.draw("geometric mean", Mark::Strong, &mean);
     chart
@@ -446,7 +444,7 @@ fn roofline(measured: &Measured, rows: &Rows) -> Chart {
                 place(found),
             ]);
         }
-        curves.push((name, points));
+        curves.push((name.as_str(), points));
     }
     let ceiling = Ceiling::of(measured);
     let cublas = |found: Found<'_>| {
