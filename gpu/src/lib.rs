@@ -3,7 +3,7 @@
 //! The crate is `no_std` and has no dependencies. [`layout`] says where each weight of a
 //! matrix is stored, [`decode`] turns a lane's words back into BF16 pairs; both are pure
 //! integer code, so the CPU codec in `zipserv` calls the very functions that the kernels
-//! inline. [`work`] deals a matrix out to thread blocks. `docs/FORMAT.md` describes the same layout in prose.
+//! inline. [`work`] and [`schedule`] deal matrices out to thread blocks. `docs/FORMAT.md` describes the same layout in prose.
 
 #![no_std]
 #![cfg_attr(
@@ -16,6 +16,7 @@ pub mod decode;
 mod integer;
 pub mod launch;
 pub mod layout;
+pub mod schedule;
 pub mod work;
 
 #[cfg(target_arch = "nvptx64")]

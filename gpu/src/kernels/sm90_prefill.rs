@@ -40,13 +40,11 @@ use crate::{
     decode,
     launch::{Gemm, Prefill},
     layout::*,
-    work::{Segments, Work},
+    schedule::{Cursor, Place, Schedule, Tiles},
 };
 
 /// k-steps that the tensor cores work on, or have before them, while a warp decodes the next.
 const IN_FLIGHT: u32 = 2;
-/// Token blocks whose activations are to stay in the L2 cache.
-const TOKEN_BLOCKS: u32 = 8;
 /// Sums that a thread has of the 64 tokens which leave a tile at a time, and fours of them.
 const CHUNK: usize = Prefill::CHUNK_TOKENS / 2;
 const FOURS: usize = CHUNK / 4;
@@ -109,168 +107,6 @@ struct Block<'a, const SUMS: usize, const STAGES: usize, const CLUSTER: usize> {
     strips: u32,
     /// Clusters of the grid.
     clusters: u32,
-}
-
-/// What a cluster has to do: its run of the split tiles, then every so-many-th of the whole ones.
-#[derive(Clone, Copy)]
-struct Schedule {
-    segments: Segments,
-    next: u32,
-    /// Whole output tiles, before those that are split.
-    whole: u32,
-    clusters: u32,
-    tile_cols: u32,
-}
-
-/// A share of one output tile: the units `from..to` along K.
-#[derive(Clone, Copy, Default)]
-struct Share {
-    /// Index of the output tile in the order in which clusters take them.
-    tile: u32,
-    from: u32,
-    to: u32,
-}
-
-/// The output tiles: row blocks of all blocks of a cluster, and token blocks.
-#[derive(Clone, Copy)]
-struct Tiles {
-    row_groups: u32,
-    token_blocks: u32,
-}
-
-/// Where an output tile is.
-#[derive(Clone, Copy)]
-struct Place {
-    row_group: u32,
-    token_block: u32,
-}
-
-impl Tiles {
-    #[inline(always)]
-    fn new(m: u32, n: u32, rows: u32, tokens: u32) -> Self {
-        Self {
-            row_groups: m.div_ceil(rows),
-            token_blocks: n.div_ceil(tokens),
-        }
-    }
-
-    /// The tiles go through some token blocks at a time; for them through all rows; and of a row
-    /// group through all these tokens.
-    #[inline(always)]
-    fn place(self, tile: u32) -> Place {
-        let column_tiles = TOKEN_BLOCKS * self.row_groups;
-        let column = tile.checked_div(column_tiles).unwrap_or(0);
-        let width = (self.token_blocks - column * TOKEN_BLOCKS).min(TOKEN_BLOCKS);
-        let place = tile - column * column_tiles;
-        let row_group = place.checked_div(width).unwrap_or(0);
-        Place {
-            row_group,
-            token_block: column * TOKEN_BLOCKS + place - row_group * width,
-        }
-    }
-}
-
-impl Schedule {
-    #[inline(always)]
-    fn new(args: &PrefillArgs, tiles: Tiles, clusters: u32, cluster: u32) -> Self {
-        let tile_cols = args.k.div_ceil(TILE_COLS as u32);
-        Self {
-            segments: Work::new(args.split * tile_cols, clusters).segments(cluster, tile_cols),
-            next: cluster,
-            whole: tiles.row_groups * tiles.token_blocks - args.split,
-            clusters,
-            tile_cols,
-        }
-    }
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Share> {
-        match self.segments.next() {
-            Some(segment) => Some(Share {
-                tile: self.whole + segment.row_block,
-                from: segment.from,
-                to: segment.to,
-            }),
-            None if self.next < self.whole => {
-                let tile = self.next;
-                self.next += self.clusters;
-                Some(Share {
-                    tile,
-                    from: 0,
-                    to: self.tile_cols,
-                })
-            }
-            None => None,
-        }
-    }
-
-    /// Units of all shares.
-    #[inline(always)]
-    fn units(&self) -> u32 {
-        let tiles = (self.whole + self.clusters - 1 - self.next.min(self.whole)) / self.clusters;
-        self.segments.units(1) + tiles * self.tile_cols
-    }
-
-    /// The clusters before `cluster` that have sums of a share which it finishes.
-    #[inline(always)]
-    fn before(&self, args: &PrefillArgs, share: &Share, cluster: u32) -> Range<u32> {
-        if share.from > 0 && share.to == self.tile_cols {
-            // Worked out again: registers are short.
-            let split = thread::opaque(args.split);
-            let work = Work::new(split * self.tile_cols, self.clusters);
-            let start = (share.tile - self.whole) * self.tile_cols;
-            work.block_of(start)..cluster
-        } else {
-            0..0
-        }
-    }
-}
-
-/// The unit that a warp copies next.
-#[derive(Clone, Copy)]
-struct Cursor {
-    schedule: Schedule,
-    tiles: Tiles,
-    share: Share,
-    place: Place,
-}
-
-impl Cursor {
-    #[inline(always)]
-    fn new(mut schedule: Schedule, tiles: Tiles) -> Self {
-        let share = schedule.next().unwrap_or_default();
-        Self {
-            schedule,
-            tiles,
-            share,
-            place: tiles.place(share.tile),
-        }
-    }
-
-    #[inline(always)]
-    fn is_done(&self) -> bool {
-        self.share.from == self.share.to
-    }
-
-    #[inline(always)]
-    fn advance(&mut self) {
-        self.skip(1);
-    }
-
-    /// Advances so many units.
-    #[inline(always)]
-    fn skip(&mut self, mut units: u32) {
-        while !self.is_done() {
-            let left = self.share.to - self.share.from;
-            if units < left {
-                self.share.from += units;
-                break;
-            }
-            units -= left;
-            self.share = self.schedule.next().unwrap_or_default();
-            self.place = self.tiles.place(self.share.tile);
-        }
-    }
 }
 
 /// What a lane needs to make its A fragments of a unit: bytes of each half, and bitmap words.
@@ -439,7 +275,14 @@ where
     #[inline(always)]
     fn schedule(&self) -> Schedule {
         let cluster = thread::opaque(self.cluster);
-        Schedule::new(self.args, self.tiles(), self.clusters, cluster)
+        let tile_cols = self.args.k.div_ceil(TILE_COLS as u32);
+        Schedule::new(
+            self.tiles(),
+            tile_cols,
+            self.args.split,
+            self.clusters,
+            cluster,
+        )
     }
 
     #[inline(always)]
@@ -812,7 +655,7 @@ where
                 } else {
                     this.store(
                         place,
-                        schedule.before(self.args, &share, self.cluster),
+                        schedule.before(thread::opaque(self.args.split), &share, self.cluster),
                         &acc,
                     );
                 }
