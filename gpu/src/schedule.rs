@@ -119,7 +119,9 @@ impl Schedule {
     /// Units of all shares.
     #[inline(always)]
     pub fn units(&self) -> u32 {
-        let tiles = (self.whole + self.clusters - 1 - self.next.min(self.whole)) / self.clusters;
+        let tiles = (self.whole + self.clusters - 1 - self.next.min(self.whole))
+            .checked_div(self.clusters)
+            .unwrap_or(0);
         self.segments.units(1) + tiles * self.tile_cols
     }
 
