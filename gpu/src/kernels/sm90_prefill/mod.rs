@@ -1,0 +1,237 @@
+//! Y[N, M] = X[N, K] W[M, K]^T from compressed W, for many tokens, with `wgmma`.
+//!
+//! ```text
+//!  two warps that copy                      two warpgroups that multiply
+//!
+//!  tiles; X, by tensor copies         full  A fragments from bytes, words and bases;  output tile:
+//!  into a stage --------------------------> wgmma: A in registers, X by descriptor -> epilogue,
+//!                                     empty                                           transpose,
+//!  two warps that write tables     <-------                                           store Y
+//!
+//!  patches, read ahead: the base of
+//!  each weight into a table -------------->
+//! ```
+//!
+//! An output tile is 128 features by `2 * SUMS` tokens. A warp decodes one band of one strip: 16
+//! features by 64 columns of each unit, the A operands of four `wgmma` by which its warpgroup
+//! multiplies 64 features by all tokens of the tile. The blocks of a cluster take the same tokens
+//! and different features; each copies a part of the activations to all of them.
+//!
+//! Clusters are persistent. Each takes whole output tiles, in an order that lets the activations
+//! of those under way stay in the L2 cache; what does not go into the number of clusters is shared
+//! along K ([`crate::work`]), and sums are handed over as they lie in registers.
+//!
+//! Every lane arrives at barriers for what it has read or written itself. Between the barrier that
+//! frees a table and the one that fills it there are stores only: all else is done before.
+//!
+//! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
+//! issues some 150 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
+//! from the L2 cache for each block of a cluster of two.
+
+mod bases;
+mod multiply;
+mod output;
+mod patches;
+mod stages;
+
+use super::ring::Ring;
+use crate::{
+    arch::{barrier, cluster, grid, memory, thread, wgmma::Accumulator},
+    args::PrefillArgs,
+    launch::Prefill,
+    layout::*,
+    schedule::{Cursor, Place, Schedule, Tiles},
+};
+
+/// Registers of a thread that multiplies, and of one that does not; `.maxntid` gives each 168. There
+/// are no more: who asks for what others do not give up waits forever.
+const REGISTERS: (u32, u32) = (216, 72);
+const _: () = assert!(
+    REGISTERS.0 * Prefill::WARPS as u32 + REGISTERS.1 * Prefill::HELPERS as u32
+        <= 168 * (Prefill::WARPS + Prefill::HELPERS) as u32
+);
+
+/// The kernel of one [`Prefill`] shape of `2 * SUMS` tokens.
+///
+/// # Safety
+/// `args` describe a compressed matrix and buffers as the host's `zipgemm_prefill_raw` checks; `x`
+/// is the generic address of their tensor map; the launch is that of the shape.
+#[inline(always)]
+pub unsafe fn prefill<const SUMS: usize, const STAGES: usize, const CLUSTER: usize>(
+    args: &PrefillArgs,
+    x: u64,
+) where
+    [f32; SUMS]: Accumulator,
+{
+    let block = Block::<SUMS, STAGES, CLUSTER>::new(args, x);
+    // SAFETY: the caller's promise, passed on.
+    unsafe { block.run() }
+}
+
+/// A thread's view of its block.
+struct Block<'a, const SUMS: usize, const STAGES: usize, const CLUSTER: usize> {
+    args: &'a PrefillArgs,
+    x: u64,
+    shared: u32,
+    lane: u32,
+    warp: u32,
+    /// Place of the block in its cluster, and of the cluster in the grid.
+    rank: u32,
+    cluster: u32,
+    /// Strips of the matrix.
+    strips: u32,
+    /// Clusters of the grid.
+    clusters: u32,
+}
+
+impl<'a, const SUMS: usize, const STAGES: usize, const CLUSTER: usize>
+    Block<'a, SUMS, STAGES, CLUSTER>
+where
+    [f32; SUMS]: Accumulator,
+{
+    pub(super) const SHAPE: Prefill = Prefill {
+        tokens: 2 * SUMS,
+        stages: STAGES,
+        cluster: CLUSTER,
+    };
+    pub(super) const WARPS: u32 = Prefill::WARPS as u32;
+    pub(super) const STRIPS: u32 = Prefill::STRIPS as u32;
+
+    #[inline(always)]
+    fn new(args: &'a PrefillArgs, x: u64) -> Self {
+        // SAFETY: every thread has a place in the grid.
+        let (block, blocks) = unsafe { (thread::block() as u32, thread::blocks() as u32) };
+        let cluster = block / CLUSTER as u32;
+        Self {
+            args,
+            x,
+            shared: memory::shared(),
+            lane: thread::fixed_lane(),
+            warp: thread::warp(),
+            rank: if CLUSTER > 1 { cluster::rank() } else { 0 },
+            cluster,
+            strips: args.m.div_ceil(TILE_ROWS as u32),
+            clusters: blocks / CLUSTER as u32,
+        }
+    }
+
+    /// What the cluster has to do. Each role works it out for itself, after the roles have taken
+    /// different numbers of registers.
+    #[inline(always)]
+    pub(super) fn schedule(&self) -> Schedule {
+        let cluster = thread::opaque(self.cluster);
+        let tile_cols = self.args.k.div_ceil(TILE_COLS as u32);
+        Schedule::new(
+            self.tiles(),
+            tile_cols,
+            self.args.split,
+            self.clusters,
+            cluster,
+        )
+    }
+
+    #[inline(always)]
+    pub(super) fn cursor(&self) -> Cursor {
+        Cursor::new(self.schedule(), self.tiles())
+    }
+
+    #[inline(always)]
+    pub(super) fn tiles(&self) -> Tiles {
+        let rows = (Prefill::ROWS * CLUSTER) as u32;
+        Tiles::new(self.args.m, self.args.n, rows, Self::SHAPE.tokens as u32)
+    }
+
+    #[inline(always)]
+    pub(super) fn stage(&self, stage: u32) -> u32 {
+        self.shared + stage * Self::SHAPE.stage_bytes() as u32
+    }
+
+    #[inline(always)]
+    pub(super) fn full(&self, stage: u32) -> u32 {
+        self.shared + Self::SHAPE.barriers_at() as u32 + 16 * stage
+    }
+
+    #[inline(always)]
+    pub(super) fn empty(&self, stage: u32) -> u32 {
+        self.full(stage) + 8
+    }
+
+    /// Bases of a unit's weights. They count as a part of its stage when that becomes full.
+    #[inline(always)]
+    pub(super) fn table(&self, table: u32) -> u32 {
+        self.shared + (Self::SHAPE.tables_at() + table as usize * Prefill::TABLE_BYTES) as u32
+    }
+
+    /// Two bytes of this thread's own, if it writes tables, that nothing reads.
+    #[inline(always)]
+    pub(super) fn nowhere(&self) -> u32 {
+        let thread = self.warp * LANES as u32 + self.lane;
+        self.shared + Self::SHAPE.nowhere_at() as u32 + 4 * (thread - Self::WARPS * LANES as u32)
+    }
+
+    #[inline(always)]
+    pub(super) fn table_empty(&self, table: u32) -> u32 {
+        self.full(STAGES as u32) + 8 * table
+    }
+
+    /// Which of its row group's row blocks is the block's own.
+    #[inline(always)]
+    pub(super) fn row_block(&self, place: Place) -> u32 {
+        place.row_group * CLUSTER as u32 + self.rank
+    }
+
+    #[inline(always)]
+    unsafe fn run(&self) {
+        grid::launch_dependents();
+        // SAFETY: addresses lie in the block's shared memory by the shape's arithmetic; global
+        // ranges are the caller's promise.
+        unsafe {
+            if self.warp == Self::WARPS && self.lane == 0 {
+                for stage in 0..STAGES as u32 {
+                    barrier::init(self.full(stage), Self::FILLERS);
+                    barrier::init(self.empty(stage), Self::EMPTIERS);
+                }
+                for table in 0..Prefill::TABLES as u32 {
+                    barrier::init(self.table_empty(table), Self::WARPS * LANES as u32);
+                }
+                barrier::fence_init();
+            }
+            self.clear_tables();
+            Self::sync();
+            if self.warp < Self::WARPS {
+                thread::grow_registers::<{ REGISTERS.0 }>();
+                self.multiply();
+            } else {
+                thread::shrink_registers::<{ REGISTERS.1 }>();
+                match self.warp - Self::WARPS {
+                    helper if helper % 2 == 1 => self.write_bases(helper / 2),
+                    0 => self.copy_dense(),
+                    _ => self.copy_activations(),
+                }
+            }
+            thread::sync_warp();
+            if CLUSTER > 1 {
+                // The others' arrivals need this block's barriers.
+                cluster::sync();
+            }
+        }
+    }
+
+    /// Waits for all who share barriers.
+    #[inline(always)]
+    fn sync() {
+        if CLUSTER > 1 {
+            cluster::sync();
+        } else {
+            thread::sync_block();
+        }
+    }
+
+    /// The unit's tile in a strip of the row block. Below the matrix the last strip stands in:
+    /// what comes of it is not stored.
+    #[inline(always)]
+    pub(super) fn tile(&self, unit: &Cursor, strip: u32) -> usize {
+        let strip = (self.row_block(unit.place) * Self::STRIPS + strip).min(self.strips - 1);
+        (strip * unit.schedule.tile_cols + unit.share.from) as usize
+    }
+}
