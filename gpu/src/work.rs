@@ -79,6 +79,12 @@ pub struct Segment {
 }
 
 impl Segments {
+    /// Tile columns in all segments.
+    #[inline(always)]
+    pub fn columns(&self) -> u32 {
+        self.left
+    }
+
     /// Units of up to `groups` tile columns in all segments.
     #[inline(always)]
     pub fn units(self, groups: u32) -> u32 {

@@ -37,8 +37,12 @@ use crate::{
 };
 
 /// Units behind the first ring that are brought to the L2 cache, to keep memory busy while the
-/// block waits for the kernel before it. More of them slow that kernel's last blocks down.
+/// block waits for the kernel before it. More of them slow that kernel's last blocks down, which
+/// long runs make up for.
 const AHEAD: u32 = 2;
+const AHEAD_OF_LONG: u32 = 3;
+/// Units of a long run.
+const LONG: u32 = 20;
 
 /// The kernel of one [`Gemm`] shape.
 ///
@@ -274,11 +278,15 @@ impl<
         let (strip, turn) = (self.lane % STRIPS as u32, self.lane / STRIPS as u32);
         let own = Cursor::<GROUPS>::new(self.segments).after(turn);
         let range = self.patch_range(&own, strip);
+        let ahead = match self.segments.columns() >= LONG * GROUPS as u32 {
+            true => AHEAD_OF_LONG,
+            false => AHEAD,
+        };
         // SAFETY: `run`'s.
         unsafe {
             if fetch::ALONE && turn < STAGES as u32 {
                 self.copy_dense(&own, strip, turn);
-            } else if fetch::ALONE && turn < STAGES as u32 + AHEAD {
+            } else if fetch::ALONE && turn < STAGES as u32 + ahead {
                 self.prefetch_dense(&own, strip);
             }
         }
