@@ -260,10 +260,10 @@ impl<
         unsafe {
             for stage in 0..STAGES as u32 {
                 barrier::init(self.full(stage), LANES as u32 + fetch::arrivals::<STRIPS>());
-                barrier::init(self.empty(stage), (STRIPS * GROUPS) as u32);
+                // Here and below every lane arrives for itself, which racecheck understands.
+                barrier::init(self.empty(stage), (STRIPS * GROUPS * LANES) as u32);
             }
             for stage in 0..SUM_STAGES as u32 {
-                // Every lane arrives, which racecheck understands.
                 barrier::init(self.sums_full(stage), Self::WARPS * LANES as u32);
                 barrier::init(self.sums_empty(stage), (Gemm::WRITERS * LANES) as u32);
             }
@@ -534,10 +534,7 @@ impl<
                         };
                         tile::multiply(self.args, &place, &patches, &mut acc);
                     }
-                    thread::sync_warp();
-                    if self.lane == 0 {
-                        barrier::arrive(self.empty(ring.stage));
-                    }
+                    barrier::arrive(self.empty(ring.stage));
                 }
                 ring.skip(TEAMS);
                 unit += TEAMS as u32;

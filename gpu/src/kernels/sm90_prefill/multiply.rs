@@ -104,14 +104,14 @@ where
 
     /// Where this lane's bases start in a table, 16 bytes a k-step.
     #[inline(always)]
-    pub(super) fn bases(&self, table: u32) -> u32 {
+    fn bases(&self, table: u32) -> u32 {
         const BAND: u32 = (Prefill::STRIP_TABLE_BYTES / BANDS) as u32;
         self.table(table) + self.warp * BAND + 16 * self.lane
     }
 
     /// Loads what the lane needs to make its A fragments of the unit in a full stage.
     #[inline(always)]
-    pub(super) unsafe fn operands(&self, stage: u32) -> Operands {
+    unsafe fn operands(&self, stage: u32) -> Operands {
         let dense_at = Self::SHAPE.dense_at() as u32 + self.warp * BAND_BYTES as u32;
         let dense = self.stage(stage) + dense_at;
         // SAFETY: `run`'s.
