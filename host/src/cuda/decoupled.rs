@@ -101,7 +101,7 @@ impl Case {
             y_stride,
             f32_out: self.output == OutputType::F32,
             // Never read, but some versions make no choice without an address.
-            bias: self.bias.then_some(ALIGN as CUdeviceptr),
+            bias: self.bias.then_some(CUdeviceptr::from(VECTOR)),
         }
     }
 

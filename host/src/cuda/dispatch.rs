@@ -10,8 +10,8 @@ struct Limit {
     tokens: usize,
 }
 
-/// What measurements on an H100 say; the first row that fits counts. The tests compare it with
-/// `results`.
+/// What measurements on an H100 say, and for slices an estimate; the first row that fits counts. The
+/// tests compare it with `results`.
 const FUSED_UP_TO: &[Limit] = &[
     // results/gemm_many_tokens.json: fused takes 0.92 to 1.06 times as long at 2,048 tokens, 1.02 to
     // 1.12 at 4,096. Between them nothing was measured; on straight lines, it is 0.98 to 1.03 here on
@@ -51,8 +51,7 @@ mod tests {
     const BAR: f64 = 1.03;
     /// Up to so many tokens the choice is always fused, for it wants no memory.
     const ALWAYS_FUSED: usize = 2048;
-    /// Rows and columns of layers for which that is longer than the bar allows, as other layers with
-    /// as many output tiles are not.
+    /// Rows and columns of layers for which that took longer than the bar allows.
     const EXCEPTIONS: [(usize, usize); 2] = [(6144, 4096), (27648, 5120)];
 
     fn rows(file: &str) -> Vec<GemmRow> {

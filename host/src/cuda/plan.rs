@@ -40,13 +40,15 @@ pub(super) enum Kind {
     Decoupled(DecoupledPlan),
 }
 
-/// Why weights are not decompressed although that was measured to be faster.
+/// Why weights are not decompressed although that would be preferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hindrance {
     /// The workspace has `there` bytes for dense weights.
     Memory { there: usize, needed: usize },
-    /// The library is missing, or makes no choice.
+    /// cuBLASLt is missing.
     Library,
+    /// It has no kernel for such weights.
+    Choice,
 }
 
 /// Who chose a kernel.
@@ -60,6 +62,8 @@ enum Choice {
     First,
     /// Nothing takes so many tokens.
     Slices,
+    /// [`is_decoupled_faster`].
+    PastFused,
     /// The caller.
     Asked,
 }
@@ -117,7 +121,8 @@ pub fn zipgemm_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Plan,
 
 /// Chooses as [`zipgemm_plan`], or to decompress the weights first, to a workspace with
 /// `dense_bytes` [for that](super::Workspace::with_dense), and to let cuBLASLt multiply: whichever
-/// was measured to be faster for `n` tokens. If that is the latter, but memory is short of
+/// was measured to be faster for `n` tokens on an H100 or, for kernels that take them in slices,
+/// estimated. If that is the latter, but memory is short of
 /// [`dense_workspace_bytes`](DeviceMatrix::dense_workspace_bytes) or cuBLASLt cannot be used, the
 /// plan is the former, and its `Display` says why.
 ///
@@ -149,12 +154,13 @@ pub fn zipgemm_plan_within(
         match (Plan::decoupled(gpu, weights, n), &fused) {
             (Ok(plan), _) => {
                 return Ok(Plan {
-                    choice: Choice::Measured,
+                    choice: Choice::PastFused,
                     ..plan
                 });
             }
             (Err(error), Err(_)) => return Err(error),
-            (Err(_), Ok(_)) => Hindrance::Library,
+            (Err(_), Ok(_)) if gpu.cublaslt().is_err() => Hindrance::Library,
+            (Err(_), Ok(_)) => Hindrance::Choice,
         }
     };
     Ok(Plan {
@@ -378,6 +384,7 @@ impl fmt::Display for Plan {
             Choice::Tiles => "its tiles suit so many tokens",
             Choice::First => "the first for so many tokens",
             Choice::Slices => "no kernel here takes so many tokens at a time",
+            Choice::PastFused => "preferred to fused kernels for so many tokens",
             Choice::Asked => "as asked for",
         };
         write!(f, "{} ({why}): ", self.kernel())?;
@@ -389,17 +396,16 @@ impl fmt::Display for Plan {
         if self.is_dependent() {
             f.write_str(", dependent launch")?;
         }
-        match self.hindrance {
-            None => Ok(()),
-            Some(Hindrance::Memory { there, needed }) => write!(
-                f,
-                "; decompression to memory, then cuBLASLt, would be faster, but takes {needed} bytes \
-                 of workspace, not {there}"
-            ),
-            Some(Hindrance::Library) => f.write_str(
-                "; decompression to memory, then cuBLASLt, would be faster, but cuBLASLt cannot be \
-                 used here",
-            ),
+        let Some(hindrance) = self.hindrance else {
+            return Ok(());
+        };
+        f.write_str("; decompression to memory, then cuBLASLt, would be preferred, but ")?;
+        match hindrance {
+            Hindrance::Memory { there, needed } => {
+                write!(f, "takes {needed} bytes of workspace, not {there}")
+            }
+            Hindrance::Library => f.write_str("libcublasLt.so cannot be loaded"),
+            Hindrance::Choice => f.write_str("cuBLASLt has no kernel for these weights"),
         }
     }
 }
