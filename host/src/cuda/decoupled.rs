@@ -129,6 +129,7 @@ impl DecoupledPlan {
         if m * k == 0 {
             return Err(CudaError::Argument("there are no weights".to_owned()));
         }
+        guard::current_context(gpu)?;
         let library = gpu.cublaslt()?;
         let choose = |case: Case| {
             let matmul = Matmul::new(&case.shape(m, n, k))?;
@@ -204,6 +205,7 @@ pub unsafe fn zipgemm_decoupled_raw(
         ));
     }
     let memory = [("the memory for dense weights", dense.address)];
+    guard::current_context(gpu)?;
     guard::same_device(gpu, stream, &memory)?;
 
     let at = |offset: usize| dense.address + offset as CUdeviceptr;

@@ -99,14 +99,13 @@ pub fn zipgemm_with(
 /// [`CudaError::Argument`] when the plan does not fit, a stride is less than a row or its rows more
 /// than 4 GiB apart, a pointer is not aligned to its type, or weights without input features are
 /// to have a bias; for a decoupled plan also when the workspace's memory for dense weights is
-/// missing, too small, misaligned or of another device; [`CudaError`] from the driver and from
-/// cuBLASLt.
+/// missing, too small, misaligned or of another device, and when the current context is not that
+/// of `gpu`; [`CudaError`] from the driver and from cuBLASLt.
 ///
 /// # Safety
 /// When the kernel runs, `x` holds its `n` rows, `y` has room for its own and `bias` holds M BF16,
 /// in memory of `gpu`; `y` overlaps neither of the others; no other kernel uses `workspace` at the
-/// same time; no earlier kernel of the stream that may still run writes the weights. For a
-/// decoupled plan, the current context is that of `gpu`.
+/// same time; no earlier kernel of the stream that may still run writes the weights.
 pub unsafe fn zipgemm_raw(
     gpu: &Gpu,
     stream: RawStream,

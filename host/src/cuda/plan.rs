@@ -7,6 +7,7 @@ use super::{
     decode::{DecodePlan, tokens},
     decoupled::DecoupledPlan,
     dispatch::is_decoupled_faster,
+    guard,
     prefill::{self, PrefillPlan, prefill_plan},
 };
 
@@ -130,7 +131,8 @@ pub fn zipgemm_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Plan,
 /// kernels, which takes the host a while.
 ///
 /// # Errors
-/// As [`zipgemm_plan`]; where that has no kernel, but there is memory, as [`Plan::decoupled`].
+/// As [`zipgemm_plan`]; where that has no kernel, but there is memory, as [`Plan::decoupled`]; and
+/// [`CudaError::Argument`] when cuBLASLt is wanted, but the current context is not that of `gpu`.
 pub fn zipgemm_plan_within(
     gpu: &Gpu,
     weights: &DeviceMatrix,
@@ -151,6 +153,7 @@ pub fn zipgemm_plan_within(
             needed,
         }
     } else {
+        guard::current_context(gpu)?;
         match (Plan::decoupled(gpu, weights, n), &fused) {
             (Ok(plan), _) => {
                 return Ok(Plan {
@@ -280,8 +283,9 @@ impl Plan {
     /// of both types, with and without a bias, aligned and not.
     ///
     /// # Errors
-    /// [`CudaError::Argument`] when `n` is 0 or more than [`MAX_TOKENS`], there are no weights, or
-    /// cuBLASLt is missing or makes no choice; [`CudaError::CublasLt`] from the library.
+    /// [`CudaError::Argument`] when `n` is 0 or more than [`MAX_TOKENS`], there are no weights, the
+    /// current context is not that of `gpu`, or cuBLASLt is missing or makes no choice;
+    /// [`CudaError::CublasLt`] from the library.
     pub fn decoupled(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Self, CudaError> {
         check_tokens(n)?;
         Ok(Self {
