@@ -388,6 +388,7 @@ mod gpu {
             &["--layers", "4096"],
             &["--n", "0"],
             &["--n", "8,16385"],
+            &["--steps", "--n", "8"],
             &["--json"],
         ] {
             let mut command = zipserv();
@@ -419,7 +420,7 @@ mod gpu {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("report.json");
         let mut command = bench();
-        command.args(["--n", "8,100", "--commit", "c0ffee", "--json"]);
+        command.args(["--n", "8,100,3000", "--commit", "c0ffee", "--json"]);
         command.arg(&path);
         let Some(table) = output(command) else { return };
         assert!(table.contains("geometric means"));
@@ -429,6 +430,10 @@ mod gpu {
         assert_eq!(report["gemm"][0]["decoupled"], Value::Null);
         assert_eq!(report["gemm"][1]["n"], 100);
         assert_eq!(report["gemm"][1]["decoupled"]["correct"], true);
+        assert_eq!(report["gemm"][0]["dispatch"], Value::Null);
+        for row in 1..3 {
+            assert_eq!(report["gemm"][row]["dispatch"]["correct"], true);
+        }
         assert_eq!(report["decompress"][0]["exact"], true);
 
         let mut command = bench();
@@ -446,5 +451,21 @@ mod gpu {
         };
         let report: Value = serde_json::from_str(&document).unwrap();
         assert!(report["gemm"].as_array().unwrap().is_empty());
+    }
+
+    #[test]
+    fn looks_for_steps() {
+        let mut command = zipserv();
+        command.args(["bench", "--steps", "--layers", "500x600", "--json", "-"]);
+        let Some(document) = output(command) else {
+            return;
+        };
+        let steps: Value = serde_json::from_str(&document).unwrap();
+        let layer = &steps["layers"][0];
+        assert_eq!(layer["layer"]["cols"], 600);
+        assert!(layer["worst"]["ratio"].as_f64().unwrap() > 0.0);
+        let points = layer["points"].as_array().unwrap();
+        assert_eq!(points[71]["n"], 72);
+        assert_eq!(points.last().unwrap()["n"], 1024);
     }
 }

@@ -141,6 +141,35 @@ TFLOP/s of ZipGEMM / decompression, then cuBLAS / cuBLAS:
 }
 
 #[test]
+fn tells_how_far_the_dispatch_is_from_the_better_way() {
+    let folder = Folder::new();
+    let mut report = two_models();
+    let dispatch = |row: &mut Value, decoupled: bool, us: f64| {
+        row["dispatch"] = json!({
+            "plan": "a plan",
+            "decoupled": decoupled,
+            "us": us,
+            "tflops": 0.0,
+            "speedup": 100.0 / us,
+            "deviation": 0.0,
+            "correct": true,
+        });
+    };
+    // The better way takes 80 us; then 111 us, for decoupled is faster there.
+    dispatch(&mut report["gemm"][1], false, 80.0);
+    dispatch(&mut report["gemm"][4], false, 125.0);
+    let file = folder.write("results.json", &report);
+    let worst = "the plan takes 1.125 times as long as the better of both ways at worst (large up \
+                 1000 x 500, N=128).";
+    results(&[&file]).assert().success().stdout(contains(worst));
+
+    report["gemm"][4]["dispatch"]["correct"] = json!(false);
+    let wrong = folder.write("wrong.json", &report);
+    let wrong = results(&[&wrong]).assert().code(2);
+    wrong.stderr(contains("some outputs were wrong"));
+}
+
+#[test]
 fn reads_files_from_before_all_figures_were_told() {
     let folder = Folder::new();
     let mut old = two_models();

@@ -13,7 +13,7 @@ const TOKENS: [usize; 12] = [1, 9, 64, 2, 5, 7, 8, 16, 17, 31, 32, 33];
 /// Thread blocks: one, few, unequal shares, a multiprocessor's worth and two.
 const BLOCKS: [u32; 5] = [3, 1, 7, 132, 264];
 /// More tokens than those kernels take at a time.
-const MANY: [usize; 8] = [65, 300, 100, 128, 200, 256, 512, 1000];
+const MANY: [usize; 10] = [65, 300, 100, 128, 200, 256, 512, 1000, 2049, 4095];
 
 /// Checks every kernel for few tokens and the plan on one matrix, with up to the first `tokens` of
 /// the same activations.

@@ -16,8 +16,8 @@ use cust::{
 use zipserv::{
     Matrix,
     cuda::{
-        DeviceMatrix, Family, GemmOperands, Gpu, Plan, RawStream, Workspace, decompress_raw,
-        zipgemm_raw,
+        CudaError, DeviceMatrix, Family, GemmOperands, Gpu, Plan, RawStream, Workspace,
+        decompress_raw, zipgemm_raw,
     },
     encode,
 };
@@ -76,6 +76,24 @@ impl Lab {
                 stream: Stream::new(StreamFlags::NON_BLOCKING, None).unwrap(),
                 _turn: turn,
             }
+        })
+    }
+
+    /// The same with memory for dense weights; none without cuBLASLt.
+    pub fn each_with_dense() -> impl Iterator<Item = Self> {
+        /// Enough for any matrix of the tests and for cuBLASLt.
+        const BYTES: usize = 64 << 20;
+        Self::each().filter_map(|mut lab| {
+            let any = upload(64, 64, &[0; 64 * 64]);
+            if let Err(CudaError::Argument(why)) = Plan::decoupled(lab.gpu, &any, 64) {
+                assert!(why.contains("libcublasLt.so is not found"), "{why}");
+                let _ = writeln!(stderr(), "SKIPPED: {why}");
+                return None;
+            }
+            let memory = DeviceBuffer::from_slice(&vec![u8::MAX; BYTES]).unwrap();
+            CurrentContext::synchronize().unwrap();
+            lab.workspace = Workspace::new(lab.gpu).unwrap().with_dense(memory);
+            Some(lab)
         })
     }
 

@@ -21,6 +21,7 @@
 mod api;
 mod data;
 mod decompress;
+mod decoupled;
 mod epilogue;
 mod gemm;
 mod lab;

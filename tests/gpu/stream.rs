@@ -6,7 +6,7 @@ use cust::{
 };
 use zipserv::{
     bench::Timer,
-    cuda::{DeviceMatrix, GemmOperands, Plan, zipgemm, zipgemm_plan},
+    cuda::{CudaError, DeviceMatrix, GemmOperands, Gpu, Plan, zipgemm, zipgemm_plan},
 };
 
 use crate::{
@@ -104,16 +104,29 @@ fn a_chain_of_dependent_launches_keeps_its_order() {
 #[test]
 fn a_graph_replays() {
     for mut lab in Lab::each() {
-        graph_replays(&mut lab, (500, 1000), 5);
+        graph_replays(&mut lab, (500, 1000), 5, zipgemm_plan);
         // Many tokens, at once and in slices.
-        graph_replays(&mut lab, (500, 1000), 200);
-        graph_replays(&mut lab, (500, 1001), 200);
+        graph_replays(&mut lab, (500, 1000), 200, zipgemm_plan);
+        graph_replays(&mut lab, (500, 1001), 200, zipgemm_plan);
     }
 }
 
-fn graph_replays(lab: &mut Lab, (m, k): (usize, usize), n: usize) {
+#[test]
+fn a_graph_of_decoupled_plans_replays() {
+    for mut lab in Lab::each_with_dense() {
+        graph_replays(&mut lab, (500, 1000), 200, Plan::decoupled);
+        graph_replays(&mut lab, (501, 1001), 333, Plan::decoupled);
+    }
+}
+
+fn graph_replays(
+    lab: &mut Lab,
+    (m, k): (usize, usize),
+    n: usize,
+    plan: fn(&Gpu, &DeviceMatrix, usize) -> Result<Plan, CudaError>,
+) {
     let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
-    let Ok(plan) = zipgemm_plan(lab.gpu, &weights, n) else {
+    let Ok(plan) = plan(lab.gpu, &weights, n) else {
         return;
     };
     let values = Kind::Gaussian.activations(n, k);

@@ -13,8 +13,10 @@ use super::{
     stage::Stage,
 };
 use crate::{
-    cuda::{CudaError, Family, Gpu, Plan, zipgemm_plan},
-    results::{Ceilings, DecompressRow, Decoupled, Figure, GemmRow, KernelRow, MEMORY_BOUND},
+    cuda::{CudaError, Family, Gpu, Plan, Workspace, zipgemm_plan, zipgemm_plan_within},
+    results::{
+        Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, KernelRow, MEMORY_BOUND,
+    },
 };
 
 /// Makes rows of a report.
@@ -80,12 +82,26 @@ impl Measure<'_> {
         let (choices, cublas): (Vec<_>, Vec<_>) = choices.into_iter().unzip();
         // What a user would have: one buffer for the weights of any layer.
         let dense = Copies::unwritten(operands.bits.len(), 1)?;
-        let wanted = self.config.decoupled || n > MEMORY_BOUND;
+        let many = n > MEMORY_BOUND;
+        let wanted = self.config.decoupled || many;
         let decoupled: Vec<_> = choices
             .iter()
             .filter(|_| wanted)
             .map(|choice| Ok((choice, outputs()?)))
             .collect::<Result<_, CudaError>>()?;
+
+        let dispatch = many.then(|| self.dispatch(operands, n)).transpose()?;
+        // Other plans are timed anyway.
+        let dispatched = match dispatch {
+            Some(plan) if plan.is_decoupled() => {
+                let bytes = operands.compressed[0].dense_workspace_bytes();
+                // SAFETY: written before it is read.
+                let memory = unsafe { DeviceBuffer::uninitialized(bytes)? };
+                let workspace = Workspace::new(self.gpu)?.with_dense(memory);
+                Some((plan, workspace, outputs()?))
+            }
+            _ => None,
+        };
 
         let mut recordings = cublas;
         for (choice, y) in &decoupled {
@@ -97,6 +113,10 @@ impl Measure<'_> {
         }
         for (plan, y) in &written {
             recordings.push(self.stage.zipgemm(operands, *plan, n, &x, y)?);
+        }
+        if let Some((plan, workspace, y)) = &dispatched {
+            let stage = self.stage;
+            recordings.push(stage.zipgemm_with(operands, *plan, n, &x, y, workspace)?);
         }
         let timer = self.stage.timer();
         let times = timer.medians(&recordings, self.config.replays)?;
@@ -138,6 +158,31 @@ impl Measure<'_> {
             })
         };
         let kernels = plans.iter().enumerate().map(kernel);
+        let kernels = kernels.collect::<Result<Vec<_>, CudaError>>()?;
+        let dispatch = dispatch.map(|plan| {
+            let (us, deviation, correct) = match &dispatched {
+                Some((_, _, y)) => {
+                    let check = reference.check(y.downloads(), Sums::Fp32)?;
+                    let us = *times.last().expect("it was timed last");
+                    (us, check.deviation, check.correct)
+                }
+                None => {
+                    let KernelRow {
+                        deviation, correct, ..
+                    } = kernels[0];
+                    (kernels[0].best().us, deviation, correct)
+                }
+            };
+            Ok::<_, CudaError>(Dispatch {
+                plan: plan.to_string(),
+                decoupled: plan.is_decoupled(),
+                us,
+                tflops: operands.info.tflops(n, us),
+                speedup: cublas_us / us,
+                deviation,
+                correct,
+            })
+        });
         let bytes = operands.info.compressed_bytes as f64;
         Ok(GemmRow {
             layer: operands.info.clone(),
@@ -147,8 +192,15 @@ impl Measure<'_> {
             cublas_choice,
             limit: cublas_us * self.ceilings.read * 1e6 / bytes,
             decoupled: decoupled.transpose()?,
-            kernels: kernels.collect::<Result<_, CudaError>>()?,
+            kernels,
+            dispatch: dispatch.transpose()?,
         })
+    }
+
+    /// The plan where there is as much memory for dense weights as it may want.
+    fn dispatch(&self, operands: &Operands, n: usize) -> Result<Plan, CudaError> {
+        let weights = &operands.compressed[0];
+        zipgemm_plan_within(self.gpu, weights, n, weights.dense_workspace_bytes())
     }
 
     fn figure(&self, operands: &Operands, n: usize, us: f64, cublas_us: f64) -> Figure {
@@ -251,7 +303,7 @@ impl Measure<'_> {
 
     fn algorithms(&self, operands: &Operands, n: usize) -> Result<Vec<Algorithm>, CudaError> {
         let cublas = self.stage.cublas()?;
-        Ok(cublas.algorithms(operands.problem(n), self.config.algorithms)?)
+        cublas.algorithms(operands.problem(n), self.config.algorithms)
     }
 
     /// cuBLAS's own choice, and the most promising of cuBLASLt's.

@@ -16,6 +16,7 @@ mod operands;
 mod platform;
 mod run;
 mod stage;
+mod steps;
 mod timer;
 
 pub use config::{Config, TOKENS};
@@ -24,4 +25,5 @@ pub use iterations::{Iterate, iterate_decompress, iterate_gemm};
 pub use layers::{Layer, MODELS, Model, layers};
 pub use platform::driver;
 pub use run::{Progress, run};
+pub use steps::steps;
 pub use timer::{Recording, Timer};

@@ -19,6 +19,8 @@ pub enum Progress<'a> {
         /// How many rows there are going to be.
         rows: usize,
     },
+    /// How many layers there are going to be, each a row, where there is nothing else to say.
+    Layers(usize),
     /// A row of the report, as text.
     Row(&'a dyn fmt::Display),
 }

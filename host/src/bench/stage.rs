@@ -80,11 +80,24 @@ impl<'g> Stage<'g> {
         x: &'a Copies,
         y: &'a Copies,
     ) -> Result<Recording<'a>, CudaError> {
+        self.zipgemm_with(operands, plan, n, x, y, &self.workspace)
+    }
+
+    /// The same with a workspace that may have memory for dense weights. Nothing else uses it.
+    pub fn zipgemm_with<'a>(
+        &'a self,
+        operands: &'a Operands,
+        plan: Plan,
+        n: usize,
+        x: &'a Copies,
+        y: &'a Copies,
+        workspace: &'a Workspace,
+    ) -> Result<Recording<'a>, CudaError> {
         self.rotate(operands.rotation(n), move |copy| {
             let weights = &operands.compressed[copy];
             let at = GemmOperands::new(weights, x.at(copy), n, y.at(copy));
             // SAFETY: copies have the problem's sizes; one stream uses the workspace.
-            unsafe { zipgemm_raw(self.gpu, self.raw, &plan, weights, &at, &self.workspace) }
+            unsafe { zipgemm_raw(self.gpu, self.raw, &plan, weights, &at, workspace) }
         })
     }
 

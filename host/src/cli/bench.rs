@@ -9,8 +9,9 @@ use std::{
 };
 
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
+use serde::Serialize;
 use zipserv::{
-    bench::{Config, MODELS, Progress, TOKENS, run},
+    bench::{Config, MODELS, Progress, TOKENS, run, steps},
     cuda::{Gpu, MAX_TOKENS},
     results::ReportFile,
 };
@@ -55,6 +56,13 @@ pub struct Bench {
     /// Less exact, and several times as fast
     #[arg(long)]
     quick: bool,
+    /// Time the plan's kernel on 1 to 1,024 tokens in small steps, and say which is the largest
+    /// [default layers: three of the first model]
+    #[arg(
+        long,
+        conflicts_with_all = ["tokens", "kernels", "all_kernels", "blocks", "decoupled", "no_gemm", "no_decompress", "quick"],
+    )]
+    steps: bool,
     /// The same seed gives the same data [default: a new one]
     #[arg(long)]
     seed: Option<u64>,
@@ -116,7 +124,7 @@ impl Bench {
             }
         };
         print(&format_args!("{}, {} kernels", gpu.name()?, gpu.family()));
-        let report = run(&gpu, &self.config(), &mut |progress| match progress {
+        let mut progress = |progress: Progress| match progress {
             Progress::Start {
                 seed,
                 ceilings,
@@ -125,11 +133,20 @@ impl Bench {
                 bar.set_length(rows as u64);
                 print(&format_args!("seed {seed}; {ceilings}"));
             }
+            Progress::Layers(layers) => bar.set_length(layers as u64),
             Progress::Row(row) => {
                 bar.inc(1);
                 print(row);
             }
-        });
+        };
+        if self.steps {
+            let steps = steps(&gpu, &self.config(), &mut progress);
+            bar.finish_and_clear();
+            keep(&steps?, file, to_stdout)?;
+            printed?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let report = run(&gpu, &self.config(), &mut progress);
         bar.finish_and_clear();
         let report = report?;
         if !report.means.is_empty() {
@@ -138,12 +155,7 @@ impl Bench {
         for mean in &report.means {
             print(mean);
         }
-        if let Some(file) = file {
-            file.write(&report)?;
-        }
-        if to_stdout {
-            console::print_json(&report)?;
-        }
+        keep(&report, file, to_stdout)?;
         printed?;
         if report.is_correct() {
             return Ok(ExitCode::SUCCESS);
@@ -184,6 +196,21 @@ impl Bench {
         };
         if self.quick { config.quick() } else { config }
     }
+}
+
+/// Writes results to their file, or prints them.
+fn keep(
+    results: &impl Serialize,
+    file: Option<ReportFile>,
+    to_stdout: bool,
+) -> Result<(), Box<dyn Error>> {
+    if let Some(file) = file {
+        file.write(results)?;
+    }
+    if to_stdout {
+        console::print_json(results)?;
+    }
+    Ok(())
 }
 
 /// The commit of the working directory, if that is a checkout of zipserv in which nothing is

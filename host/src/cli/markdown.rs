@@ -19,6 +19,13 @@ pub fn tables(measured: &Measured) -> String {
         text +=
             &format!("\n\nTFLOP/s of ZipGEMM / decompression, then cuBLAS / cuBLAS:\n\n{tflops}");
     }
+    if let Some((row, regret)) = measured.worst_dispatch() {
+        let (layer, n) = (name(&row.layer), row.n);
+        text += &format!(
+            "\n\nWith memory for dense weights, the plan takes {regret:.3} times as long as the \
+             better of both ways at worst ({layer}, N={n}).",
+        );
+    }
     text
 }
 

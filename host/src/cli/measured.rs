@@ -138,6 +138,13 @@ impl Measured {
             .find(|row| row.n == n && is_same(&row.layer, layer))
     }
 
+    /// The multiplication whose dispatch takes the longest, compared with the better of fused and
+    /// decoupled, and how much longer.
+    pub fn worst_dispatch(&self) -> Option<(&GemmRow, f64)> {
+        let regrets = self.rows().filter_map(|row| Some((row, row.regret()?)));
+        regrets.max_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
     /// Means over the layers of a model, or over all, for those numbers of tokens that each of them
     /// was measured with: means over other layers are no match.
     pub fn means(&self, model: Option<&str>) -> Vec<Mean> {
@@ -173,6 +180,7 @@ fn parse(json: &[u8]) -> Result<Report, String> {
         limit,
         decoupled,
         kernels,
+        dispatch,
         ..
     } in &report.gemm
     {
@@ -186,6 +194,7 @@ fn parse(json: &[u8]) -> Result<Report, String> {
         figures.extend(of(&kernel.plain));
         figures.extend(kernel.dependent.iter().flat_map(of));
         figures.extend(decoupled.iter().flat_map(|d| [d.us, d.speedup]));
+        figures.extend(dispatch.iter().flat_map(|d| [d.us, d.speedup]));
         if let Some(figure) = figures.iter().find(|figure| !possible(figure)) {
             return Err(format!("{what}: {figure} cannot be a measurement"));
         }

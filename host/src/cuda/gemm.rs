@@ -5,6 +5,7 @@ use super::{
     CudaError, DeviceMatrix, GemmOperands, GemmSlices, Gpu, OutputType, Outputs, Plan, RawStream,
     Workspace, check,
     decode::zipgemm_decode_raw,
+    decoupled::zipgemm_decoupled_raw,
     guard,
     plan::{Kind, choose},
     prefill::{self, zipgemm_prefill_raw},
@@ -26,12 +27,15 @@ use super::{
 /// activations, and more than 64 tokens on other GPUs, go through the kernels for few tokens in
 /// slices of up to 64, one launch after another in the stream: that is right, but slow, for each
 /// slice reads all weights. The call looks at address and stride and falls back by itself,
-/// whatever the plan.
+/// whatever the plan, unless that is decoupled: such plans, which
+/// [`zipgemm_plan_within`](super::zipgemm_plan_within) makes, take all activations the same way,
+/// decompress the weights to memory of the workspace, and leave the rest to cuBLASLt. Its sums are
+/// FP32 as well, and the same inputs give the same bits on the same device and library.
 ///
 /// # Errors
 /// [`CudaError::Argument`] when lengths do not fit, something belongs to another device, the
-/// plan is for other problems, or the workspace for another stream; [`CudaError`] from the
-/// driver.
+/// plan is for other problems, or the workspace for another stream or, if the plan is decoupled,
+/// too small; [`CudaError`] from the driver and from cuBLASLt.
 pub fn zipgemm(
     gpu: &Gpu,
     stream: &Stream,
@@ -94,7 +98,9 @@ pub fn zipgemm_with(
 /// # Errors
 /// [`CudaError::Argument`] when the plan does not fit, a stride is less than a row or its rows more
 /// than 4 GiB apart, a pointer is not aligned to its type, or weights without input features are
-/// to have a bias; [`CudaError`] from the driver.
+/// to have a bias; for a decoupled plan also when the workspace's memory for dense weights is
+/// missing, too small, misaligned or of another device, and when the current context is not that
+/// of `gpu`; [`CudaError`] from the driver and from cuBLASLt.
 ///
 /// # Safety
 /// When the kernel runs, `x` holds its `n` rows, `y` has room for its own and `bias` holds M BF16,
@@ -138,6 +144,9 @@ pub unsafe fn zipgemm_raw(
                     operands,
                     workspace,
                 )
+            }
+            Kind::Decoupled(plan) => {
+                zipgemm_decoupled_raw(gpu, stream, plan, weights, operands, workspace)
             }
             Kind::Prefill(_) => {
                 let slices = choose(gpu, weights, operands.n, false)?;

@@ -1,4 +1,4 @@
-use std::{collections::HashMap, ffi::c_void, fmt, ptr};
+use std::{collections::HashMap, ffi::c_void, fmt, ptr, sync::OnceLock};
 
 use cudarc::driver::sys;
 use cust::{
@@ -9,7 +9,7 @@ use cust::{
 };
 use zipserv_gpu::launch::{KERNELS, Launch};
 
-use super::{CudaError, RawStream, check};
+use super::{CudaError, RawStream, check, cublaslt::CublasLt};
 
 /// Which build of the kernels a device runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ impl fmt::Display for Family {
 /// candle use.
 pub struct Gpu {
     functions: HashMap<&'static str, Function>,
+    /// Loaded when it is first asked for: fused kernels do without.
+    cublaslt: OnceLock<Result<CublasLt, String>>,
     _module: Module,
     context: Context,
     device: Device,
@@ -153,6 +155,7 @@ impl Gpu {
         }
         Ok(Self {
             functions,
+            cublaslt: OnceLock::new(),
             _module: module,
             context,
             device,
@@ -195,6 +198,13 @@ impl Gpu {
     /// Whether `context` is the device's.
     pub(super) fn is_context(&self, context: sys::CUcontext) -> bool {
         self.context.as_raw().cast() == context
+    }
+
+    /// cuBLASLt for the device, which is tried once. The device's context is the current one.
+    pub(super) fn cublaslt(&self) -> Result<&CublasLt, CudaError> {
+        let load = || CublasLt::load().map_err(|error| error.to_string());
+        let loaded = self.cublaslt.get_or_init(load).as_ref();
+        loaded.map_err(|error| CudaError::Argument(error.clone()))
     }
 
     /// Which kernels are loaded.

@@ -1,11 +1,25 @@
-//! What the safe calls ask the driver before they launch. Neither question waits, and both may
-//! be asked while a stream is captured.
+//! What the safe calls ask the driver before they launch. No question waits, and all may be
+//! asked while a stream is captured.
 
 use std::ptr;
 
 use cudarc::driver::sys::{self, CUdeviceptr};
 
 use super::{CudaError, Gpu, RawStream, check};
+
+/// Whether the calling thread's context is that of `gpu`, as cuBLASLt wants it.
+pub fn current_context(gpu: &Gpu) -> Result<(), CudaError> {
+    let mut context = ptr::null_mut();
+    // SAFETY: writes the context.
+    check("cuCtxGetCurrent", unsafe {
+        sys::cuCtxGetCurrent(&mut context)
+    })?;
+    if gpu.is_context(context) {
+        return Ok(());
+    }
+    let wrong = "cuBLASLt wants the device's context to be the current one; see Gpu::make_current";
+    Err(CudaError::Argument(wrong.to_owned()))
+}
 
 /// Whether the stream and the memory belong to `gpu`.
 pub fn same_device(

@@ -1,6 +1,6 @@
 use cust::memory::{CopyDestination, DeviceBuffer};
 
-use super::{CudaError, settle};
+use super::{CudaError, decoupled::Layout, settle};
 use crate::CompressedMatrix;
 
 /// A compressed matrix in the memory of the current context's device.
@@ -72,6 +72,12 @@ impl DeviceMatrix {
     /// Input features, K.
     pub fn cols(&self) -> usize {
         self.cols as usize
+    }
+
+    /// Bytes that a [workspace](super::Workspace::with_dense) needs for plans of this matrix that
+    /// are decoupled: for the dense weights, a bias in FP32, and 32 MiB for cuBLASLt.
+    pub fn dense_workspace_bytes(&self) -> usize {
+        Layout::new(self.rows(), self.cols()).bytes
     }
 
     /// Bytes that a kernel reads.

@@ -9,7 +9,8 @@
 //! strides.
 //!
 //! One call multiplies any number of tokens up to [`MAX_TOKENS`]; [`zipgemm_plan`] chooses its
-//! kernel:
+//! kernel. With memory for dense weights ([`Workspace::with_dense`]), [`zipgemm_plan_within`] also
+//! weighs decompression followed by cuBLASLt, which is faster for very many tokens:
 //!
 //! ```no_run
 //! use cust::{
@@ -18,7 +19,7 @@
 //! };
 //! use zipserv::{
 //!     Matrix,
-//!     cuda::{DeviceMatrix, Gpu, Workspace, zipgemm, zipgemm_plan},
+//!     cuda::{DeviceMatrix, Gpu, Workspace, zipgemm, zipgemm_plan_within},
 //!     encode,
 //! };
 //!
@@ -29,12 +30,14 @@
 //!
 //!     let gpu = Gpu::new(0)?;
 //!     let stream = Stream::new(StreamFlags::DEFAULT, None)?;
-//!     let mut workspace = Workspace::new(&gpu)?;
 //!     let weights = DeviceMatrix::upload(&compressed)?;
+//!     // As much as the largest matrix wants; without it, products never leave the compressed form.
+//!     let dense = unsafe { DeviceBuffer::uninitialized(weights.dense_workspace_bytes())? };
+//!     let mut workspace = Workspace::new(&gpu)?.with_dense(dense);
 //!     let x = DeviceBuffer::from_slice(&vec![one; n * k])?;
 //!     let mut y = DeviceBuffer::from_slice(&vec![0u16; n * m])?;
 //!
-//!     let plan = zipgemm_plan(&gpu, &weights, n)?;
+//!     let plan = zipgemm_plan_within(&gpu, &weights, n, workspace.dense_bytes())?;
 //!     println!("{plan}");
 //!     zipgemm(&gpu, &stream, &plan, &weights, &x, &mut y, &mut workspace)?;
 //!     stream.synchronize()?;
@@ -45,8 +48,11 @@
 //! }
 //! ```
 
+pub(crate) mod cublaslt;
 mod decode;
 mod decompress;
+mod decoupled;
+mod dispatch;
 mod gemm;
 mod gpu;
 mod guard;
@@ -62,7 +68,7 @@ pub use gemm::{zipgemm, zipgemm_raw, zipgemm_with};
 pub use gpu::{Family, Gpu};
 pub use matrix::DeviceMatrix;
 pub use operands::{GemmOperands, GemmSlices, OutputType, Outputs};
-pub use plan::{MAX_TOKENS, Plan, zipgemm_plan};
+pub use plan::{MAX_TOKENS, Plan, zipgemm_plan, zipgemm_plan_within};
 pub use read::{read_raw, read_sink_words};
 pub use workspace::Workspace;
 
@@ -85,6 +91,14 @@ pub enum CudaError {
         call: &'static str,
         /// Its status.
         status: sys::CUresult,
+    },
+    /// A call of cuBLASLt failed.
+    #[error("cuBLASLt: {call} returned {status:?}")]
+    CublasLt {
+        /// The call.
+        call: &'static str,
+        /// Its status.
+        status: cudarc::cublaslt::sys::cublasStatus_t,
     },
     /// No kernel for the device.
     #[error("{name} has compute capability {major}.{minor}; the kernels need 8.0 or later")]

@@ -5,14 +5,17 @@ use zipserv_gpu::launch::{GEMMS, PREFILLS};
 use super::{
     CudaError, DeviceMatrix, Family, Gpu,
     decode::{DecodePlan, tokens},
+    decoupled::DecoupledPlan,
+    dispatch::is_decoupled_faster,
+    guard,
     prefill::{self, PrefillPlan, prefill_plan},
 };
 
 /// Tokens of one call at most.
 pub const MAX_TOKENS: usize = 16_384;
 
-/// What a call of [`zipgemm`](super::zipgemm) launches. [`zipgemm_plan`] chooses; `Display` says
-/// what and why.
+/// What a call of [`zipgemm`](super::zipgemm) launches. [`zipgemm_plan`] and
+/// [`zipgemm_plan_within`] choose; `Display` says what and why.
 ///
 /// A plan is for one number of tokens. Others are refused, unless they take as many launches of
 /// its kernel, or output tiles, as that number does.
@@ -21,14 +24,32 @@ pub struct Plan {
     pub(super) kind: Kind,
     pub(super) dependent: bool,
     choice: Choice,
+    hindrance: Option<Hindrance>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "plans are few, and copies of them convenient"
+)]
 pub(super) enum Kind {
     /// A kernel for few tokens, which reads any activations.
     Decode(DecodePlan),
     /// A kernel for many, of activations that [`prefill::can_read`].
     Prefill(PrefillPlan),
+    /// Decompression to memory, then cuBLASLt, of any activations.
+    Decoupled(DecoupledPlan),
+}
+
+/// Why weights are not decompressed although that would be preferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hindrance {
+    /// The workspace has `there` bytes for dense weights.
+    Memory { there: usize, needed: usize },
+    /// cuBLASLt is missing.
+    Library,
+    /// It has no kernel for such weights.
+    Choice,
 }
 
 /// Who chose a kernel.
@@ -42,6 +63,8 @@ enum Choice {
     First,
     /// Nothing takes so many tokens.
     Slices,
+    /// [`is_decoupled_faster`].
+    PastFused,
     /// The caller.
     Asked,
 }
@@ -95,6 +118,58 @@ const MEASURED: &[Measured] = &[
 /// [`CudaError::Argument`] when `n` is 0 or too large, or the device has no kernel.
 pub fn zipgemm_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Plan, CudaError> {
     choose(gpu, weights, n, prefill::can_read(0, weights.cols()))
+}
+
+/// Chooses as [`zipgemm_plan`], or to decompress the weights first, to a workspace with
+/// `dense_bytes` [for that](super::Workspace::with_dense), and to let cuBLASLt multiply: whichever
+/// was measured to be faster for `n` tokens on an H100 or, for kernels that take them in slices,
+/// estimated. If that is the latter, but memory is short of
+/// [`dense_workspace_bytes`](DeviceMatrix::dense_workspace_bytes) or cuBLASLt cannot be used, the
+/// plan is the former, and its `Display` says why.
+///
+/// The first call that needs it loads cuBLASLt (`libcublasLt.so`), and each lets it choose its
+/// kernels, which takes the host a while.
+///
+/// # Errors
+/// As [`zipgemm_plan`]; where that has no kernel, but there is memory, as [`Plan::decoupled`]; and
+/// [`CudaError::Argument`] when cuBLASLt is wanted, but the current context is not that of `gpu`.
+pub fn zipgemm_plan_within(
+    gpu: &Gpu,
+    weights: &DeviceMatrix,
+    n: usize,
+    dense_bytes: usize,
+) -> Result<Plan, CudaError> {
+    check_tokens(n)?;
+    let fused = zipgemm_plan(gpu, weights, n);
+    if let Ok(plan) = &fused
+        && !is_decoupled_faster(plan.kernel(), n)
+    {
+        return fused;
+    }
+    let needed = weights.dense_workspace_bytes();
+    let hindrance = if dense_bytes < needed {
+        Hindrance::Memory {
+            there: dense_bytes,
+            needed,
+        }
+    } else {
+        guard::current_context(gpu)?;
+        match (Plan::decoupled(gpu, weights, n), &fused) {
+            (Ok(plan), _) => {
+                return Ok(Plan {
+                    choice: Choice::PastFused,
+                    ..plan
+                });
+            }
+            (Err(error), Err(_)) => return Err(error),
+            (Err(_), Ok(_)) if gpu.cublaslt().is_err() => Hindrance::Library,
+            (Err(_), Ok(_)) => Hindrance::Choice,
+        }
+    };
+    Ok(Plan {
+        hindrance: Some(hindrance),
+        ..fused?
+    })
 }
 
 /// Chooses; with `many`, kernels for many tokens count too.
@@ -165,6 +240,7 @@ impl Plan {
             // The portable kernels know of no kernel before them.
             dependent: gpu.family() == Family::Hopper,
             choice,
+            hindrance: None,
         }
     }
 
@@ -202,7 +278,32 @@ impl Plan {
         Ok(Self::new(gpu, kind, Choice::Asked))
     }
 
-    /// The same on at most so many thread blocks, at least one, or one cluster of them.
+    /// Decompression of the weights to the [workspace](super::Workspace::with_dense), followed by
+    /// cuBLASLt, for `n` tokens and no other number. cuBLASLt chooses its kernels here, for outputs
+    /// of both types, with and without a bias, aligned and not.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] when `n` is 0 or more than [`MAX_TOKENS`], there are no weights, the
+    /// current context is not that of `gpu`, or cuBLASLt is missing or makes no choice;
+    /// [`CudaError::CublasLt`] from the library.
+    pub fn decoupled(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Self, CudaError> {
+        check_tokens(n)?;
+        Ok(Self {
+            kind: Kind::Decoupled(DecoupledPlan::new(gpu, weights, n)?),
+            dependent: false,
+            choice: Choice::Asked,
+            hindrance: None,
+        })
+    }
+
+    /// Whether the weights are decompressed to memory first, which the workspace must
+    /// [have](super::Workspace::with_dense).
+    pub fn is_decoupled(&self) -> bool {
+        matches!(self.kind, Kind::Decoupled(_))
+    }
+
+    /// The same on at most so many thread blocks, at least one, or one cluster of them. A decoupled
+    /// plan stays as it is.
     #[must_use]
     pub fn with_blocks(self, blocks: u32) -> Self {
         let kind = match self.kind {
@@ -211,23 +312,25 @@ impl Plan {
                 let cluster = plan.shape.cluster as u32;
                 Kind::Prefill(plan.with_clusters(blocks / cluster))
             }
+            Kind::Decoupled(_) => self.kind,
         };
         Self { kind, ..self }
     }
 
-    /// The same with or without programmatic dependent launch.
+    /// The same with or without programmatic dependent launch, which decoupled plans never have.
     #[must_use]
     pub fn with_dependent(self, dependent: bool) -> Self {
+        let dependent = dependent && !self.is_decoupled();
         Self { dependent, ..self }
     }
 
-    /// The same with so many output tiles shared along K, at most all of them. Kernels for few
-    /// tokens have none.
+    /// The same with so many output tiles shared along K, at most all of them. Only kernels for
+    /// many tokens have them.
     #[must_use]
     pub fn with_split(self, tiles: u32) -> Self {
         let kind = match self.kind {
-            Kind::Decode(_) => self.kind,
             Kind::Prefill(plan) => Kind::Prefill(plan.with_split(tiles)),
+            Kind::Decode(_) | Kind::Decoupled(_) => self.kind,
         };
         Self { kind, ..self }
     }
@@ -236,7 +339,7 @@ impl Plan {
     /// ones go round, and as many as there are clusters more.
     pub(crate) fn splits(&self) -> Vec<u32> {
         match self.kind {
-            Kind::Decode(_) => Vec::new(),
+            Kind::Decode(_) | Kind::Decoupled(_) => Vec::new(),
             Kind::Prefill(plan) => {
                 let rest = plan.tiles % plan.clusters;
                 vec![0, rest, plan.tiles.min(rest + plan.clusters)]
@@ -244,27 +347,29 @@ impl Plan {
         }
     }
 
-    /// The kernel's name.
+    /// The kernel's name; `decoupled` for those that are.
     pub fn kernel(&self) -> &'static str {
         match &self.kind {
             Kind::Decode(plan) => plan.kernel,
             Kind::Prefill(plan) => plan.kernel,
+            Kind::Decoupled(_) => "decoupled",
         }
     }
 
-    /// Thread blocks of a launch.
+    /// Thread blocks of a launch; 0 of a decoupled plan, which leaves them to others.
     pub fn blocks(&self) -> u32 {
         match &self.kind {
             Kind::Decode(plan) => plan.blocks,
             Kind::Prefill(plan) => plan.clusters * plan.shape.cluster as u32,
+            Kind::Decoupled(_) => 0,
         }
     }
 
     /// Output tiles that thread blocks share along K; none of a kernel for few tokens, whose
-    /// thread blocks share all there is.
+    /// thread blocks share all there is, nor of a decoupled plan.
     pub fn split(&self) -> Option<u32> {
         match &self.kind {
-            Kind::Decode(_) => None,
+            Kind::Decode(_) | Kind::Decoupled(_) => None,
             Kind::Prefill(plan) => Some(plan.split),
         }
     }
@@ -283,16 +388,28 @@ impl fmt::Display for Plan {
             Choice::Tiles => "its tiles suit so many tokens",
             Choice::First => "the first for so many tokens",
             Choice::Slices => "no kernel here takes so many tokens at a time",
+            Choice::PastFused => "preferred to fused kernels for so many tokens",
             Choice::Asked => "as asked for",
         };
         write!(f, "{} ({why}): ", self.kernel())?;
         match &self.kind {
             Kind::Decode(plan) => plan.fmt(f)?,
             Kind::Prefill(plan) => plan.fmt(f)?,
+            Kind::Decoupled(plan) => plan.fmt(f)?,
         }
         if self.is_dependent() {
             f.write_str(", dependent launch")?;
         }
-        Ok(())
+        let Some(hindrance) = self.hindrance else {
+            return Ok(());
+        };
+        f.write_str("; decompression to memory, then cuBLASLt, would be preferred, but ")?;
+        match hindrance {
+            Hindrance::Memory { there, needed } => {
+                write!(f, "takes {needed} bytes of workspace, not {there}")
+            }
+            Hindrance::Library => f.write_str("libcublasLt.so cannot be loaded"),
+            Hindrance::Choice => f.write_str("cuBLASLt has no kernel for these weights"),
+        }
     }
 }

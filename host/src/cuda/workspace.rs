@@ -1,15 +1,27 @@
+use cudarc::driver::sys::CUdeviceptr;
 use cust::memory::{CopyDestination, DeviceBuffer};
 use zipserv_gpu::launch::{GEMMS, Gemm, PREFILLS};
 
 use super::{CudaError, Gpu, RawStream, settle};
 
-/// Memory through which the thread blocks of [`zipgemm`](super::zipgemm) hand over partial sums.
+/// Memory through which the thread blocks of [`zipgemm`](super::zipgemm) hand over partial sums,
+/// and, if the caller adds some, to which plans that are [decoupled](super::Plan::is_decoupled)
+/// decompress weights.
 ///
 /// One serves any number of calls that follow one another in a stream; calls that may overlap
 /// need one each.
 pub struct Workspace {
     pub(super) partials: DeviceBuffer<u32>,
+    pub(super) dense: Option<Dense>,
     owner: Option<Owner>,
+}
+
+/// Memory for dense weights.
+pub(super) struct Dense {
+    pub address: CUdeviceptr,
+    pub bytes: usize,
+    /// Freed with the workspace, unless it is the caller's.
+    _memory: Option<DeviceBuffer<u8>>,
 }
 
 /// The stream of the first safe call, which all others must follow.
@@ -43,8 +55,44 @@ impl Workspace {
         settle()?;
         Ok(Self {
             partials,
+            dense: None,
             owner: None,
         })
+    }
+
+    /// With memory for dense weights, which need not be initialized and are overwritten by every
+    /// call of a decoupled plan. One buffer serves layers of all sizes: as many bytes as the
+    /// largest [`dense_workspace_bytes`](super::DeviceMatrix::dense_workspace_bytes). It replaces
+    /// what there was.
+    #[must_use]
+    pub fn with_dense(self, memory: DeviceBuffer<u8>) -> Self {
+        let dense = (!memory.is_empty()).then(|| Dense {
+            address: memory.as_device_ptr().as_raw(),
+            bytes: memory.len(),
+            _memory: Some(memory),
+        });
+        Self { dense, ..self }
+    }
+
+    /// [`with_dense`](Self::with_dense) on the caller's own pointer, as cudarc and candle hold
+    /// them. Calls check that it is aligned to 256 bytes, as allocations are.
+    ///
+    /// # Safety
+    /// So many bytes are there while a decoupled plan's call runs, and nothing else uses them at
+    /// the same time.
+    #[must_use]
+    pub unsafe fn with_dense_raw(self, address: CUdeviceptr, bytes: usize) -> Self {
+        let dense = Some(Dense {
+            address,
+            bytes,
+            _memory: None,
+        });
+        Self { dense, ..self }
+    }
+
+    /// Bytes for dense weights; none unless the caller has added some.
+    pub fn dense_bytes(&self) -> usize {
+        self.dense.as_ref().map_or(0, |dense| dense.bytes)
     }
 
     /// Whether no sums are left in it, as between calls. It waits for nothing: synchronize the

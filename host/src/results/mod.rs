@@ -2,9 +2,11 @@
 //! GPU is needed to read it.
 
 mod report;
+mod steps;
 mod table;
 
 pub use report::{
-    Ceilings, DecompressRow, Decoupled, Figure, GemmRow, KernelRow, LayerInfo, MEMORY_BOUND, Mean,
-    Report, ReportFile, means,
+    Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, KernelRow, LayerInfo,
+    MEMORY_BOUND, Mean, Report, ReportFile, means,
 };
+pub use steps::{Point, Step, StepRow, Steps};

@@ -58,11 +58,11 @@ impl ReportFile {
         })
     }
 
-    /// Writes `report` as JSON.
+    /// Writes `report`, a [`Report`] or [`Steps`](super::Steps), as JSON.
     ///
     /// # Errors
     /// As [`ReportFile::create`].
-    pub fn write(self, report: &Report) -> Result<(), checkpoint::Error> {
+    pub fn write(self, report: &impl Serialize) -> Result<(), checkpoint::Error> {
         let json = serde_json::to_string_pretty(report).expect("names are strings");
         writeln!(self.output.file(), "{json}").at(&self.path)?;
         self.output.commit()
@@ -125,6 +125,32 @@ pub struct GemmRow {
     pub decoupled: Option<Decoupled>,
     /// Our kernels, first the plan's.
     pub kernels: Vec<KernelRow>,
+    /// What the plan is where there is memory for dense weights, for more than [`MEMORY_BOUND`]
+    /// tokens; none in files from before it was told.
+    #[serde(default)]
+    pub dispatch: Option<Dispatch>,
+}
+
+/// The plan where there is memory for dense weights: the fused kernel, or decompression and
+/// cuBLASLt's first choice.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Dispatch {
+    /// What the plan says of itself.
+    pub plan: String,
+    /// Whether the weights are decompressed first. If not, this is the first of the row's kernels,
+    /// whose figures these are.
+    pub decoupled: bool,
+    /// Microseconds.
+    pub us: f64,
+    /// TFLOP/s.
+    pub tflops: f64,
+    /// x cuBLAS.
+    pub speedup: f64,
+    /// Largest deviation of an output from the FP32 reference, as a share of the outputs' root
+    /// mean square.
+    pub deviation: f64,
+    /// Whether every output of the timed launches is as close as BF16 lets it be.
+    pub correct: bool,
 }
 
 /// `decompress` into a buffer of dense weights, always the same one, followed by cuBLAS on it.
@@ -225,11 +251,26 @@ impl Report {
     pub fn is_correct(&self) -> bool {
         let kernels = self.gemm.iter().flat_map(|row| &row.kernels);
         let decoupled = self.gemm.iter().flat_map(|row| &row.decoupled);
+        let dispatch = self.gemm.iter().flat_map(|row| &row.dispatch);
         let mut all = kernels
             .map(|kernel| kernel.correct)
             .chain(decoupled.map(|decoupled| decoupled.correct))
+            .chain(dispatch.map(|dispatch| dispatch.correct))
             .chain(self.decompress.iter().map(|row| row.exact));
         all.all(|correct| correct)
+    }
+}
+
+impl GemmRow {
+    /// How much longer than the better of the fused kernel and the best decoupled way the dispatch
+    /// takes, where all of them were measured.
+    ///
+    /// # Panics
+    /// When the row has no kernel.
+    pub fn regret(&self) -> Option<f64> {
+        let fused = self.kernels[0].best().us;
+        let decoupled = self.decoupled.as_ref()?.us;
+        Some(self.dispatch.as_ref()?.us / fused.min(decoupled))
     }
 }
 
@@ -334,6 +375,7 @@ mod tests {
                 deviation: 0.0,
                 correct: true,
             }],
+            dispatch: None,
         };
         let rows = [
             row(128, 1.0, Some(0.25)),

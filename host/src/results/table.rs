@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::report::{
-    Ceilings, DecompressRow, Decoupled, Figure, GemmRow, LayerInfo, MEMORY_BOUND, Mean,
+    Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, LayerInfo, MEMORY_BOUND, Mean,
 };
 
 /// Room for the name of a launch.
@@ -32,7 +32,8 @@ impl fmt::Display for LayerInfo {
 }
 
 /// The layer, then a line for each launch that was timed, with the pace of what holds it up:
-/// memory's for few tokens, operations for many. A star marks the plan's kernel.
+/// memory's for few tokens, operations for many. A star marks the plan's kernel, and what takes its
+/// place where there is memory for dense weights.
 impl fmt::Display for GemmRow {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Self {
@@ -100,6 +101,22 @@ impl fmt::Display for GemmRow {
             if let Some(figure) = &kernel.dependent {
                 line(figure, ", dependent")?;
             }
+        }
+        if let Some(Dispatch {
+            decoupled: true,
+            us,
+            speedup,
+            deviation,
+            correct,
+            ..
+        }) = self.dispatch
+        {
+            let (pace, wrong) = (operations(us), wrong(correct, deviation));
+            let name = "dispatch: decompress, cublasLt";
+            write!(
+                f,
+                "\n  * {name:NAME$}  {us:8.1} us  {pace}  {speedup:6.3}x{wrong}"
+            )?;
         }
         Ok(())
     }
@@ -198,6 +215,7 @@ mod tests {
                 deviation: 0.0,
                 correct: true,
             }],
+            dispatch: None,
         }
     }
 
@@ -210,6 +228,22 @@ llama-3-70b   gate+up  57344 x 8192   N=8192
   * prefill_n256 x 132, split 100              12500.0 us   616 TFLOP/s   1.000x
   * prefill_n256 x 132, split 100, dependent   10000.0 us   770 TFLOP/s   1.250x";
         assert_eq!(row(8192).to_string(), many);
+        let dispatch = Dispatch {
+            plan: String::new(),
+            decoupled: true,
+            us: 20000.0,
+            tflops: 0.0,
+            speedup: 0.625,
+            deviation: 0.5,
+            correct: false,
+        };
+        let dispatched = GemmRow {
+            dispatch: Some(dispatch),
+            ..row(8192)
+        };
+        let line = "
+  * dispatch: decompress, cublasLt             20000.0 us   385 TFLOP/s   0.625x  WRONG by 5.0e-1";
+        assert_eq!(dispatched.to_string(), format!("{many}{line}"));
         let few = "\
 llama-3-70b   gate+up  57344 x 8192   N=8   limit 1.500x
     cublasLt 1 of 8                            12500.0 us

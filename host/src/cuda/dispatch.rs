@@ -1,0 +1,129 @@
+//! Whether to multiply straight from the compressed weights (fused), or to decompress them to memory
+//! first (decoupled). Decompression costs the same whatever the number of tokens, and cuBLASLt is
+//! faster once there are enough of them.
+
+/// How many tokens some kernels are the faster way for.
+struct Limit {
+    /// How their names begin.
+    kernels: &'static str,
+    /// Tokens, at most.
+    tokens: usize,
+}
+
+/// What measurements on an H100 say, and for slices an estimate; the first row that fits counts. The
+/// tests compare it with `results`.
+const FUSED_UP_TO: &[Limit] = &[
+    // results/gemm_many_tokens.json: fused takes 0.92 to 1.06 times as long at 2,048 tokens, 1.02 to
+    // 1.12 at 4,096. Between them nothing was measured; on straight lines, it is 0.98 to 1.03 here on
+    // all but two layers.
+    Limit {
+        kernels: "prefill",
+        tokens: 2560,
+    },
+    // Slices of 64 tokens, each of which reads all weights. An estimate: on large layers,
+    // `zipgemm_sm80_n64` has 0.97x cuBLAS (results/gemm_portable.json), two slices half of that, three
+    // a third; decoupled has 0.40x (geometric mean) at 128 tokens.
+    Limit {
+        kernels: "zipgemm",
+        tokens: 128,
+    },
+];
+
+/// Whether decompression to memory, followed by cuBLASLt, is faster than `kernel` for `n` tokens.
+pub fn is_decoupled_faster(kernel: &str, n: usize) -> bool {
+    let fits = |limit: &&Limit| kernel.starts_with(limit.kernels);
+    FUSED_UP_TO
+        .iter()
+        .find(fits)
+        .is_some_and(|limit| n > limit.tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use zipserv_gpu::launch::{GEMMS, PREFILLS};
+
+    use super::*;
+    use crate::results::{GemmRow, Report};
+
+    /// How much longer than the other way the one chosen may take.
+    const BAR: f64 = 1.03;
+    /// Up to so many tokens the choice is always fused, for it wants no memory.
+    const ALWAYS_FUSED: usize = 2048;
+    /// Rows and columns of layers for which that took longer than the bar allows.
+    const EXCEPTIONS: [(usize, usize); 2] = [(6144, 4096), (27648, 5120)];
+
+    fn rows(file: &str) -> Vec<GemmRow> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let json = fs::read(root.join("results").join(file)).unwrap();
+        let report: Report = serde_json::from_slice(&json).unwrap();
+        report.gemm
+    }
+
+    /// The kernel, and the times of fused and decoupled where both were measured.
+    fn times(row: &GemmRow) -> Option<(&str, f64, f64)> {
+        let fused = &row.kernels[0];
+        Some((&fused.kernel, fused.best().us, row.decoupled.as_ref()?.us))
+    }
+
+    /// How much longer than the better way the one takes that `is_decoupled` chooses.
+    fn regret(row: &GemmRow, is_decoupled: impl Fn(&str, usize) -> bool) -> Option<f64> {
+        let (kernel, fused, decoupled) = times(row)?;
+        let chosen = match is_decoupled(kernel, row.n) {
+            true => decoupled,
+            false => fused,
+        };
+        Some(chosen / fused.min(decoupled))
+    }
+
+    /// A new file of results that fails here wants another number in the table; the message says
+    /// which numbers would do.
+    #[test]
+    fn the_measured_choice_is_never_much_slower() {
+        let rows: Vec<_> = ["gemm.json", "gemm_many_tokens.json", "gemm_portable.json"]
+            .into_iter()
+            .flat_map(rows)
+            .collect();
+        let excepted = |row: &GemmRow| {
+            row.n <= ALWAYS_FUSED && EXCEPTIONS.contains(&(row.layer.rows, row.layer.cols))
+        };
+        let counted = || rows.iter().filter(|row| !excepted(row));
+        let mut wrong = Vec::new();
+        for row in counted() {
+            if let Some(regret) = regret(row, is_decoupled_faster)
+                && regret > BAR
+            {
+                wrong.push(format!("{}, {} tokens: {regret:.3}x", row.layer, row.n));
+            }
+        }
+        let mut tokens: Vec<_> = rows.iter().map(|row| row.n).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        let would_do = tokens.into_iter().filter(|&most| {
+            let fits = |row| regret(row, |_, n| n > most).is_none_or(|regret| regret <= BAR);
+            counted().all(fits)
+        });
+        assert!(
+            wrong.is_empty(),
+            "slower than the better way:\n{}\nfused up to one of {:?} tokens would do",
+            wrong.join("\n"),
+            would_do.collect::<Vec<_>>()
+        );
+        let compared = |tokens: &dyn Fn(usize) -> bool| {
+            let mut rows = rows.iter().filter(|row| tokens(row.n));
+            rows.any(|row| times(row).is_some())
+        };
+        assert!(compared(&|n| n <= ALWAYS_FUSED) && compared(&|n| n > ALWAYS_FUSED));
+    }
+
+    #[test]
+    fn fused_kernels_keep_what_they_are_made_for() {
+        for (kernel, _) in PREFILLS {
+            assert!((1..=ALWAYS_FUSED).all(|n| !is_decoupled_faster(kernel, n)));
+        }
+        for (kernel, shape) in GEMMS {
+            assert!(!is_decoupled_faster(kernel, 8 * shape.n_tiles), "{kernel}");
+        }
+    }
+}
