@@ -25,5 +25,6 @@ mod epilogue;
 mod gemm;
 mod lab;
 mod prefill;
+mod published;
 mod read;
 mod stream;

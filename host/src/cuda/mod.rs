@@ -54,6 +54,7 @@ mod matrix;
 mod operands;
 mod plan;
 mod prefill;
+mod published;
 mod read;
 mod workspace;
 
@@ -63,6 +64,10 @@ pub use gpu::{Family, Gpu};
 pub use matrix::DeviceMatrix;
 pub use operands::{GemmOperands, GemmSlices, OutputType, Outputs};
 pub use plan::{MAX_TOKENS, Plan, zipgemm_plan};
+pub use published::{
+    PUBLISHED_MAX_TOKENS, PublishedDeviceMatrix, PublishedPlan, published_decompress_raw,
+    published_gemm_raw,
+};
 pub use read::{read_raw, read_sink_words};
 pub use workspace::Workspace;
 
