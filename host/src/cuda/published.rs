@@ -194,6 +194,11 @@ impl PublishedPlan {
         }
     }
 
+    /// Whether there is a kernel for weights of so many input features.
+    pub fn takes_cols(cols: usize) -> bool {
+        cols > 0 && cols.is_multiple_of(X_CHUNK)
+    }
+
     /// Name of the kernel.
     pub fn kernel(&self) -> &'static str {
         self.kernel
@@ -251,7 +256,7 @@ pub unsafe fn published_gemm_raw(
         Some(format!(
             "{split} parts of {rows} rows do not fit the workspace"
         ))
-    } else if !weights.cols().is_multiple_of(X_CHUNK) || !x.is_multiple_of(16) {
+    } else if !PublishedPlan::takes_cols(weights.cols()) || !x.is_multiple_of(16) {
         Some("rows of activations must be aligned to 16 bytes".to_owned())
     } else if !y.is_multiple_of(2) {
         Some("outputs must be aligned to 2 bytes".to_owned())

@@ -6,5 +6,5 @@ mod table;
 
 pub use report::{
     Ceilings, DecompressRow, Decoupled, Figure, GemmRow, KernelRow, LayerInfo, MEMORY_BOUND, Mean,
-    Report, ReportFile, means,
+    Published, PublishedDecompress, PublishedMean, Report, ReportFile, means,
 };

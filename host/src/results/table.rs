@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::report::{
     Ceilings, DecompressRow, Decoupled, Figure, GemmRow, LayerInfo, MEMORY_BOUND, Mean,
+    PublishedDecompress, PublishedMean,
 };
 
 /// Room for the name of a launch.
@@ -73,6 +74,25 @@ impl fmt::Display for GemmRow {
                 "\n    {name:NAME$}  {us:8.1} us  {pace}  {speedup:6.3}x{wrong}"
             )?;
         }
+        if let Some(published) = &self.published {
+            let Figure {
+                us,
+                tbs,
+                of_read,
+                speedup,
+                ..
+            } = published.figure;
+            let name = format!("{}, {} parts of K", published.kernel, published.split);
+            let of_read = 100.0 * of_read;
+            let ours = self.kernels.first();
+            let ours = ours.map_or(f64::NAN, |ours| published.speedup_of(ours.plain.us));
+            let wrong = wrong(published.correct, published.deviation);
+            write!(
+                f,
+                "\n    {name:NAME$}  {us:8.1} us  {tbs:5.2} TB/s  {of_read:3.0} % of read  \
+                 {speedup:6.3}x, ours plainly {ours:.3}x of that{wrong}"
+            )?;
+        }
         for kernel in &self.kernels {
             let wrong = wrong(kernel.correct, kernel.deviation);
             let mark = if kernel.planned { '*' } else { ' ' };
@@ -116,6 +136,7 @@ impl fmt::Display for Mean {
             limit,
             best,
             decoupled,
+            published,
         } = self;
         write!(
             f,
@@ -127,6 +148,18 @@ impl fmt::Display for Mean {
         }
         if let Some(decoupled) = decoupled {
             write!(f, ", {decoupled:.3}x decoupled")?;
+        }
+        if let Some(PublishedMean {
+            speedup,
+            plain,
+            dependent,
+        }) = published
+        {
+            write!(
+                f,
+                ", {speedup:.3}x published (ours {plain:.3}x plain, {dependent:.3}x dependent of \
+                 that)"
+            )?;
         }
         write!(f, "; {layers} layers")
     }
@@ -140,16 +173,29 @@ impl fmt::Display for DecompressRow {
             tbs,
             of_copy,
             exact,
+            published,
         } = self;
-        let (of_copy, name) = (100.0 * of_copy, "decompress");
-        write!(
-            f,
-            "{layer}\n  * {name:NAME$}  {us:8.1} us  {tbs:5.2} TB/s  {of_copy:3.0} % of copy"
-        )?;
-        match exact {
-            true => Ok(()),
-            false => write!(f, "  NOT EXACT"),
+        write!(f, "{layer}")?;
+        let mut line = |mark: char, name: &str, us: f64, tbs: f64, of_copy: f64, exact: bool| {
+            let of_copy = 100.0 * of_copy;
+            let wrong = if exact { "" } else { "  NOT EXACT" };
+            write!(
+                f,
+                "\n  {mark} {name:NAME$}  {us:8.1} us  {tbs:5.2} TB/s  {of_copy:3.0} % of copy{wrong}"
+            )
+        };
+        line('*', "decompress", *us, *tbs, *of_copy, *exact)?;
+        if let Some(PublishedDecompress {
+            us,
+            tbs,
+            of_copy,
+            exact,
+            ..
+        }) = *published
+        {
+            line(' ', "published_decompress", us, tbs, of_copy, exact)?;
         }
+        Ok(())
     }
 }
 
@@ -180,6 +226,7 @@ mod tests {
             cublas_tflops: 0.0,
             cublas_choice: "cublasLt 1 of 8".to_owned(),
             limit: 1.5,
+            published: None,
             decoupled: Some(Decoupled {
                 cublas_choice: "cublasLt 12 of 12".to_owned(),
                 us: 25000.0,
