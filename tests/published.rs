@@ -3,6 +3,13 @@
 use half::bf16;
 use proptest::prelude::*;
 use zipserv::{Matrix, PublishedMatrix};
+use zipserv_gpu::{
+    decode::base_pair,
+    published::{
+        Before,
+        decode::{Cursor, Lane},
+    },
+};
 
 /// Restores a matrix band by band, each from its own offsets, a weight at a time.
 fn reference(matrix: &PublishedMatrix) -> Vec<u16> {
@@ -67,6 +74,75 @@ fn round_trip(rows: usize, cols: usize, bits: &[u16]) -> PublishedMatrix {
     compressed
 }
 
+/// Restores a block tile as a warp for each band does: with the very functions that the kernels
+/// inline, from bytes that lie as in shared memory.
+fn by_lanes(matrix: &PublishedMatrix, block: usize) -> Vec<u16> {
+    let [from, to] = [matrix.starts()[block], matrix.starts()[block + 1]];
+    let part = |bytes: &[u8], stream: usize| {
+        bytes[16 * from[stream] as usize..16 * to[stream] as usize].to_vec()
+    };
+    // An address that is no multiple of anything but 16.
+    let mut shared = vec![0xA5; 48];
+    shared.extend(part(matrix.bytes(), 0));
+    let outliers_at = shared.len() as u32;
+    let outliers: Vec<u8> = matrix
+        .outliers()
+        .iter()
+        .flat_map(|o| o.to_le_bytes())
+        .collect();
+    shared.extend(part(&outliers, 1));
+
+    let mut weights = vec![0; 64 * 64];
+    for band in 0..4 {
+        let before = Before::of_word(matrix.bands()[4 * block + band]);
+        let mut cursors: Vec<_> = (0..32)
+            .map(|lane| Cursor::new(lane, 48, outliers_at, before))
+            .collect();
+        for kstep in 0..4 {
+            for tile in 0..4 {
+                let at = 3 * (64 * block + 16 * band + 4 * kstep + tile);
+                let planes = [0, 1, 2].map(|i| matrix.bitmaps()[at + i]);
+                let find = |lane: u32| {
+                    Lane::new(lane).find(planes.map(|plane| (plane >> (lane / 16 * 32)) as u32))
+                };
+                let halves = [15, 31].map(|lane| find(lane).through);
+                for (lane, cursor) in cursors.iter_mut().enumerate() {
+                    let found = find(lane as u32);
+                    let [first, second] = cursor.tile(&Lane::new(lane as u32), &found, halves);
+                    let load = |has: u32, byte: u32, outlier: u32| match has {
+                        0 => {
+                            assert_eq!(outlier % 2, 0, "not aligned");
+                            let at = outlier as usize;
+                            u32::from(u16::from_le_bytes([shared[at], shared[at + 1]]))
+                        }
+                        _ => u32::from(shared[byte as usize]),
+                    };
+                    let after = 128 * tile as u32;
+                    let pair = found.pair(
+                        load(
+                            found.has_first(),
+                            first.byte,
+                            first.outlier.wrapping_add(after),
+                        ),
+                        load(
+                            found.has_second(),
+                            second.byte,
+                            second.outlier.wrapping_add(after + 2),
+                        ),
+                        base_pair(matrix.base()),
+                    );
+                    let row = 16 * band + tile % 2 * 8 + lane / 4;
+                    let col = 16 * kstep + tile / 2 * 8 + lane % 4 * 2;
+                    weights[64 * row + col] = pair as u16;
+                    weights[64 * row + col + 1] = (pair >> 16) as u16;
+                }
+            }
+            cursors.iter_mut().for_each(Cursor::end_kstep);
+        }
+    }
+    weights
+}
+
 /// Weights as trained layers have them.
 fn typical() -> impl Strategy<Value = u16> {
     (any::<u16>(), 0u16..7, 0u16..50).prop_map(|(bits, near, rare)| {
@@ -99,6 +175,26 @@ proptest! {
         })
     ) {
         round_trip(rows, cols, &bits);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn lanes_restore_block_tiles(
+        bits in prop_oneof![
+            prop::collection::vec(typical(), 64 * 192),
+            prop::collection::vec(any::<u16>(), 64 * 192),
+            prop::collection::vec(any_kind(), 64 * 192),
+        ]
+    ) {
+        let compressed = round_trip(64, 192, &bits);
+        for block in 0..3 {
+            for (row, weights) in by_lanes(&compressed, block).chunks(64).enumerate() {
+                prop_assert_eq!(weights, &bits[192 * row + 64 * block..][..64]);
+            }
+        }
     }
 }
 

@@ -55,7 +55,7 @@ pub fn double_low_bytes(first: u32, second: u32) -> u32 {
     }
     #[cfg(not(target_arch = "nvptx64"))]
     {
-        (first & 0xFF) * 0x0101 | (second & 0xFF) * 0x0101_0000
+        ((first & 0xFF) * 0x0101) | ((second & 0xFF) * 0x0101_0000)
     }
 }
 

@@ -11,7 +11,7 @@
 
 use crate::{
     integer::{double_low_bytes, multiply_add, select_bits},
-    published::PLANES,
+    published::{Before, KSTEP_TILES, PLANES, TILE_WEIGHTS},
 };
 
 /// Lanes whose weights are in one half of a plane.
@@ -38,7 +38,7 @@ pub struct Found {
     /// Code of its second weight, times two.
     second: u32,
     /// Weights in the window below its own, in its half.
-    pub below: u32,
+    below: u32,
     /// Those and its own.
     pub through: u32,
 }
@@ -77,8 +77,60 @@ impl Lane {
     /// Weights of the tile in the window before the lane's own, of which `lower` are in all of the
     /// lower half.
     #[inline(always)]
-    pub fn before(&self, found: &Found, lower: u32) -> u32 {
+    fn before(&self, found: &Found, lower: u32) -> u32 {
         found.below + (lower & self.upper)
+    }
+}
+
+/// How far a lane has come in a band.
+#[derive(Clone, Copy, Debug)]
+pub struct Cursor {
+    /// Address of the next tile's first byte.
+    bytes: u32,
+    /// Address of the lane's first outlier of the next k-step, were its byte's address 0.
+    outliers: u32,
+}
+
+/// Where a weight is.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Address of its sign and mantissa, if it is in the window.
+    pub byte: u32,
+    /// Or else its own, less twice its index in the k-step but for the lane's: 64 for each tile
+    /// before its own, and 1 for the second of a pair.
+    pub outlier: u32,
+}
+
+impl Cursor {
+    /// At the start of the band before which so much lies in its block tile, whose bytes and
+    /// outliers start at these addresses.
+    #[inline(always)]
+    pub fn new(lane: u32, bytes: u32, outliers: u32, before: Before) -> Self {
+        let bytes = bytes + before.bytes;
+        Self {
+            bytes,
+            // Whatever is no byte is an outlier: one less of these for one more of those.
+            outliers: outliers + 2 * before.outliers + 2 * bytes + 4 * lane,
+        }
+    }
+
+    /// The places of the lane's weights in the next tile, of which the halves have so many in the
+    /// window.
+    #[inline(always)]
+    pub fn tile(&mut self, lane: &Lane, found: &Found, [lower, upper]: [u32; 2]) -> [Place; 2] {
+        let first = self.bytes + lane.before(found, lower);
+        let second = first + u32::from(found.has_first() != 0);
+        self.bytes += lower + upper;
+        [first, second].map(|byte| Place {
+            byte,
+            outlier: self.outliers.wrapping_sub(2 * byte),
+        })
+    }
+
+    /// Goes on to the next k-step, after all tiles of one.
+    #[inline(always)]
+    pub fn end_kstep(&mut self) {
+        self.outliers += (2 * KSTEP_TILES * TILE_WEIGHTS) as u32;
     }
 }
 

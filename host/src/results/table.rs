@@ -201,7 +201,7 @@ impl fmt::Display for DecompressRow {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::KernelRow;
+    use super::super::report::{KernelRow, Published};
     use super::*;
 
     /// A row whose dependent launch is a quarter faster than cuBLAS.
@@ -264,5 +264,51 @@ llama-3-70b   gate+up  57344 x 8192   N=8   limit 1.500x
   * prefill_n256 x 132, split 100              12500.0 us   2.50 TB/s   75 % of read   1.000x
   * prefill_n256 x 132, split 100, dependent   10000.0 us   2.50 TB/s   75 % of read   1.250x";
         assert_eq!(row(8).to_string(), few);
+    }
+
+    #[test]
+    fn a_line_for_what_is_published() {
+        let mut few = row(8);
+        let published = Published {
+            kernel: "published_gemm_n8".to_owned(),
+            split: 2,
+            compressed_bytes: 1,
+            figure: Figure {
+                us: 25000.0,
+                tbs: 1.25,
+                of_read: 0.375,
+                tflops: 0.0,
+                speedup: 0.5,
+            },
+            deviation: 0.25,
+            correct: false,
+        };
+        few.published = Some(published);
+        let line = "
+    published_gemm_n8, 2 parts of K            25000.0 us   1.25 TB/s   38 % of read   0.500x, \
+                    ours plainly 2.000x of that  WRONG by 2.5e-1
+";
+        let text = few.to_string();
+        assert!(text.contains(line), "{text}");
+
+        let row = DecompressRow {
+            layer: few.layer,
+            us: 100.0,
+            tbs: 2.0,
+            of_copy: 0.75,
+            exact: true,
+            published: Some(PublishedDecompress {
+                compressed_bytes: 1,
+                us: 200.0,
+                tbs: 1.0,
+                of_copy: 0.375,
+                exact: false,
+            }),
+        };
+        let text = "\
+llama-3-70b   gate+up  57344 x 8192\u{20}
+  * decompress                                   100.0 us   2.00 TB/s   75 % of copy
+    published_decompress                         200.0 us   1.00 TB/s   38 % of copy  NOT EXACT";
+        assert_eq!(row.to_string(), text);
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     decode::base_pair,
     published::{
         BAND_BYTES, Before, CHUNK, KSTEP_TILES, PLANE_BYTES, TILE_BYTES, TILE_WEIGHTS,
-        decode::{HALF_LANES, Lane},
+        decode::{Cursor, HALF_LANES, Lane},
         launch::{BANDS_AT, STREAMS_AT},
     },
 };
@@ -19,8 +19,7 @@ pub struct Decoder {
     planes_at: u32,
     /// Offset of its warp's word in a stage.
     word_at: u32,
-    /// Bytes of outliers before its first weight, if none is in the window.
-    outliers_before: u32,
+    number: u32,
 }
 
 /// A band of which some k-steps have been decoded.
@@ -28,10 +27,7 @@ pub struct Band<'a> {
     decoder: &'a Decoder,
     /// Address of the lane's half of the next tile's first plane.
     planes: u32,
-    /// Address of the next byte.
-    bytes: u32,
-    /// Address of the lane's first outlier of the next k-step, if its byte's address were 0.
-    outliers: u32,
+    cursor: Cursor,
 }
 
 impl Decoder {
@@ -44,7 +40,7 @@ impl Decoder {
             bases: base_pair(base as u8),
             planes_at: warp * BAND_BYTES as u32 + lane / HALF_LANES * 4,
             word_at: BANDS_AT as u32 + 4 * warp,
-            outliers_before: 4 * lane,
+            number: lane,
         }
     }
 
@@ -56,15 +52,12 @@ impl Decoder {
     pub unsafe fn band(&self, stage: u32, byte_chunks: u32) -> Band<'_> {
         // SAFETY: the caller's promise.
         let before = Before::of_word(unsafe { memory::load_u32(stage + self.word_at) });
-        let streams = stage + STREAMS_AT as u32;
-        let bytes = streams + before.bytes;
-        let outliers = streams + CHUNK as u32 * byte_chunks + 2 * before.outliers;
+        let bytes = stage + STREAMS_AT as u32;
+        let outliers = bytes + CHUNK as u32 * byte_chunks;
         Band {
             decoder: self,
             planes: stage + self.planes_at,
-            bytes,
-            // What is not in the window counts: an outlier less for each byte.
-            outliers: outliers + self.outliers_before + 2 * bytes,
+            cursor: Cursor::new(self.number, bytes, outliers, before),
         }
     }
 }
@@ -87,25 +80,22 @@ impl Band<'_> {
             let found = lane.find([plane(0), plane(1), plane(2)]);
             let lower = thread::shuffle(found.through, HALF_LANES - 1);
             let upper = thread::shuffle(found.through, 2 * HALF_LANES - 1);
-            let first = self.bytes + lane.before(&found, lower);
-            let second = first + u32::from(found.has_first() != 0);
-            self.bytes += lower + upper;
-            let outlier = |byte: u32| self.outliers.wrapping_sub(2 * byte);
+            let [first, second] = self.cursor.tile(lane, &found, [lower, upper]);
             // SAFETY: the caller's promise.
             registers[T] = unsafe {
                 found.pair(
                     memory::load_byte_or_u16::<{ T * TILE_WEIGHTS }>(
-                        found.has_first(), first, outlier(first),
+                        found.has_first(), first.byte, first.outlier,
                     ),
                     memory::load_byte_or_u16::<{ T * TILE_WEIGHTS + 1 }>(
-                        found.has_second(), second, outlier(second),
+                        found.has_second(), second.byte, second.outlier,
                     ),
                     *bases,
                 )
             };
         });
         self.planes += (KSTEP_TILES * TILE_BYTES) as u32;
-        self.outliers += (2 * KSTEP_TILES * TILE_WEIGHTS) as u32;
+        self.cursor.end_kstep();
         registers
     }
 }
