@@ -96,8 +96,8 @@ pub struct Cursor {
 pub struct Place {
     /// Address of its sign and mantissa, if it is in the window.
     pub byte: u32,
-    /// Or else its own, less twice its index in the k-step but for the lane's: 64 for each tile
-    /// before its own, and 1 for the second of a pair.
+    /// Or else where it is itself, less what every lane adds alike, and the kernel as a constant:
+    /// 128 bytes for each tile of the k-step before its own, and 2 for the second of a pair.
     pub outlier: u32,
 }
 

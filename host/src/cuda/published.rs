@@ -185,11 +185,13 @@ impl PublishedPlan {
         Ok(plan.with_split(gpu.resident_blocks(kernel)? / row_blocks))
     }
 
-    /// The same with another number of parts of K, from one to as many as there are block tiles.
+    /// The same with another number of parts of K, from one to as many as there are block tiles, as
+    /// long as the product of both numbers has 32 bits.
     #[must_use]
     pub fn with_split(self, split: u32) -> Self {
+        let most = self.block_cols.min(u32::MAX / self.block_cols);
         Self {
-            split: split.clamp(1, self.block_cols),
+            split: split.clamp(1, most),
             ..self
         }
     }

@@ -19,6 +19,7 @@ pub struct Decoder {
     planes_at: u32,
     /// Offset of its warp's word in a stage.
     word_at: u32,
+    /// Which lane it is.
     number: u32,
 }
 

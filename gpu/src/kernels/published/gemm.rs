@@ -46,7 +46,7 @@ const SUMS_STRIDE: u32 = 4 * Gemm::SUMS_STRIDE as u32;
 /// # Safety
 /// `args` describe a compressed matrix, activations whose rows are aligned to 16 bytes, at most
 /// `8 * N_TILES` of them, and outputs; the launch is [`Gemm`]'s, of `split` blocks for each 64
-/// rows.
+/// rows, no more than there are block tiles in them.
 #[inline(always)]
 pub unsafe fn gemm<const N_TILES: usize>(args: &GemmArgs) {
     // `blocks` plays no part in the shape.
@@ -68,7 +68,8 @@ pub unsafe fn gemm<const N_TILES: usize>(args: &GemmArgs) {
     let first = row_block * block_cols;
     let keep = Keep::not();
 
-    // SAFETY: block tiles `from..to` of the row block exist, and so do the starts after each.
+    // SAFETY: block tiles `from..to` of the row block exist, and at least one, for there are no
+    // more parts than block tiles; and so do the starts after each.
     unsafe {
         let copy = |stage: u32, col: u32, start: Start, end: Start| {
             stage::copy(&args.weights, stage, first + col, start, end, keep);
