@@ -140,6 +140,61 @@ TFLOP/s of ZipGEMM / decompression, then cuBLAS / cuBLAS:
     swapped.stdout(contains("| large up 1000 x 500 | 0.90x | 1.20x | 0.80x |"));
 }
 
+/// Restored from 1 MB, and 1.5 times as fast from our layout.
+fn with_published(mut row: Value, us: f64) -> Value {
+    row["published"] = json!({
+        "kernel": "another kernel",
+        "split": 4,
+        "compressed_bytes": 687_500,
+        "figure": { "us": us, "tbs": 1.0, "of_read": 0.3, "tflops": 0.0, "speedup": 100.0 / us },
+        "deviation": 0.0,
+        "correct": true,
+    });
+    row
+}
+
+#[test]
+fn prints_a_table_beside_the_published_kernels() {
+    let folder = Folder::new();
+    let mut all = report(vec![
+        // Ours takes 125 us plainly, and half as long with dependent launch.
+        with_published(row("small", 8, 1.6, None), 250.0),
+        with_published(row("large", 8, 1.6, None), 1000.0),
+        with_published(row("large", 16, 1.6, None), 187.5),
+    ]);
+    all["decompress"] = json!([{
+        "layer": all["gemm"][0]["layer"],
+        "us": 1.0,
+        "tbs": 1.7,
+        "of_copy": 0.5,
+        "exact": true,
+        "published": {
+            "compressed_bytes": 687_500, "us": 1.5, "tbs": 1.1, "of_copy": 0.4, "exact": true,
+        },
+    }]);
+    let file = folder.write("all.json", &all);
+    let table = "
+x ZipServ as published, launched plainly like it; decompression in GB/s of BF16, and bits a weight, of ours / as published:
+
+| layer (M x K) | N=8 | 16 | decompression | bits a weight |
+| --- | --- | --- | --- | --- |
+| small up 1000 x 500 | 2.00x |  | 1000 / 667 | 11.20 / 11.00 |
+| large up 1000 x 500 | 8.00x | 1.50x |  | 11.20 / 11.00 |
+| geometric mean | 4.00x |  |  |  |
+| with dependent launch | 8.00x |  |  |  |
+| ZipServ as published, x cuBLAS | 0.20x |  |  |  |
+";
+    results(&[&file]).assert().success().stdout(contains(table));
+
+    all["gemm"][1]["published"]["correct"] = json!(false);
+    let wrong = folder.write("wrong.json", &all);
+    results(&[&wrong]).assert().failure();
+    all["gemm"][1]["published"]["correct"] = json!(true);
+    all["decompress"][0]["published"]["exact"] = json!(false);
+    let wrong = folder.write("not_exact.json", &all);
+    results(&[&wrong]).assert().failure();
+}
+
 #[test]
 fn tells_how_far_the_dispatch_is_from_the_better_way() {
     let folder = Folder::new();

@@ -6,13 +6,18 @@
 //! give the loop that counts, or, where they lie in none, the whole kernel; and the weights that
 //! one pass through it handles.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use zipserv_gpu::{
     launch::{GEMMS, PREFILLS},
     layout::{BANDS, TILE_WEIGHTS},
+    published::launch as published,
 };
 
 use crate::{
@@ -57,9 +62,12 @@ pub struct Region {
 impl Region {
     /// Finds it in a kernel.
     pub fn of(kernel: &Kernel) -> Result<Self> {
-        let gemm = GEMMS.iter().find(|(name, _)| *name == kernel.name);
+        let gemms = GEMMS.iter().map(|(name, shape)| (*name, shape.n_tiles));
+        let published = published::GEMMS.iter();
+        let gemms = gemms.chain(published.map(|(name, shape)| (*name, shape.n_tiles)));
+        let n_tiles = gemms.collect::<HashMap<_, _>>().get(&*kernel.name).copied();
         let prefill = PREFILLS.iter().any(|(name, _)| *name == kernel.name);
-        let marked = |instruction: &Instruction| match gemm {
+        let marked = |instruction: &Instruction| match n_tiles {
             Some(_) => instruction.name() == "HMMA",
             None if prefill => instruction.name() == "HGMMA",
             None => {
@@ -73,9 +81,10 @@ impl Region {
             .iter()
             .filter(|&&node| marked(&kernel.code[node]))
             .count();
-        let weights = marks * MARK_WEIGHTS / gemm.map_or(1, |(_, shape)| shape.n_tiles);
-        // Here a warp has one band of a tile.
-        let least = TILE_WEIGHTS / if prefill { BANDS } else { 1 };
+        let weights = marks * MARK_WEIGHTS / n_tiles.unwrap_or(1);
+        // There a warp has one band of a tile.
+        let of_bands = prefill || kernel.name.starts_with("published");
+        let least = TILE_WEIGHTS / if of_bands { BANDS } else { 1 };
         ensure!(
             weights > 0 && weights.is_multiple_of(least),
             "{}: one pass handles {weights} weights, not whole tiles; has a loop been left rolled up?",

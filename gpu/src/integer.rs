@@ -1,5 +1,4 @@
-//! The two integer operations of the decode: one instruction each on the GPU, plain Rust
-//! elsewhere. The compiler would take them apart on the GPU, so they are spelt out there.
+//! The integer operations of the decodes: one instruction each on the GPU, plain Rust elsewhere. The compiler would take them apart on the GPU, so they are spelt out there.
 
 /// `factor * value + addend`, wrapping.
 #[inline(always)]
@@ -37,5 +36,45 @@ pub fn double_bytes<const HIGH: bool>(value: u32) -> u32 {
     {
         let low = if HIGH { value >> 16 } else { value };
         ((low & 0xFF) * 0x0101) | ((low >> 8 & 0xFF) * 0x0101_0000)
+    }
+}
+
+/// The lowest byte of `first` twice, then that of `second` twice.
+#[inline(always)]
+pub fn double_low_bytes(first: u32, second: u32) -> u32 {
+    #[cfg(target_arch = "nvptx64")]
+    {
+        let mut result: u32;
+        // SAFETY: arithmetic.
+        unsafe {
+            core::arch::asm!("prmt.b32 {}, {}, {}, 0x4400;",
+                out(reg32) result, in(reg32) first, in(reg32) second,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        result
+    }
+    #[cfg(not(target_arch = "nvptx64"))]
+    {
+        ((first & 0xFF) * 0x0101) | ((second & 0xFF) * 0x0101_0000)
+    }
+}
+
+/// The bits of `MASK` from `ones`, the others from `zeros`.
+#[inline(always)]
+pub fn select_bits<const MASK: u32>(ones: u32, zeros: u32) -> u32 {
+    #[cfg(target_arch = "nvptx64")]
+    {
+        let mut result: u32;
+        // SAFETY: arithmetic.
+        unsafe {
+            core::arch::asm!("lop3.b32 {}, {}, {}, {}, 0xe4;",
+                out(reg32) result, in(reg32) ones, in(reg32) zeros, const MASK,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        result
+    }
+    #[cfg(not(target_arch = "nvptx64"))]
+    {
+        ones & MASK | zeros & !MASK
     }
 }

@@ -1,6 +1,9 @@
 //! What each kernel's launch looks like: one table for the kernels, the builder and the host.
 
-use crate::layout::{BANDS, TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS};
+use crate::{
+    layout::{BANDS, TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS},
+    published::launch as published,
+};
 
 /// Shape of a `zipgemm` block: all that distinguishes one of its kernels from another.
 ///
@@ -323,6 +326,11 @@ macro_rules! tables {
             PREFILLS[1].1.launch(PREFILLS[1].0),
             PREFILLS[2].1.launch(PREFILLS[2].0),
             PREFILLS[3].1.launch(PREFILLS[3].0),
+            published::DECOMPRESS,
+            published::GEMMS[0].1.launch(published::GEMMS[0].0),
+            published::GEMMS[1].1.launch(published::GEMMS[1].0),
+            published::GEMMS[2].1.launch(published::GEMMS[2].0),
+            published::GEMMS[3].1.launch(published::GEMMS[3].0),
         ];
     };
 }

@@ -4,6 +4,7 @@
 //! matrix is stored, [`decode`] turns a lane's words back into BF16 pairs; both are pure
 //! integer code, so the CPU codec in `zipserv` calls the very functions that the kernels
 //! inline. [`work`] and [`schedule`] deal matrices out to thread blocks. `docs/FORMAT.md` describes the same layout in prose.
+//! [`published`] is ZipServ's own layout, which is measured beside it.
 
 #![no_std]
 #![cfg_attr(
@@ -16,6 +17,7 @@ pub mod decode;
 mod integer;
 pub mod launch;
 pub mod layout;
+pub mod published;
 pub mod schedule;
 pub mod work;
 

@@ -30,7 +30,8 @@
 //! # Ok::<(), checkpoint::Error>(())
 //! ```
 //!
-//! - The crate root has the codec, for matrices in memory.
+//! - The crate root has the codec, for matrices in memory, and [`PublishedMatrix`], the layout that
+//!   it descends from, to compare with.
 //! - [`checkpoint`] has `.safetensors` files and the folders that model hubs hand out.
 //! - [`synthetic`] makes checkpoints for tests and measurements.
 //! - `cuda` and `bench`, with the feature `cuda`, load, launch and time the GPU kernels; one call
@@ -54,7 +55,7 @@ pub mod results;
 pub mod synthetic;
 
 pub use codec::{
-    CompressedMatrix, HEADER_BYTES, Histogram, LAYOUT_ID, Matrix, VERSION, Window, decode,
-    decode_into, encode,
+    CompressedMatrix, HEADER_BYTES, Histogram, LAYOUT_ID, Matrix, PublishedMatrix, VERSION, Window,
+    decode, decode_into, encode,
 };
 pub use error::Error;

@@ -26,5 +26,6 @@ mod epilogue;
 mod gemm;
 mod lab;
 mod prefill;
+mod published;
 mod read;
 mod stream;

@@ -146,6 +146,21 @@ pub unsafe fn arrive_after_chunks(barrier: u32) {
     }
 }
 
+/// Makes a group of the copies that this thread has started with [`chunk`] and [`chunk_kept`] since
+/// the last one.
+#[inline(always)]
+pub fn commit_chunks() {
+    // SAFETY: groups copies.
+    unsafe { asm!("cp.async.commit_group;", options(nostack, preserves_flags)) }
+}
+
+/// Waits until all groups of this thread but the latest `LEFT` have landed.
+#[inline(always)]
+pub fn wait_chunks<const LEFT: u32>() {
+    // SAFETY: waits.
+    unsafe { asm!("cp.async.wait_group {};", const LEFT, options(nostack, preserves_flags)) }
+}
+
 /// Brings the line at `address` to the L2 cache, if it is in global memory: a hint that has no
 /// other effect.
 #[inline(always)]

@@ -62,6 +62,27 @@ pub unsafe fn store_u16_if(address: u32, value: u16, really: bool) {
     }
 }
 
+/// Loads a byte from shared memory if `is_byte` is not 0, or else the `AT`-th 16 bits from `whole`
+/// on, without a branch.
+///
+/// # Safety
+/// What is loaded lies in the block's shared memory, aligned to the access.
+#[inline(always)]
+pub unsafe fn load_byte_or_u16<const AT: usize>(is_byte: u32, byte: u32, whole: u32) -> u32 {
+    let mut value: u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{{ .reg .pred byte;",
+            "setp.ne.u32 byte, {is_byte}, 0;",
+            "@byte ld.shared.u8 {value}, [{byte}];",
+            "@!byte ld.shared.u16 {value}, [{whole} + {at}]; }}",
+            is_byte = in(reg32) is_byte, value = out(reg32) value, byte = in(reg32) byte,
+            whole = in(reg32) whole, at = const 2 * AT,
+            options(readonly, nostack, preserves_flags));
+    }
+    value
+}
+
 /// Loads 128 bits from shared memory.
 ///
 /// # Safety

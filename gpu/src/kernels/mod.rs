@@ -17,6 +17,7 @@ macro_rules! unroll {
 pub mod decompress;
 mod epilogue;
 mod fetch;
+pub mod published;
 pub mod read;
 mod ring;
 pub mod sm90_prefill;

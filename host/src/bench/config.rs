@@ -24,6 +24,9 @@ pub struct Config {
     /// Whether to measure decompression followed by cuBLAS also for so few tokens that memory sets
     /// the pace, see [`MEMORY_BOUND`](crate::results::MEMORY_BOUND). For more it always is.
     pub decoupled: bool,
+    /// Whether to measure ZipServ's kernels as published too, which takes room for the weights in
+    /// their layout.
+    pub published: bool,
     /// Whether to measure `decompress`.
     pub decompress: bool,
     /// Replays that a median is of.
@@ -46,6 +49,7 @@ impl Default for Config {
             all_kernels: false,
             blocks: Vec::new(),
             decoupled: false,
+            published: false,
             decompress: true,
             replays: 15,
             algorithms: 12,

@@ -13,9 +13,13 @@ use super::{
     stage::Stage,
 };
 use crate::{
-    cuda::{CudaError, Family, Gpu, Plan, Workspace, zipgemm_plan, zipgemm_plan_within},
+    cuda::{
+        CudaError, Family, Gpu, PUBLISHED_MAX_TOKENS, Plan, PublishedPlan, Workspace, zipgemm_plan,
+        zipgemm_plan_within,
+    },
     results::{
         Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, KernelRow, MEMORY_BOUND,
+        Published, PublishedDecompress,
     },
 };
 
@@ -28,6 +32,9 @@ pub struct Measure<'a> {
     pub stage: &'a Stage<'a>,
 }
 
+/// Replays that choose.
+const TRIALS: usize = 3;
+
 /// Who multiplies for cuBLAS: its own choice, or one of cuBLASLt's.
 struct Choice<'a> {
     name: String,
@@ -37,25 +44,51 @@ struct Choice<'a> {
 impl Measure<'_> {
     /// Makes a layer's weights; `index` tells those of equal shape apart.
     pub fn operands(&self, model: &str, layer: Layer, index: usize) -> Result<Operands, CudaError> {
-        Operands::new(model, layer, self.seed.wrapping_add(index as u64))
+        let mut operands = Operands::new(model, layer, self.seed.wrapping_add(index as u64))?;
+        if self.config.published {
+            operands.add_published()?;
+        }
+        Ok(operands)
     }
 
     /// Measures `decompress`.
     pub fn decompress(&self, operands: &Operands) -> Result<DecompressRow, CudaError> {
         let copies = operands.rotation(0).copies;
         let outputs = Copies::unwritten(operands.bits.len(), copies)?;
-        let recording = self.stage.decompress(operands, &outputs)?;
+        let published = operands.published.first();
+        let outputs_of_published = published
+            .map(|_| Copies::unwritten(operands.bits.len(), copies))
+            .transpose()?;
+        let mut recordings = vec![self.stage.decompress(operands, &outputs)?];
+        if let Some(outputs) = &outputs_of_published {
+            recordings.push(self.stage.published_decompress(operands, outputs)?);
+        }
         let timer = self.stage.timer();
-        let us = timer.medians(&[recording], self.config.replays)?[0];
-        let exact = outputs.all_are(&operands.bits)?;
+        let times = timer.medians(&recordings, self.config.replays)?;
         let info = &operands.info;
-        let tbs = (info.compressed_bytes + info.bf16_bytes()) as f64 / us / 1e6;
+        let tbs = |compressed: usize, us: f64| (compressed + info.bf16_bytes()) as f64 / us / 1e6;
+        let published = published.zip(outputs_of_published.as_ref());
+        let published = published.map(|(matrix, outputs)| {
+            let (compressed_bytes, us) = (matrix.device_bytes(), times[1]);
+            let tbs = tbs(compressed_bytes, us);
+            Ok::<_, CudaError>(PublishedDecompress {
+                compressed_bytes,
+                us,
+                tbs,
+                of_copy: tbs / self.ceilings.copy,
+                exact: outputs.all_are(&operands.bits)?,
+            })
+        });
+        let published = published.transpose()?;
+        let us = times[0];
+        let tbs = tbs(info.compressed_bytes, us);
         Ok(DecompressRow {
             layer: info.clone(),
             us,
             tbs,
             of_copy: tbs / self.ceilings.copy,
-            exact,
+            exact: outputs.all_are(&operands.bits)?,
+            published,
         })
     }
 
@@ -90,6 +123,10 @@ impl Measure<'_> {
             .map(|choice| Ok((choice, outputs()?)))
             .collect::<Result<_, CudaError>>()?;
 
+        let published = match self.published_plan(operands, n, &x, &cublas_outputs)? {
+            Some(plan) => Some((plan, outputs()?)),
+            None => None,
+        };
         let dispatch = many.then(|| self.dispatch(operands, n)).transpose()?;
         // Other plans are timed anyway.
         let dispatched = match dispatch {
@@ -111,6 +148,9 @@ impl Measure<'_> {
                 .decoupled(operands, algorithm, n, &x, &dense, y)?;
             recordings.push(recording);
         }
+        if let Some((plan, y)) = &published {
+            recordings.push(self.stage.published_gemm(operands, *plan, n, &x, y)?);
+        }
         for (plan, y) in &written {
             recordings.push(self.stage.zipgemm(operands, *plan, n, &x, y)?);
         }
@@ -122,6 +162,7 @@ impl Measure<'_> {
         let times = timer.medians(&recordings, self.config.replays)?;
         let (cublas_times, times) = times.split_at(choices.len());
         let (decoupled_times, times) = times.split_at(decoupled.len());
+        let (published_times, times) = times.split_at(usize::from(published.is_some()));
         let (best, cublas_us) = fastest(cublas_times).expect("cuBLAS's own choice is one");
         let cublas_choice = choices[best].name.clone();
 
@@ -137,6 +178,21 @@ impl Measure<'_> {
                 correct: check.correct && dense.all_are(&operands.bits)?,
             })
         });
+        let published = published.as_ref().map(|(plan, y)| {
+            let check = reference.check(y.downloads(), Sums::Fp32)?;
+            let compressed_bytes = operands.published[0].device_bytes();
+            let us = published_times[0];
+            Ok::<_, CudaError>(Published {
+                kernel: plan.kernel().to_owned(),
+                split: plan.split(),
+                compressed_bytes,
+                figure: self.figure(operands, compressed_bytes, n, us, cublas_us),
+                deviation: check.deviation,
+                correct: check.correct,
+            })
+        });
+        let compressed_bytes = operands.info.compressed_bytes;
+        let figure = |us: f64| self.figure(operands, compressed_bytes, n, us, cublas_us);
         let kernel = |(index, plan): (usize, &Plan)| {
             let mine: Range<usize> = index * ways.len()..(index + 1) * ways.len();
             let checks = written[mine.clone()]
@@ -149,10 +205,8 @@ impl Measure<'_> {
                 blocks: plan.blocks(),
                 split: plan.split(),
                 planned: index == 0,
-                plain: self.figure(operands, n, times[0], cublas_us),
-                dependent: times
-                    .get(1)
-                    .map(|&us| self.figure(operands, n, us, cublas_us)),
+                plain: figure(times[0]),
+                dependent: times.get(1).map(|&us| figure(us)),
                 deviation: checks.iter().map(|c| c.deviation).fold(0.0, f64::max),
                 correct: checks.iter().all(|check| check.correct),
             })
@@ -183,15 +237,15 @@ impl Measure<'_> {
                 correct,
             })
         });
-        let bytes = operands.info.compressed_bytes as f64;
         Ok(GemmRow {
             layer: operands.info.clone(),
             n,
             cublas_us,
             cublas_tflops: operands.info.tflops(n, cublas_us),
             cublas_choice,
-            limit: cublas_us * self.ceilings.read * 1e6 / bytes,
+            limit: cublas_us * self.ceilings.read * 1e6 / compressed_bytes as f64,
             decoupled: decoupled.transpose()?,
+            published: published.transpose()?,
             kernels,
             dispatch: dispatch.transpose()?,
         })
@@ -203,14 +257,20 @@ impl Measure<'_> {
         zipgemm_plan_within(self.gpu, weights, n, weights.dense_workspace_bytes())
     }
 
-    fn figure(&self, operands: &Operands, n: usize, us: f64, cublas_us: f64) -> Figure {
-        let info = &operands.info;
-        let tbs = info.compressed_bytes as f64 / us / 1e6;
+    fn figure(
+        &self,
+        operands: &Operands,
+        compressed_bytes: usize,
+        n: usize,
+        us: f64,
+        cublas_us: f64,
+    ) -> Figure {
+        let tbs = compressed_bytes as f64 / us / 1e6;
         Figure {
             us,
             tbs,
             of_read: tbs / self.ceilings.read,
-            tflops: info.tflops(n, us),
+            tflops: operands.info.tflops(n, us),
             speedup: cublas_us / us,
         }
     }
@@ -267,6 +327,40 @@ impl Measure<'_> {
         Ok(plans)
     }
 
+    /// The fastest way to launch ZipServ's kernel as published, if that is wanted and the kernel
+    /// takes the problem.
+    fn published_plan(
+        &self,
+        operands: &Operands,
+        n: usize,
+        x: &Copies,
+        y: &Copies,
+    ) -> Result<Option<PublishedPlan>, CudaError> {
+        /// Parts of K to try beside the plan's own.
+        const SPLITS: [u32; 6] = [1, 2, 3, 4, 8, 16];
+        let Some(weights) = operands.published.first() else {
+            return Ok(None);
+        };
+        if n > PUBLISHED_MAX_TOKENS || !PublishedPlan::takes_cols(weights.cols()) {
+            return Ok(None);
+        }
+        let own = PublishedPlan::new(self.gpu, weights, n)?;
+        let mut plans = vec![own];
+        for plan in SPLITS.map(|split| own.with_split(split)) {
+            if !plans.contains(&plan) {
+                plans.push(plan);
+            }
+        }
+        // So many parts may not fit the workspace.
+        let record = |plan: PublishedPlan| {
+            let recording = self.stage.published_gemm(operands, plan, n, x, y).ok()?;
+            Some((plan, recording))
+        };
+        let (plans, recordings): (Vec<_>, Vec<_>) = plans.into_iter().filter_map(record).unzip();
+        let times = self.stage.timer().medians(&recordings, TRIALS)?;
+        Ok(fastest(&times).map(|(best, _)| plans[best]))
+    }
+
     /// What the outputs should be.
     fn reference(
         &self,
@@ -315,8 +409,7 @@ impl Measure<'_> {
         x: &'b Copies,
         y: &'b Copies,
     ) -> Result<Vec<(Choice<'b>, Recording<'b>)>, CudaError> {
-        /// Replays that choose, and how many of cuBLASLt's are measured to the end.
-        const TRIALS: usize = 3;
+        /// How many of cuBLASLt's are measured to the end.
         const FINALISTS: usize = 3;
         let mut choices = Vec::new();
         let mut tried = Vec::new();

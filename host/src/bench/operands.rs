@@ -6,8 +6,8 @@ use cust::{
 
 use super::{Layer, Problem, check::equal, data};
 use crate::{
-    Matrix,
-    cuda::{CudaError, DeviceMatrix},
+    Matrix, PublishedMatrix,
+    cuda::{CudaError, DeviceMatrix, PublishedDeviceMatrix},
     encode,
     results::LayerInfo,
 };
@@ -60,6 +60,8 @@ pub struct Operands {
     pub bits: Vec<u16>,
     pub dense: Vec<DeviceBuffer<u16>>,
     pub compressed: Vec<DeviceMatrix>,
+    /// The same in ZipServ's layout as published, if it is [added](Self::add_published).
+    pub published: Vec<PublishedDeviceMatrix>,
 }
 
 impl Operands {
@@ -95,7 +97,21 @@ impl Operands {
             bits,
             dense,
             compressed,
+            published: Vec::new(),
         })
+    }
+
+    /// Adds as many copies in the published layout as there are in ours.
+    pub fn add_published(&mut self) -> Result<(), CudaError> {
+        let matrix = Matrix::from_bits(self.info.rows, self.info.cols, &self.bits);
+        let first = matrix
+            .and_then(|matrix| PublishedMatrix::encode(&matrix))
+            .map_err(|error| CudaError::Argument(error.to_string()))?;
+        self.published = vec![PublishedDeviceMatrix::upload(&first)?];
+        for _ in 1..self.compressed.len() {
+            self.published.push(self.published[0].duplicate()?);
+        }
+        Ok(())
     }
 
     /// The multiplication by `n` tokens, as our kernels do it.

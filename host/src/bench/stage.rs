@@ -15,8 +15,9 @@ use super::{
 };
 use crate::{
     cuda::{
-        CudaError, GemmOperands, Gpu, Plan, RawStream, Workspace, check, decompress_raw, read_raw,
-        read_sink_words, zipgemm_raw,
+        CudaError, GemmOperands, Gpu, Plan, PublishedPlan, RawStream, Workspace, check,
+        decompress_raw, published_decompress_raw, published_gemm_raw, read_raw, read_sink_words,
+        zipgemm_raw,
     },
     results::Ceilings,
 };
@@ -161,6 +162,36 @@ impl<'g> Stage<'g> {
             let (matrix, output) = (&operands.compressed[copy], outputs.at(copy));
             // SAFETY: an output has the matrix's size.
             unsafe { decompress_raw(self.gpu, self.raw, matrix, output) }
+        })
+    }
+
+    /// A plan of ZipServ's kernels as published over the layer's copies in that layout.
+    pub fn published_gemm<'a>(
+        &'a self,
+        operands: &'a Operands,
+        plan: PublishedPlan,
+        n: usize,
+        x: &'a Copies,
+        y: &'a Copies,
+    ) -> Result<Recording<'a>, CudaError> {
+        self.rotate(operands.rotation(n), move |copy| {
+            let (weights, workspace) = (&operands.published[copy], &self.workspace);
+            let (x, y) = (x.at(copy), y.at(copy));
+            // SAFETY: copies have the problem's sizes; one stream uses the workspace.
+            unsafe { published_gemm_raw(self.gpu, self.raw, &plan, weights, x, n, y, workspace) }
+        })
+    }
+
+    /// Restoring the layer's copies in the published layout to `outputs`.
+    pub fn published_decompress<'a>(
+        &'a self,
+        operands: &'a Operands,
+        outputs: &'a Copies,
+    ) -> Result<Recording<'a>, CudaError> {
+        self.rotate(operands.rotation(0), move |copy| {
+            let (matrix, output) = (&operands.published[copy], outputs.at(copy));
+            // SAFETY: an output has the matrix's size.
+            unsafe { published_decompress_raw(self.gpu, self.raw, matrix, output) }
         })
     }
 

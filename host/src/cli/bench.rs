@@ -47,6 +47,9 @@ pub struct Bench {
     /// Measure decompression followed by cuBLAS for up to 64 tokens too, not only for more
     #[arg(long)]
     decoupled: bool,
+    /// Measure ZipServ's kernels as published too, for up to 64 tokens; takes more memory
+    #[arg(long)]
+    published: bool,
     /// Leave multiplication out, and with it cuBLAS
     #[arg(long)]
     no_gemm: bool,
@@ -189,6 +192,7 @@ impl Bench {
             all_kernels: self.all_kernels,
             blocks: self.blocks.clone(),
             decoupled: self.decoupled,
+            published: self.published,
             decompress: !self.no_decompress,
             seed: self.seed,
             commit: self.commit.clone().or_else(found),

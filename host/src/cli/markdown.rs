@@ -1,6 +1,6 @@
 //! The tables of `results`.
 
-use zipserv::results::{GemmRow, LayerInfo, MEMORY_BOUND, Mean};
+use zipserv::results::{GemmRow, LayerInfo, MEMORY_BOUND, Mean, PublishedMean};
 
 use super::measured::Measured;
 
@@ -24,6 +24,19 @@ pub fn tables(measured: &Measured) -> String {
         text += &format!(
             "\n\nWith memory for dense weights, the plan takes {regret:.3} times as long as the \
              better of both ways at worst ({layer}, N={n}).",
+        );
+    }
+    let tokens = measured.tokens().into_iter().filter(|&n| {
+        let layers = measured.layers().into_iter();
+        let mut rows = layers.filter_map(|layer| measured.row(layer, n));
+        rows.any(|row| row.published.is_some())
+    });
+    let tokens: Vec<_> = tokens.collect();
+    if !tokens.is_empty() {
+        let published = published(measured, &tokens);
+        text += &format!(
+            "\n\nx ZipServ as published, launched plainly like it; decompression in GB/s of BF16, \
+             and bits a weight, of ours / as published:\n\n{published}"
         );
     }
     text
@@ -101,6 +114,47 @@ fn tflops(measured: &Measured, tokens: &[usize]) -> String {
     };
     let lines = measured.layers().into_iter().map(of_layer).collect();
     table(header(tokens), lines)
+}
+
+/// Beside ZipServ as published.
+fn published(measured: &Measured, tokens: &[usize]) -> String {
+    let mut header = header(tokens);
+    header.push("decompression".to_owned());
+    header.push("bits a weight".to_owned());
+    let of_layer = |layer: &LayerInfo| {
+        let row = |&n: &usize| measured.row(layer, n);
+        let ratio = |row: &GemmRow| {
+            let published = row.published.as_ref()?;
+            Some(speedup(published.speedup_of(row.kernels[0].plain.us)))
+        };
+        let mut cells = vec![name(layer)];
+        cells.extend(tokens.iter().map(|n| cell(row(n).and_then(ratio))));
+        let restored = measured.decompress(layer).and_then(|row| {
+            let speed = |us: f64| format!("{:.0}", layer.bf16_bytes() as f64 / us / 1e3);
+            let published = row.published.as_ref()?;
+            Some(format!("{} / {}", speed(row.us), speed(published.us)))
+        });
+        cells.push(cell(restored));
+        let bits = |bytes: usize| format!("{:.2}", 16.0 * bytes as f64 / layer.bf16_bytes() as f64);
+        let mut published = tokens.iter().filter_map(|n| row(n)?.published.as_ref());
+        cells.push(cell(published.next().map(|published| {
+            let (ours, published) = (layer.compressed_bytes, published.compressed_bytes);
+            format!("{} / {}", bits(ours), bits(published))
+        })));
+        cells
+    };
+    let mut lines: Vec<_> = measured.layers().into_iter().map(of_layer).collect();
+    let means = measured.means(None);
+    let mut of_all = |name: &str, value: &dyn Fn(&PublishedMean) -> f64| {
+        let mean = |n: &usize| means.iter().find(|mean| mean.n == *n)?.published.as_ref();
+        let mut cells = vec![name.to_owned()];
+        cells.extend(tokens.iter().map(|n| cell(mean(n).map(value).map(speedup))));
+        lines.push(cells);
+    };
+    of_all("geometric mean", &|mean| mean.plain);
+    of_all("with dependent launch", &|mean| mean.dependent);
+    of_all("ZipServ as published, x cuBLAS", &|mean| mean.speedup);
+    table(header, lines)
 }
 
 /// The first column's and those of the numbers of tokens.

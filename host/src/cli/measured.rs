@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use zipserv::results::{Figure, GemmRow, LayerInfo, Mean, Report, means};
+use zipserv::results::{DecompressRow, Figure, GemmRow, LayerInfo, Mean, Report, means};
 
 /// Multiplications from one file or several, all of one device.
 pub struct Measured {
@@ -145,6 +145,13 @@ impl Measured {
         regrets.max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
+    /// How fast a layer was restored: what the last file says that has it.
+    pub fn decompress(&self, layer: &LayerInfo) -> Option<&DecompressRow> {
+        let files = self.files.iter().rev();
+        let mut rows = files.flat_map(|file| &file.report.decompress);
+        rows.find(|row| is_same(&row.layer, layer))
+    }
+
     /// Means over the layers of a model, or over all, for those numbers of tokens that each of them
     /// was measured with: means over other layers are no match.
     pub fn means(&self, model: Option<&str>) -> Vec<Mean> {
@@ -179,6 +186,7 @@ fn parse(json: &[u8]) -> Result<Report, String> {
         cublas_us,
         limit,
         decoupled,
+        published,
         kernels,
         dispatch,
         ..
@@ -195,6 +203,7 @@ fn parse(json: &[u8]) -> Result<Report, String> {
         figures.extend(kernel.dependent.iter().flat_map(of));
         figures.extend(decoupled.iter().flat_map(|d| [d.us, d.speedup]));
         figures.extend(dispatch.iter().flat_map(|d| [d.us, d.speedup]));
+        figures.extend(published.iter().flat_map(|p| of(&p.figure)));
         if let Some(figure) = figures.iter().find(|figure| !possible(figure)) {
             return Err(format!("{what}: {figure} cannot be a measurement"));
         }

@@ -12,6 +12,7 @@ mod encode;
 mod histogram;
 mod matrix;
 mod memory;
+mod published;
 
 pub use compressed::{CompressedMatrix, HEADER_BYTES, LAYOUT_ID, VERSION};
 pub(crate) use compressed::{Header, Sections, combine_crcs};
@@ -21,3 +22,4 @@ pub use encode::encode;
 pub(crate) use encode::{Encoder, TileBuffer};
 pub use histogram::{Histogram, Window};
 pub use matrix::Matrix;
+pub use published::PublishedMatrix;

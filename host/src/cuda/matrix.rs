@@ -86,7 +86,7 @@ impl DeviceMatrix {
     }
 }
 
-fn duplicate(buffer: &DeviceBuffer<u8>) -> Result<DeviceBuffer<u8>, CudaError> {
+pub(super) fn duplicate(buffer: &DeviceBuffer<u8>) -> Result<DeviceBuffer<u8>, CudaError> {
     // SAFETY: written whole before anything reads it.
     let mut copy = unsafe { DeviceBuffer::uninitialized(buffer.len())? };
     copy.copy_from(&**buffer)?;

@@ -60,6 +60,7 @@ mod matrix;
 mod operands;
 mod plan;
 mod prefill;
+mod published;
 mod read;
 mod workspace;
 
@@ -69,6 +70,10 @@ pub use gpu::{Family, Gpu};
 pub use matrix::DeviceMatrix;
 pub use operands::{GemmOperands, GemmSlices, OutputType, Outputs};
 pub use plan::{MAX_TOKENS, Plan, zipgemm_plan, zipgemm_plan_within};
+pub use published::{
+    PUBLISHED_MAX_TOKENS, PublishedDeviceMatrix, PublishedPlan, published_decompress_raw,
+    published_gemm_raw,
+};
 pub use read::{read_raw, read_sink_words};
 pub use workspace::Workspace;
 

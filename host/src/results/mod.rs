@@ -7,6 +7,6 @@ mod table;
 
 pub use report::{
     Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, KernelRow, LayerInfo,
-    MEMORY_BOUND, Mean, Report, ReportFile, means,
+    MEMORY_BOUND, Mean, Published, PublishedDecompress, PublishedMean, Report, ReportFile, means,
 };
 pub use steps::{Point, Step, StepRow, Steps};

@@ -123,6 +123,8 @@ pub struct GemmRow {
     pub limit: f64,
     /// cuBLAS on weights that are restored for it each time, where that was measured.
     pub decoupled: Option<Decoupled>,
+    /// ZipServ's kernel as published, where that was measured.
+    pub published: Option<Published>,
     /// Our kernels, first the plan's.
     pub kernels: Vec<KernelRow>,
     /// What the plan is where there is memory for dense weights, for more than [`MEMORY_BOUND`]
@@ -146,6 +148,25 @@ pub struct Dispatch {
     pub tflops: f64,
     /// x cuBLAS.
     pub speedup: f64,
+    /// Largest deviation of an output from the FP32 reference, as a share of the outputs' root
+    /// mean square.
+    pub deviation: f64,
+    /// Whether every output of the timed launches is as close as BF16 lets it be.
+    pub correct: bool,
+}
+
+/// ZipServ's kernel as published, on weights in its own layout, see
+/// [`PublishedMatrix`](crate::PublishedMatrix).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Published {
+    /// Its name.
+    pub kernel: String,
+    /// Parts of K, of several numbers the fastest.
+    pub split: u32,
+    /// Bytes that it reads.
+    pub compressed_bytes: usize,
+    /// Launched plainly.
+    pub figure: Figure,
     /// Largest deviation of an output from the FP32 reference, as a share of the outputs' root
     /// mean square.
     pub deviation: f64,
@@ -229,6 +250,20 @@ pub struct Mean {
     pub best: f64,
     /// x cuBLAS of decompression followed by cuBLAS, where that was measured on all of the layers.
     pub decoupled: Option<f64>,
+    /// ZipServ's kernels as published, where they were measured on all of the layers.
+    pub published: Option<PublishedMean>,
+}
+
+/// Geometric means of ZipServ's kernels as published, and beside them.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct PublishedMean {
+    /// x cuBLAS of the published kernels, launched plainly.
+    pub speedup: f64,
+    /// x published of the plan's kernels, launched plainly.
+    pub plain: f64,
+    /// x published of the plan's kernels, with programmatic dependent launch where the device has
+    /// it.
+    pub dependent: f64,
 }
 
 /// One layer restored to BF16.
@@ -244,6 +279,23 @@ pub struct DecompressRow {
     pub of_copy: f64,
     /// Whether every copy that the timed launches wrote has the bits of the original.
     pub exact: bool,
+    /// The same from ZipServ's layout as published, where that was measured.
+    pub published: Option<PublishedDecompress>,
+}
+
+/// One layer restored to BF16 from ZipServ's layout as published.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct PublishedDecompress {
+    /// Bytes that the kernel reads.
+    pub compressed_bytes: usize,
+    /// Microseconds.
+    pub us: f64,
+    /// TB/s of bytes read and written.
+    pub tbs: f64,
+    /// Share of the copy ceiling.
+    pub of_copy: f64,
+    /// Whether every copy that the timed launches wrote has the bits of the original.
+    pub exact: bool,
 }
 
 impl Report {
@@ -251,12 +303,15 @@ impl Report {
     pub fn is_correct(&self) -> bool {
         let kernels = self.gemm.iter().flat_map(|row| &row.kernels);
         let decoupled = self.gemm.iter().flat_map(|row| &row.decoupled);
+        let published = self.gemm.iter().flat_map(|row| &row.published);
         let dispatch = self.gemm.iter().flat_map(|row| &row.dispatch);
+        let exact = |row: &DecompressRow| row.exact && row.published.is_none_or(|p| p.exact);
         let mut all = kernels
             .map(|kernel| kernel.correct)
             .chain(decoupled.map(|decoupled| decoupled.correct))
+            .chain(published.map(|published| published.correct))
             .chain(dispatch.map(|dispatch| dispatch.correct))
-            .chain(self.decompress.iter().map(|row| row.exact));
+            .chain(self.decompress.iter().map(exact));
         all.all(|correct| correct)
     }
 }
@@ -271,6 +326,13 @@ impl GemmRow {
         let fused = self.kernels[0].best().us;
         let decoupled = self.decoupled.as_ref()?.us;
         Some(self.dispatch.as_ref()?.us / fused.min(decoupled))
+    }
+}
+
+impl Published {
+    /// x published of a kernel that takes so many microseconds.
+    pub fn speedup_of(&self, us: f64) -> f64 {
+        self.figure.us / us
     }
 }
 
@@ -314,9 +376,24 @@ pub fn means<'a>(rows: impl IntoIterator<Item = &'a GemmRow>) -> Vec<Mean> {
                 .map(|row| Some(row.decoupled.as_ref()?.speedup))
                 .collect::<Option<Vec<_>>>()
                 .map(|speedups| geometric_mean(speedups.into_iter())),
+            published: published_mean(&rows),
         }
     };
     by_tokens.into_iter().map(mean).collect()
+}
+
+/// Nothing where a row has no published kernel.
+fn published_mean(rows: &[&GemmRow]) -> Option<PublishedMean> {
+    let both = |row: &&GemmRow| Some((row.published.clone()?, row.kernels[0].clone()));
+    let both: Vec<_> = rows.iter().map(both).collect::<Option<_>>()?;
+    let of = |value: &dyn Fn(&Published, &KernelRow) -> f64| {
+        geometric_mean(both.iter().map(|(published, ours)| value(published, ours)))
+    };
+    Some(PublishedMean {
+        speedup: of(&|published, _| published.figure.speedup),
+        plain: of(&|published, ours| published.speedup_of(ours.plain.us)),
+        dependent: of(&|published, ours| published.speedup_of(ours.best().us)),
+    })
 }
 
 fn geometric_mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
@@ -338,6 +415,13 @@ mod tests {
 
     #[test]
     fn means_of_layers() {
+        let figure = |us: f64, speedup: f64| Figure {
+            us,
+            tbs: 1.0,
+            of_read: 1.0,
+            tflops: 1.0,
+            speedup,
+        };
         let row = |n: usize, speedup: f64, decoupled: Option<f64>| GemmRow {
             layer: LayerInfo {
                 model: "a model".to_owned(),
@@ -359,18 +443,20 @@ mod tests {
                 deviation: 0.0,
                 correct: true,
             }),
+            published: decoupled.map(|speedup| Published {
+                kernel: "another kernel".to_owned(),
+                split: 1,
+                compressed_bytes: 1,
+                figure: figure(3.0, speedup),
+                deviation: 0.0,
+                correct: true,
+            }),
             kernels: vec![KernelRow {
                 kernel: "a kernel".to_owned(),
                 blocks: 1,
                 split: None,
                 planned: true,
-                plain: Figure {
-                    us: 1.0,
-                    tbs: 1.0,
-                    of_read: 1.0,
-                    tflops: 1.0,
-                    speedup,
-                },
+                plain: figure(1.0, speedup),
                 dependent: None,
                 deviation: 0.0,
                 correct: true,
@@ -394,6 +480,11 @@ mod tests {
         near(many.dependent, 2.0);
         near(many.worst, 1.0);
         near(many.decoupled.unwrap(), 0.5);
+        assert!(few.published.is_none());
+        let published = many.published.unwrap();
+        near(published.speedup, 0.5);
+        near(published.plain, 3.0);
+        near(published.dependent, 3.0);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::report::{
     Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, LayerInfo, MEMORY_BOUND, Mean,
+    PublishedDecompress, PublishedMean,
 };
 
 /// Room for the name of a launch.
@@ -74,6 +75,25 @@ impl fmt::Display for GemmRow {
                 "\n    {name:NAME$}  {us:8.1} us  {pace}  {speedup:6.3}x{wrong}"
             )?;
         }
+        if let Some(published) = &self.published {
+            let Figure {
+                us,
+                tbs,
+                of_read,
+                speedup,
+                ..
+            } = published.figure;
+            let name = format!("{}, {} parts of K", published.kernel, published.split);
+            let of_read = 100.0 * of_read;
+            let ours = self.kernels.first();
+            let ours = ours.map_or(f64::NAN, |ours| published.speedup_of(ours.plain.us));
+            let wrong = wrong(published.correct, published.deviation);
+            write!(
+                f,
+                "\n    {name:NAME$}  {us:8.1} us  {tbs:5.2} TB/s  {of_read:3.0} % of read  \
+                 {speedup:6.3}x, ours plainly {ours:.3}x of that{wrong}"
+            )?;
+        }
         for kernel in &self.kernels {
             let wrong = wrong(kernel.correct, kernel.deviation);
             let mark = if kernel.planned { '*' } else { ' ' };
@@ -133,6 +153,7 @@ impl fmt::Display for Mean {
             limit,
             best,
             decoupled,
+            published,
         } = self;
         write!(
             f,
@@ -144,6 +165,18 @@ impl fmt::Display for Mean {
         }
         if let Some(decoupled) = decoupled {
             write!(f, ", {decoupled:.3}x decoupled")?;
+        }
+        if let Some(PublishedMean {
+            speedup,
+            plain,
+            dependent,
+        }) = published
+        {
+            write!(
+                f,
+                ", {speedup:.3}x published (ours {plain:.3}x plain, {dependent:.3}x dependent of \
+                 that)"
+            )?;
         }
         write!(f, "; {layers} layers")
     }
@@ -157,22 +190,35 @@ impl fmt::Display for DecompressRow {
             tbs,
             of_copy,
             exact,
+            published,
         } = self;
-        let (of_copy, name) = (100.0 * of_copy, "decompress");
-        write!(
-            f,
-            "{layer}\n  * {name:NAME$}  {us:8.1} us  {tbs:5.2} TB/s  {of_copy:3.0} % of copy"
-        )?;
-        match exact {
-            true => Ok(()),
-            false => write!(f, "  NOT EXACT"),
+        write!(f, "{layer}")?;
+        let mut line = |mark: char, name: &str, us: f64, tbs: f64, of_copy: f64, exact: bool| {
+            let of_copy = 100.0 * of_copy;
+            let wrong = if exact { "" } else { "  NOT EXACT" };
+            write!(
+                f,
+                "\n  {mark} {name:NAME$}  {us:8.1} us  {tbs:5.2} TB/s  {of_copy:3.0} % of copy{wrong}"
+            )
+        };
+        line('*', "decompress", *us, *tbs, *of_copy, *exact)?;
+        if let Some(PublishedDecompress {
+            us,
+            tbs,
+            of_copy,
+            exact,
+            ..
+        }) = *published
+        {
+            line(' ', "published_decompress", us, tbs, of_copy, exact)?;
         }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::KernelRow;
+    use super::super::report::{KernelRow, Published};
     use super::*;
 
     /// A row whose dependent launch is a quarter faster than cuBLAS.
@@ -197,6 +243,7 @@ mod tests {
             cublas_tflops: 0.0,
             cublas_choice: "cublasLt 1 of 8".to_owned(),
             limit: 1.5,
+            published: None,
             decoupled: Some(Decoupled {
                 cublas_choice: "cublasLt 12 of 12".to_owned(),
                 us: 25000.0,
@@ -251,5 +298,51 @@ llama-3-70b   gate+up  57344 x 8192   N=8   limit 1.500x
   * prefill_n256 x 132, split 100              12500.0 us   2.50 TB/s   75 % of read   1.000x
   * prefill_n256 x 132, split 100, dependent   10000.0 us   2.50 TB/s   75 % of read   1.250x";
         assert_eq!(row(8).to_string(), few);
+    }
+
+    #[test]
+    fn a_line_for_what_is_published() {
+        let mut few = row(8);
+        let published = Published {
+            kernel: "published_gemm_n8".to_owned(),
+            split: 2,
+            compressed_bytes: 1,
+            figure: Figure {
+                us: 25000.0,
+                tbs: 1.25,
+                of_read: 0.375,
+                tflops: 0.0,
+                speedup: 0.5,
+            },
+            deviation: 0.25,
+            correct: false,
+        };
+        few.published = Some(published);
+        let line = "
+    published_gemm_n8, 2 parts of K            25000.0 us   1.25 TB/s   38 % of read   0.500x, \
+                    ours plainly 2.000x of that  WRONG by 2.5e-1
+";
+        let text = few.to_string();
+        assert!(text.contains(line), "{text}");
+
+        let row = DecompressRow {
+            layer: few.layer,
+            us: 100.0,
+            tbs: 2.0,
+            of_copy: 0.75,
+            exact: true,
+            published: Some(PublishedDecompress {
+                compressed_bytes: 1,
+                us: 200.0,
+                tbs: 1.0,
+                of_copy: 0.375,
+                exact: false,
+            }),
+        };
+        let text = "\
+llama-3-70b   gate+up  57344 x 8192\u{20}
+  * decompress                                   100.0 us   2.00 TB/s   75 % of copy
+    published_decompress                         200.0 us   1.00 TB/s   38 % of copy  NOT EXACT";
+        assert_eq!(row.to_string(), text);
     }
 }

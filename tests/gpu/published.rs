@@ -1,0 +1,185 @@
+//! The published layout, a baseline: restores every bit, and gives what sums in FP64 give.
+
+use zipserv::{
+    Matrix, PublishedMatrix,
+    cuda::{
+        PUBLISHED_MAX_TOKENS, PublishedDeviceMatrix, PublishedPlan, published_decompress_raw,
+        published_gemm_raw,
+    },
+};
+
+use crate::{
+    data::{KINDS, Kind, Product},
+    lab::{GUARD, Guarded, Lab, NAN, quick},
+};
+
+fn upload(rows: usize, cols: usize, bits: &[u16]) -> PublishedDeviceMatrix {
+    let matrix = Matrix::from_bits(rows, cols, bits).unwrap();
+    let matrix = PublishedMatrix::encode(&matrix).unwrap();
+    PublishedDeviceMatrix::upload(&matrix).unwrap()
+}
+
+#[test]
+fn every_bit_of_every_kind_and_shape() {
+    let shapes = [
+        (300, 520),
+        (31, 65),
+        (0, 0),
+        (64, 64),
+        (1, 1),
+        (1, 3000),
+        (3000, 1),
+        (7, 13),
+        (65, 72),
+        (100, 1001),
+        (2048, 4096),
+    ];
+    for lab in Lab::each() {
+        let shapes = if quick() { &shapes[..3] } else { &shapes };
+        for kind in KINDS {
+            for &(rows, cols) in shapes {
+                let bits = kind.weights(rows, cols);
+                let matrix = upload(rows, cols, &bits);
+                for skew in [0, 1] {
+                    let output = Guarded::new(&vec![NAN; rows * cols], GUARD, skew);
+                    let at = output.address();
+                    // SAFETY: the output has room.
+                    unsafe { published_decompress_raw(lab.gpu, lab.raw(), &matrix, at) }.unwrap();
+                    lab.stream.synchronize().unwrap();
+                    let what = format!("{kind:?}, {rows} x {cols}, skew {skew}");
+                    assert!(output.values() == bits, "{what}");
+                }
+            }
+        }
+    }
+}
+
+fn multiply(
+    lab: &Lab,
+    plan: &PublishedPlan,
+    weights: &PublishedDeviceMatrix,
+    x: &[u16],
+    skew: usize,
+) -> Vec<u16> {
+    let n = x.len() / weights.cols();
+    let input = Guarded::new(x, NAN, 0);
+    let output = Guarded::new(&vec![NAN; n * weights.rows()], GUARD, skew);
+    let (stream, workspace) = (lab.raw(), &lab.workspace);
+    let (x, y) = (input.address(), output.address());
+    // SAFETY: both have room; one stream has the workspace.
+    unsafe { published_gemm_raw(lab.gpu, stream, plan, weights, x, n, y, workspace) }.unwrap();
+    lab.stream.synchronize().unwrap();
+    output.values()
+}
+
+/// Checks one matrix with the first `tokens` of the same activations, and several splits of K.
+fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skew: usize) {
+    let bits = kind.weights(m, k);
+    let weights = upload(m, k, &bits);
+    let x = kind.activations(PUBLISHED_MAX_TOKENS, k);
+    let product = Product::new(&x, &bits, k);
+    for &n in tokens {
+        let planned = PublishedPlan::new(lab.gpu, &weights, n).unwrap();
+        let mut plans = vec![planned];
+        for split in [1, 2, 3, 7, 64] {
+            let plan = planned.with_split(split);
+            if !plans.contains(&plan) {
+                plans.push(plan);
+            }
+        }
+        for plan in plans {
+            let what = format!("{kind:?} {m} x {k}, {n} tokens, {plan}");
+            let y = multiply(lab, &plan, &weights, &x[..n * k], skew);
+            product.check(&y, &what);
+            let again = multiply(lab, &plan, &weights, &x[..n * k], skew);
+            assert!(again == y, "{what}: not the same again");
+        }
+    }
+}
+
+#[test]
+fn every_number_of_tokens() {
+    for lab in Lab::each() {
+        let all: Vec<usize> = (1..=PUBLISHED_MAX_TOKENS).collect();
+        let tokens = if quick() { &[1, 12, 64] } else { &all[..] };
+        check(&lab, Kind::Gaussian, (200, 328), tokens, 0);
+    }
+}
+
+#[test]
+fn shapes() {
+    let shapes = [
+        (300, 1024),
+        (31, 72),
+        (1, 8),
+        (64, 64),
+        (65, 128),
+        (130, 776),
+        (129, 4096),
+        (1000, 64),
+        (4096, 640),
+    ];
+    for lab in Lab::each() {
+        let shapes = if quick() { &shapes[..2] } else { &shapes };
+        for &shape in shapes {
+            for skew in [0, 1] {
+                check(&lab, Kind::Gaussian, shape, &[1, 8, 16, 31, 64], skew);
+            }
+        }
+    }
+}
+
+#[test]
+fn outliers_and_extreme_bases() {
+    let kinds = [
+        Kind::Outliers,
+        Kind::OutlierTiles,
+        Kind::Zero,
+        Kind::Large,
+        Kind::Tiny,
+        Kind::Nan,
+    ];
+    for lab in Lab::each() {
+        for kind in kinds {
+            check(&lab, kind, (200, 328), &[8, 17, 64], 0);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    for lab in Lab::each() {
+        let (m, k) = (100, 65);
+        let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
+        for n in [0, PUBLISHED_MAX_TOKENS + 1] {
+            assert!(PublishedPlan::new(lab.gpu, &weights, n).is_err());
+        }
+        let empty = upload(0, 8, &[]);
+        assert!(PublishedPlan::new(lab.gpu, &empty, 1).is_err());
+        let plan = PublishedPlan::new(lab.gpu, &weights, 1).unwrap();
+        let other = upload(m, 128, &Kind::Gaussian.weights(m, 128));
+        let refused = |weights: &PublishedDeviceMatrix, x: u64, n: usize, y: u64| {
+            let (gpu, stream, workspace) = (lab.gpu, lab.raw(), &lab.workspace);
+            // SAFETY: refused before anything is launched.
+            unsafe { published_gemm_raw(gpu, stream, &plan, weights, x, n, y, workspace) }.is_err()
+        };
+        // K is no multiple of 8; another matrix; too many tokens.
+        assert!(refused(&weights, 256, 1, 256));
+        assert!(refused(&other, 256, 9, 256));
+        let plan_of_other = PublishedPlan::new(lab.gpu, &other, 1).unwrap();
+        assert_eq!(plan_of_other.with_split(9).split(), 2);
+        assert_eq!(plan_of_other.with_split(0).split(), 1);
+        let refused = |x: u64, y: u64| {
+            let (gpu, stream, workspace) = (lab.gpu, lab.raw(), &lab.workspace);
+            let plan = &plan_of_other;
+            // SAFETY: refused before anything is launched.
+            unsafe { published_gemm_raw(gpu, stream, plan, &other, x, 1, y, workspace) }.is_err()
+        };
+        assert!(refused(258, 256) && refused(256, 257));
+        // SAFETY: as above.
+        unsafe {
+            let (gpu, stream) = (lab.gpu, lab.raw());
+            assert!(published_decompress_raw(gpu, stream, &other, 257).is_err());
+        }
+    }
+}
