@@ -121,7 +121,8 @@ fn dispatch_of_any_tokens() {
     }
 }
 
-/// The checked call, with a bias that is aligned, onto BF16.
+/// The checked call, onto BF16, with a bias that is aligned, alone and with old outputs: rounded once
+/// either way.
 #[test]
 fn decoupled_slices() {
     for mut lab in Lab::each_with_dense() {
@@ -133,23 +134,28 @@ fn decoupled_slices() {
         let plan = Plan::decoupled(lab.gpu, &weights, n).unwrap();
         let full = |value: f32, len| vec![bf16::from_f32(value).to_bits(); len];
         let x = DeviceBuffer::from_slice(&values).unwrap();
-        let mut y = DeviceBuffer::from_slice(&full(2.0, n * m)).unwrap();
         let bias = DeviceBuffer::from_slice(&full(1.0, m)).unwrap();
-        CurrentContext::synchronize().unwrap();
-        let slices = GemmSlices {
-            bias: Some(&bias),
-            accumulate: true,
-            ..GemmSlices::new(&weights, &x, n, Outputs::Bf16(&mut y))
-        };
-        let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
-        zipgemm_with(gpu, stream, &plan, &weights, slices, work).unwrap();
-        stream.synchronize().unwrap();
-        let mut outputs = vec![0; n * m];
-        y.copy_to(&mut outputs).unwrap();
-        for (at, (&bits, &(sum, all))) in outputs.iter().zip(product.sums()).enumerate() {
-            let (value, exact) = (bf16::from_bits(bits).to_f64(), sum + 3.0);
-            let close = (value - exact).abs() <= exact.abs() / 256.0 + all * 2e-6 + 1e-6;
-            assert!(close, "output {at}: {value}, not {exact}");
+        for (accumulate, added) in [(false, 1.0), (true, 3.0)] {
+            let mut y = DeviceBuffer::from_slice(&full(2.0, n * m)).unwrap();
+            CurrentContext::synchronize().unwrap();
+            let slices = GemmSlices {
+                bias: Some(&bias),
+                accumulate,
+                ..GemmSlices::new(&weights, &x, n, Outputs::Bf16(&mut y))
+            };
+            let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
+            zipgemm_with(gpu, stream, &plan, &weights, slices, work).unwrap();
+            stream.synchronize().unwrap();
+            let mut outputs = vec![0; n * m];
+            y.copy_to(&mut outputs).unwrap();
+            for (at, (&bits, &(sum, all))) in outputs.iter().zip(product.sums()).enumerate() {
+                let (value, exact) = (bf16::from_bits(bits).to_f64(), sum + added);
+                let close = (value - exact).abs() <= exact.abs() / 256.0 + all * 2e-6 + 1e-6;
+                assert!(
+                    close,
+                    "accumulate {accumulate}, output {at}: {value}, not {exact}"
+                );
+            }
         }
     }
 }

@@ -185,7 +185,7 @@ impl Problem<'_> {
                 "{}: {value:e}, not {exact:e}",
                 what()
             );
-            // cuBLASLt has another choice for each combination, and adds in another order.
+            // The choice is another for each combination, and cuBLASLt adds in another order.
             let expected = match plan.is_decoupled() {
                 true => bits,
                 false => T::rounded(expected),

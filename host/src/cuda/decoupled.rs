@@ -6,6 +6,7 @@ use super::{
     CudaError, DeviceMatrix, GemmOperands, Gpu, OutputType, RawStream, Workspace, check,
     cublaslt::{Algorithm, Allowed, Matmul, Operands, Shape},
     decompress::decompress_raw,
+    gemm::zipgemm_fused_raw,
     guard,
 };
 
@@ -162,7 +163,8 @@ impl fmt::Display for DecoupledPlan {
     }
 }
 
-/// [`zipgemm_raw`](super::zipgemm_raw) in two steps; neither dimension of the weights is 0.
+/// [`zipgemm_raw`](super::zipgemm_raw) in two steps, or fused where cuBLASLt rounds twice; neither
+/// dimension of the weights is 0.
 ///
 /// # Errors
 /// [`CudaError::Argument`] when the plan or the workspace does not fit; [`CudaError`] from driver
@@ -208,6 +210,10 @@ pub unsafe fn zipgemm_decoupled_raw(
     guard::current_context(gpu)?;
     guard::same_device(gpu, stream, &memory)?;
 
+    if rounds_twice(operands) {
+        // SAFETY: the caller's promise.
+        return unsafe { zipgemm_fused_raw(gpu, stream, false, weights, operands, workspace) };
+    }
     let at = |offset: usize| dense.address + offset as CUdeviceptr;
     let place = at(layout.bias);
     let case = Case::of(operands);
@@ -243,6 +249,12 @@ pub unsafe fn zipgemm_decoupled_raw(
             stream,
         )
     }
+}
+
+/// Whether cuBLASLt rounds to the type of the outputs before all is added up: it does, as seen on an
+/// H100, if BF16 outputs get both a bias and what they held.
+fn rounds_twice(operands: &GemmOperands) -> bool {
+    operands.output == OutputType::Bf16 && operands.bias.is_some() && operands.accumulate
 }
 
 /// Makes `m` BF16 what cuBLASLt adds: of the outputs' type, and aligned. Gives its address, which

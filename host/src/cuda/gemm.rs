@@ -30,7 +30,9 @@ use super::{
 /// whatever the plan, unless that is decoupled: such plans, which
 /// [`zipgemm_plan_within`](super::zipgemm_plan_within) makes, take all activations the same way,
 /// decompress the weights to memory of the workspace, and leave the rest to cuBLASLt. Its sums are
-/// FP32 as well, and the same inputs give the same bits on the same device and library.
+/// FP32 as well, and the same inputs give the same bits on the same device and library. Only a bias
+/// together with accumulation onto BF16, for which cuBLASLt rounds twice, takes the fused kernel
+/// there too.
 ///
 /// # Errors
 /// [`CudaError::Argument`] when lengths do not fit, something belongs to another device, the
@@ -149,12 +151,33 @@ pub unsafe fn zipgemm_raw(
                 zipgemm_decoupled_raw(gpu, stream, plan, weights, operands, workspace)
             }
             Kind::Prefill(_) => {
-                let slices = choose(gpu, weights, operands.n, false)?;
-                let slices = slices.with_dependent(plan.is_dependent());
-                zipgemm_raw(gpu, stream, &slices, weights, operands, workspace)
+                zipgemm_fused_raw(gpu, stream, plan.dependent, weights, operands, workspace)
             }
         }
     }
+}
+
+/// [`zipgemm_raw`] for operands that a plan's own way does not take: with the fused kernel that is
+/// chosen for them.
+///
+/// # Errors
+/// As [`zipgemm_raw`].
+///
+/// # Safety
+/// As [`zipgemm_raw`].
+pub(super) unsafe fn zipgemm_fused_raw(
+    gpu: &Gpu,
+    stream: RawStream,
+    dependent: bool,
+    weights: &DeviceMatrix,
+    operands: &GemmOperands,
+    workspace: &Workspace,
+) -> Result<(), CudaError> {
+    let &GemmOperands { x, x_stride, n, .. } = operands;
+    let many = prefill::can_read(0, weights.cols()) && prefill::can_read(x, x_stride);
+    let plan = choose(gpu, weights, n, many)?.with_dependent(dependent);
+    // SAFETY: the caller's promise, passed on.
+    unsafe { zipgemm_raw(gpu, stream, &plan, weights, operands, workspace) }
 }
 
 /// The outputs of weights without input features: zeros, or what they were.

@@ -8,8 +8,8 @@ use super::{CudaError, DeviceMatrix, plan::check_tokens};
 /// Y[N, M] = X[N, K] W[M, K]^T + bias + Y[N, M].
 ///
 /// Bias and old Y are added if they are asked for, in this order, in FP32 and after all of the
-/// sum over K; rounding comes last, and only to BF16 outputs. A
-/// [decoupled](super::Plan::is_decoupled) plan's call adds old Y before the bias.
+/// sum over K; rounding comes last, and only to BF16 outputs. Of FP32
+/// outputs, a [decoupled](super::Plan::is_decoupled) plan's call adds old Y before the bias.
 ///
 /// ```no_run
 /// # use cust::memory::DeviceBuffer;
