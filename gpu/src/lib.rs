@@ -6,16 +6,16 @@
 //! inline. [`work`] and [`schedule`] deal matrices out to thread blocks. `docs/FORMAT.md` describes the same layout in prose.
 
 #![no_std]
-#![cfg_attr(
-    target_arch = "nvptx64",
-    feature(abi_ptx, asm_experimental_arch, stdarch_nvptx)
-)]
+#![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, stdarch_nvptx))]
+#![cfg_attr(any(zipserv_sm = "80", zipserv_sm = "90a"), feature(abi_ptx))]
 
 pub mod args;
 pub mod decode;
 mod integer;
 pub mod launch;
 pub mod layout;
+#[cfg(not(target_arch = "nvptx64"))]
+pub mod ptx;
 pub mod schedule;
 pub mod work;
 
@@ -24,7 +24,8 @@ pub mod arch;
 #[cfg(target_arch = "nvptx64")]
 #[macro_use]
 mod backend;
-#[cfg(target_arch = "nvptx64")]
+// Only in PTX of this crate's own: kernels that others build on it stand alone in theirs.
+#[cfg(any(zipserv_sm = "80", zipserv_sm = "90a"))]
 pub mod entry;
 #[cfg(target_arch = "nvptx64")]
 pub mod kernels;

@@ -24,6 +24,7 @@ mod decompress;
 mod epilogue;
 mod gemm;
 mod lab;
+mod matvec;
 mod prefill;
 mod read;
 mod stream;
