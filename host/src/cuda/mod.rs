@@ -9,41 +9,8 @@
 //! strides.
 //!
 //! One call multiplies any number of tokens up to [`MAX_TOKENS`]; [`zipgemm_plan`] chooses its
-//! kernel:
-//!
-//! ```no_run
-//! use cust::{
-//!     memory::{CopyDestination, DeviceBuffer},
-//!     stream::{Stream, StreamFlags},
-//! };
-//! use zipserv::{
-//!     Matrix,
-//!     cuda::{DeviceMatrix, Gpu, Workspace, zipgemm, zipgemm_plan},
-//!     encode,
-//! };
-//!
-//! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let one = half::bf16::ONE.to_bits();
-//!     let (m, k, n) = (4096, 4096, 200);
-//!     let compressed = encode(&Matrix::from_bits(m, k, &vec![one; m * k])?)?;
-//!
-//!     let gpu = Gpu::new(0)?;
-//!     let stream = Stream::new(StreamFlags::DEFAULT, None)?;
-//!     let mut workspace = Workspace::new(&gpu)?;
-//!     let weights = DeviceMatrix::upload(&compressed)?;
-//!     let x = DeviceBuffer::from_slice(&vec![one; n * k])?;
-//!     let mut y = DeviceBuffer::from_slice(&vec![0u16; n * m])?;
-//!
-//!     let plan = zipgemm_plan(&gpu, &weights, n)?;
-//!     println!("{plan}");
-//!     zipgemm(&gpu, &stream, &plan, &weights, &x, &mut y, &mut workspace)?;
-//!     stream.synchronize()?;
-//!
-//!     let mut outputs = vec![0u16; n * m];
-//!     y.copy_to(&mut outputs)?;
-//!     Ok(())
-//! }
-//! ```
+//! kernel. The [front page](crate) has a whole program, and the repository's folder `examples` those
+//! for cust, cudarc and candle.
 
 mod decode;
 mod decompress;
