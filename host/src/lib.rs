@@ -72,8 +72,8 @@
 //! - The crate root has the codec, for matrices in memory.
 //! - [`checkpoint`] has `.safetensors` files and the folders that model hubs hand out.
 //! - [`synthetic`] makes checkpoints for tests and measurements.
-//! - `cuda` and `bench`, with the feature `cuda`, load, launch and time the GPU kernels; one call
-//!   multiplies by the compressed weights, whatever the number of tokens.
+//! - `cuda`, with the feature `cuda`, loads and launches the GPU kernels; one call multiplies by the
+//!   compressed weights, whatever the number of tokens. `bench`, with both features, times it.
 //! - [`results`] has what `bench` found, also without that feature.
 //!
 //! Everything parallel runs on the current [rayon](https://docs.rs/rayon) pool. The feature
@@ -82,7 +82,9 @@
 #[cfg(target_endian = "big")]
 compile_error!("weights are little-endian, and so must be the host");
 
-#[cfg(feature = "cuda")]
+// What the program measures. It looks for cuBLAS when it runs, which cudarc cannot where another
+// crate has made it link to cuBLAS; a library does without.
+#[cfg(all(feature = "cuda", feature = "cli"))]
 pub mod bench;
 pub mod checkpoint;
 mod codec;
