@@ -17,6 +17,7 @@ pub fn values(len: usize, scale: f32) -> Vec<bf16> {
 }
 
 /// Their bits, as the GPU side takes them.
+#[allow(dead_code, reason = "candle takes values")]
 pub fn bits(values: &[bf16]) -> Vec<u16> {
     values.iter().map(|value| value.to_bits()).collect()
 }

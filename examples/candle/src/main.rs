@@ -34,7 +34,10 @@ struct ZipLinear {
 }
 
 impl ZipLinear {
-    fn new(device: &Device, weights: &CompressedMatrix) -> std::result::Result<Self, Box<dyn StdError>> {
+    fn new(
+        device: &Device,
+        weights: &CompressedMatrix,
+    ) -> std::result::Result<Self, Box<dyn StdError>> {
         let device = device.as_cuda_device()?.clone();
         let ordinal = device.cuda_stream().context().ordinal();
         // Makes the context current that candle uses too.
@@ -89,7 +92,15 @@ impl CustomOp1 for ZipLinear {
             // SAFETY: both have room, in memory of this device, and do not overlap; all calls are
             // on the device's stream; uploading the weights has waited for them.
             unsafe {
-                zipgemm_raw(&self.gpu, raw, &plan, &self.weights, &operands, &self.workspace).map_err(Error::wrap)?;
+                zipgemm_raw(
+                    &self.gpu,
+                    raw,
+                    &plan,
+                    &self.weights,
+                    &operands,
+                    &self.workspace,
+                )
+                .map_err(Error::wrap)?;
             }
         }
         let shape = Shape::from([&dims[..dims.len() - 1], &[m]].concat());
@@ -100,7 +111,10 @@ impl CustomOp1 for ZipLinear {
 fn main() -> std::result::Result<(), Box<dyn StdError>> {
     let (m, k, batch, tokens) = (4096, 2048, 2, 4);
     let n = batch * tokens;
-    let (w, x) = (reference::values(m * k, 0.02), reference::values(n * k, 1.0));
+    let (w, x) = (
+        reference::values(m * k, 0.02),
+        reference::values(n * k, 1.0),
+    );
 
     let device = Device::new_cuda(0)?;
     let layer = ZipLinear::new(&device, &encode(&Matrix::from_bf16(m, k, &w)?)?)?;
