@@ -12,17 +12,16 @@ use crate::{
 
 /// Compares source hashes always, and bytes where the compiler is that of the committed files.
 pub fn run() -> Result<()> {
-    let source = source::hash(root())?;
     let mut committed = Vec::new();
     for target in TARGETS {
         let text = target.read()?;
         let origin = Origin::read(&text)?;
+        let (name, source) = (target.name(), source::hash(root(), target.package.folders)?);
         ensure!(
             origin.source == source,
-            "gpu/ptx/zipserv_sm_{}.ptx is stale: the sources have changed since. `cargo run -p builder` renews it.",
-            target.sm
+            "{name} is stale: the sources have changed since. `cargo run -p builder` renews it."
         );
-        println!("sm_{}: the sources are those it was built from", target.sm);
+        println!("{name}: the sources are those it was built from");
         committed.push((origin, text));
     }
     let toolchain = match Toolchain::find() {
@@ -42,13 +41,13 @@ pub fn run() -> Result<()> {
         );
         return Ok(());
     }
-    for ((target, ptx), (_, text)) in TARGETS.iter().zip(compile_all(&toolchain)?).zip(&committed) {
+    for ((target, ptx), (_, text)) in compile_all(&toolchain, &[])?.into_iter().zip(&committed) {
+        let name = target.name();
         ensure!(
             ptx == text.replace("\r\n", "\n"),
-            "gpu/ptx/zipserv_sm_{}.ptx differs from what {toolchain} makes of the same sources",
-            target.sm
+            "{name} differs from what {toolchain} makes of the same sources"
         );
-        println!("sm_{}: the same bytes", target.sm);
+        println!("{name}: the same bytes");
     }
     Ok(())
 }

@@ -9,19 +9,25 @@ use crate::{
     toolchain::Toolchain,
 };
 
-/// The PTX of `gpu` for a target, as the compiler writes it.
+/// The PTX of a target, as the compiler writes it.
 pub fn compile(toolchain: &Toolchain, target: &Target) -> Result<String> {
     // One folder for each compiler: cargo would take another's leftover for up to date.
     let compiler = toolchain
         .version
         .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-    let folder = scratch().join(compiler).join(format!("sm_{}", target.sm));
+    let (package, sm) = (target.package, target.sm);
+    let folder = scratch()
+        .join(compiler)
+        .join(format!("{}_sm_{sm}", package.prefix));
     let mut remap = OsString::from("--remap-path-prefix=");
     remap.push(root());
     remap.push("=.");
-    let status = toolchain
-        .cargo()
-        .args(["rustc", "--locked", "-p", "zipserv-gpu", "--release"])
+    let mut command = toolchain.cargo();
+    if package.knows_target {
+        command.env("RUSTFLAGS", format!("--cfg zipserv_sm=\"{sm}\""));
+    }
+    let status = command
+        .args(["rustc", "--locked", "-p", package.name, "--release"])
         .args([
             "--crate-type",
             "cdylib",
@@ -35,22 +41,19 @@ pub fn compile(toolchain: &Toolchain, target: &Target) -> Result<String> {
         // The assembly beside the object is the PTX, and `true` stands in for the linker: fat LTO
         // has made one module of everything.
         .args(["--", "--emit=asm", "-Clinker=true"])
-        .args([
-            &format!("-Ctarget-cpu=sm_{}", target.sm),
-            "-Ctarget-feature=+ptx80",
-        ])
+        .args([&format!("-Ctarget-cpu=sm_{sm}"), "-Ctarget-feature=+ptx80"])
         .arg(remap)
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")
         .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
-        .env("RUSTFLAGS", format!("--cfg zipserv_sm=\"{}\"", target.sm))
         .status()
         .context("cannot run the device toolchain's cargo")?;
     ensure!(
         status.success(),
-        "compiling gpu for sm_{} failed, see above",
-        target.sm
+        "compiling {} for sm_{sm} failed, see above",
+        package.name
     );
-    let path = folder.join("nvptx64-nvidia-cuda/release/deps/zipserv_gpu.s");
+    let file = format!("{}.s", package.name.replace('-', "_"));
+    let path = folder.join("nvptx64-nvidia-cuda/release/deps").join(file);
     fs::read_to_string(&path).with_context(|| format!("the compiler left no {}", path.display()))
 }

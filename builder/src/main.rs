@@ -1,4 +1,4 @@
-//! Turns `gpu` into PTX, and guards what `ptxas` makes of it.
+//! Turns crates of kernels into PTX, and guards what `ptxas` makes of it.
 
 mod budget;
 mod check;
@@ -17,13 +17,12 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use clap::{Parser, Subcommand};
-use zipserv_gpu::launch::KERNELS;
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand, builder::PossibleValuesParser};
 
 use crate::{
     ptx::Origin,
-    target::{TARGETS, Target, root},
+    target::{EXAMPLES, TARGETS, Target, ZIPSERV, root},
     toolchain::Toolchain,
 };
 
@@ -37,9 +36,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Write gpu/ptx (the default)
-    Build,
-    /// Fail when gpu/ptx is not what the sources give
+    /// Write the PTX (the default)
+    Build {
+        /// Crates of kernels [default: all]
+        #[arg(value_parser = packages())]
+        packages: Vec<String>,
+    },
+    /// Fail when the PTX is not what the sources give
     Check,
     /// Registers, stack, spills and shared memory of each kernel; fails on stack and spills
     Report,
@@ -49,21 +52,21 @@ enum Command {
         #[arg(long)]
         update: bool,
     },
-    /// Machine code of a kernel, with its loops and counts
+    /// Machine code of a kernel, and its instructions by loop and by pipe
     Sass {
         /// Name of the kernel
         kernel: String,
-        /// Architecture
-        #[arg(long, default_value = "90a")]
-        arch: String,
+        /// Architecture [default: that of the last target that has the kernel]
+        #[arg(long)]
+        arch: Option<String>,
     },
     /// PTX of a kernel
     Ptx {
         /// Name of the kernel
         kernel: String,
-        /// Architecture
-        #[arg(long, default_value = "90a")]
-        arch: String,
+        /// Architecture [default: that of the last target that has the kernel]
+        #[arg(long)]
+        arch: Option<String>,
     },
     /// Complete PTX that another compiler made, see builder/nvvm
     Finish {
@@ -89,13 +92,16 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    match Cli::parse().command.unwrap_or(Command::Build) {
-        Command::Build => build(),
+    let build_all = Command::Build {
+        packages: Vec::new(),
+    };
+    match Cli::parse().command.unwrap_or(build_all) {
+        Command::Build { packages } => build(&packages),
         Command::Check => check::run(),
         Command::Report => ptxas::report(),
         Command::Budget { update } => budget::run(update),
-        Command::Sass { kernel, arch } => show::sass(&kernel, &arch),
-        Command::Ptx { kernel, arch } => show::ptx(&kernel, &arch),
+        Command::Sass { kernel, arch } => show::sass(&kernel, arch.as_deref()),
+        Command::Ptx { kernel, arch } => show::ptx(&kernel, arch.as_deref()),
         Command::Finish {
             input,
             arch,
@@ -104,12 +110,16 @@ fn run() -> Result<()> {
     }
 }
 
-/// Compiles every target and writes its PTX; reports on it if there is a `ptxas`.
-fn build() -> Result<()> {
+/// The names of the crates of kernels.
+fn packages() -> PossibleValuesParser {
+    [ZIPSERV.name, EXAMPLES.name].into()
+}
+
+/// Compiles the targets of these crates and writes their PTX; reports on all if there is a `ptxas`.
+fn build(packages: &[String]) -> Result<()> {
     let toolchain = Toolchain::find()?;
     println!("{toolchain}");
-    let built = compile_all(&toolchain)?;
-    for (target, ptx) in TARGETS.iter().zip(built) {
+    for (target, ptx) in compile_all(&toolchain, packages)? {
         write(target, &ptx)?;
     }
     match ptxas::find("ptxas") {
@@ -121,30 +131,36 @@ fn build() -> Result<()> {
     }
 }
 
-/// The finished PTX of every target, in their order.
-fn compile_all(toolchain: &Toolchain) -> Result<Vec<String>> {
-    let origin = Origin {
-        compiler: toolchain.version.clone(),
-        source: source::hash(root())?,
-    };
-    let mut built = Vec::new();
+/// The finished PTX of the targets of these crates, of all if there are none, in their order.
+fn compile_all(
+    toolchain: &Toolchain,
+    packages: &[String],
+) -> Result<Vec<(&'static Target, String)>> {
+    let mut built: Vec<(&Target, String)> = Vec::new();
     for target in TARGETS {
+        let package = target.package;
+        if !packages.is_empty() && !packages.iter().any(|name| name == package.name) {
+            continue;
+        }
         let raw = compile::compile(toolchain, target)?;
-        let ptx = ptx::finish(&raw, target.sm, &origin, KERNELS)?;
+        let ptx = finished(target, &raw, toolchain.version.clone())?;
         ensure!(
             !ptx.contains(&*root().to_string_lossy()),
-            "the PTX for sm_{} names this machine's folders",
-            target.sm
+            "{} names this machine's folders",
+            target.name()
         );
-        built.push(ptx);
+        built.push((target, ptx));
     }
-    for launch in KERNELS {
-        if !built
-            .iter()
-            .any(|ptx| ptx::entry(ptx, launch.name).is_some())
-        {
-            bail!(
-                "launch::KERNELS has {}, but no target has such a kernel",
+    for (target, _) in &built {
+        let package = target.package;
+        for launch in package.launches {
+            let has = |(other, ptx): &(&Target, String)| {
+                other.package.name == package.name && ptx::entry(ptx, launch.name).is_some()
+            };
+            ensure!(
+                built.iter().any(has),
+                "KERNELS of {} has {}, but no target has such a kernel",
+                package.name,
                 launch.name
             );
         }
@@ -152,15 +168,21 @@ fn compile_all(toolchain: &Toolchain) -> Result<Vec<String>> {
     Ok(built)
 }
 
+/// The compiler's PTX of a target, as the committed file has it.
+fn finished(target: &Target, raw: &str, compiler: String) -> Result<String> {
+    let package = target.package;
+    let origin = Origin {
+        compiler,
+        source: source::hash(root(), package.folders)?,
+    };
+    ptx::finish(raw, package.prefix, target.sm, &origin, package.launches)
+}
+
 fn finish(input: &Path, arch: &str, compiler: String) -> Result<()> {
     let target = Target::of_arch(arch)?;
     let raw =
         fs::read_to_string(input).with_context(|| format!("cannot read {}", input.display()))?;
-    let origin = Origin {
-        compiler,
-        source: source::hash(root())?,
-    };
-    write(target, &ptx::finish(&raw, target.sm, &origin, KERNELS)?)
+    write(target, &finished(target, &raw, compiler)?)
 }
 
 fn write(target: &Target, ptx: &str) -> Result<()> {
@@ -168,10 +190,10 @@ fn write(target: &Target, ptx: &str) -> Result<()> {
     fs::create_dir_all(path.parent().expect("the file lies in a folder"))?;
     fs::write(&path, ptx).with_context(|| format!("cannot write {}", path.display()))?;
     println!(
-        "wrote gpu/ptx/zipserv_sm_{}.ptx: {} kernels, {} KB",
-        target.sm,
+        "wrote {}: {} kernels, {} KB",
+        target.name(),
         ptx::entries(ptx).count(),
-        ptx.len() / 1000
+        ptx.len().div_ceil(1000)
     );
     Ok(())
 }

@@ -33,11 +33,17 @@ impl Origin {
     }
 }
 
-/// Completes the compiler's PTX: a header, each kernel's launch bounds, which rustc has no
+/// Completes the compiler's PTX of what is called `kernels`: a header, each kernel's launch bounds, which rustc has no
 /// attribute for, and symbols that do not depend on where the library's sources lie.
-pub fn finish(raw: &str, sm: &str, origin: &Origin, launches: &[Launch]) -> Result<String> {
+pub fn finish(
+    raw: &str,
+    kernels: &str,
+    sm: &str,
+    origin: &Origin,
+    launches: &[Launch],
+) -> Result<String> {
     let mut ptx = format!(
-        "// zipserv kernels for sm_{sm}, written by `cargo run -p builder`.\n{COMPILER}{}\n{SOURCE}{}\n",
+        "// {kernels} kernels for sm_{sm}, written by `cargo run -p builder`.\n{COMPILER}{}\n{SOURCE}{}\n",
         origin.compiler, origin.source
     );
     let mut kernel = None;
@@ -49,7 +55,8 @@ pub fn finish(raw: &str, sm: &str, origin: &Origin, launches: &[Launch]) -> Resu
         if let Some(name) = entry_name(line) {
             let launch = launches.iter().find(|launch| launch.name == name);
             kernel = Some(
-                launch.with_context(|| format!("kernel {name} has no row in launch::KERNELS"))?,
+                launch
+                    .with_context(|| format!("kernel {name} has no row in its crate's KERNELS"))?,
             );
         }
         if code == "{"
@@ -153,7 +160,7 @@ mod tests {
 
     #[test]
     fn bounds_stand_between_parameters_and_body() {
-        let ptx = finish(RAW, "80", &origin(), LAUNCHES).unwrap();
+        let ptx = finish(RAW, "zipserv", "80", &origin(), LAUNCHES).unwrap();
         assert_eq!(
             ptx,
             "// zipserv kernels for sm_80, written by `cargo run -p builder`.\n\
@@ -171,12 +178,12 @@ mod tests {
 
     #[test]
     fn every_kernel_needs_a_launch() {
-        let error = finish(RAW, "80", &origin(), &LAUNCHES[..1]).unwrap_err();
+        let error = finish(RAW, "zipserv", "80", &origin(), &LAUNCHES[..1]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "kernel two has no row in launch::KERNELS"
+            "kernel two has no row in its crate's KERNELS"
         );
-        assert!(finish(".version 8.0\n", "80", &origin(), LAUNCHES).is_err());
+        assert!(finish(".version 8.0\n", "zipserv", "80", &origin(), LAUNCHES).is_err());
     }
 
     #[test]

@@ -6,10 +6,8 @@ use std::{
     process::{Command, Output},
 };
 
-use anyhow::{Context, Result, ensure};
-use zipserv_gpu::launch::KERNELS;
-
 use crate::target::{TARGETS, Target, scratch};
+use anyhow::{Context, Result, ensure};
 
 /// Names a folder that holds CUDA's binary tools, looked at before all others.
 const BIN_VARIABLE: &str = "ZIPSERV_CUDA_BIN";
@@ -113,7 +111,10 @@ pub struct Assembled {
 pub fn assemble(target: &Target, arch: &str) -> Result<Assembled> {
     target.read()?;
     fs::create_dir_all(scratch())?;
-    let cubin = scratch().join(format!("zipserv_sm_{}_on_{arch}.cubin", target.sm));
+    let cubin = scratch().join(format!(
+        "{}_sm_{}_on_{arch}.cubin",
+        target.package.prefix, target.sm
+    ));
     assemble_file(&target.path(), arch, cubin)
 }
 
@@ -184,7 +185,7 @@ pub fn report() -> Result<()> {
                 ..
             } = assemble(target, arch)?;
             usage.sort_by(|a, b| a.name.cmp(&b.name));
-            println!("\nsm_{} on sm_{arch}", target.sm);
+            println!("\n{} on sm_{arch}", target.name());
             println!(
                 "{:28} {:>7} {:>9} {:>5} {:>12} {:>13} {:>14}",
                 "kernel",
@@ -206,7 +207,8 @@ pub fn report() -> Result<()> {
                 if stack > 0 || spills != [0; 2] {
                     faults.push(format!("{name} on sm_{arch}"));
                 }
-                if let Some(launch) = KERNELS.iter().find(|launch| launch.name == name) {
+                let mut launches = target.package.launches.iter();
+                if let Some(launch) = launches.find(|launch| launch.name == name) {
                     println!(
                         "{name:28} {:>7} {registers:>9} {stack:>5} {:>12} {shared:>13} {:>14}",
                         launch.threads,

@@ -16,6 +16,13 @@ use anyhow::{Context, Result};
 
 use crate::ptxas;
 
+/// The parts of a multiprocessor that [`Instruction::pipe`] tells apart: integer and logic;
+/// multiply and add; tensor cores; conversions and special registers; what a warp does once for
+/// all its lanes; shared memory and shuffles; global memory and constants; barriers; branches.
+pub const PIPES: [&str; 9] = [
+    "alu", "fma", "tensor", "xu", "uniform", "shared", "memory", "sync", "control",
+];
+
 /// One instruction.
 #[derive(Clone, Debug)]
 pub struct Instruction {
@@ -49,18 +56,18 @@ impl Instruction {
         matches!(self.name(), "UBLKCP" | "LDGSTS")
     }
 
-    /// The part of a multiprocessor that runs it.
+    /// The part of a multiprocessor that runs it, one of [`PIPES`].
     pub fn pipe(&self) -> &'static str {
         match self.name() {
-            "HMMA" | "IMMA" => "tensor",
-            "IMAD" | "FFMA" | "FMUL" | "FADD" => "fma",
+            "HMMA" | "IMMA" | "HGMMA" => "tensor",
+            "IMAD" | "FFMA" | "FMUL" | "FADD" | "HFMA2" => "fma",
             "BRA" | "BRX" | "BSSY" | "BSYNC" | "BREAK" | "WARPSYNC" | "CALL" | "RET" | "EXIT"
-            | "NOP" | "YIELD" => "control",
-            "LDS" | "STS" | "LDSM" | "SHFL" => "shared",
+            | "NOP" | "YIELD" | "NANOSLEEP" | "ENDCOLLECTIVE" => "control",
+            "LDS" | "STS" | "LDSM" | "STSM" | "SHFL" | "ATOMS" => "shared",
             "LD" | "ST" | "LDG" | "STG" | "LDGSTS" | "LDC" | "LDL" | "STL" | "ATOM" | "ATOMG"
-            | "RED" => "memory",
-            "SYNCS" | "ARRIVES" | "BAR" | "UBLKCP" | "FENCE" | "MEMBAR" | "LDGDEPBAR"
-            | "DEPBAR" | "ELECT" | "ACQBULK" | "PREEXIT" => "sync",
+            | "RED" | "CCTL" | "UBLKCP" | "UBLKPF" | "UTMALDG" => "memory",
+            "SYNCS" | "ARRIVES" | "BAR" | "FENCE" | "MEMBAR" | "LDGDEPBAR" | "DEPBAR" | "ELECT"
+            | "ACQBULK" | "PREEXIT" | "WARPGROUP" | "UCGABAR" | "USETMAXREG" => "sync",
             "MUFU" | "I2F" | "F2I" | "S2R" | "S2UR" | "R2UR" | "POPC" | "FLO" => "xu",
             name if name.starts_with('U') => "uniform",
             _ => "alu",

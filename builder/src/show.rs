@@ -5,30 +5,58 @@ use std::{
     io::{ErrorKind, Write as _, stdout},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::{
     budget::Region,
     ptx, ptxas,
-    sass::{self, Kernel},
-    target::Target,
+    sass::{self, Kernel, Loop, PIPES},
+    target::{TARGETS, Target, no_arch},
 };
 
 /// Prints the PTX of a kernel.
-pub fn ptx(kernel: &str, arch: &str) -> Result<()> {
-    let text = Target::of_arch(arch)?.read()?;
-    print(ptx::entry(&text, kernel).with_context(|| no_kernel(kernel, &text))?)
+pub fn ptx(kernel: &str, arch: Option<&str>) -> Result<()> {
+    let (_, text) = find(kernel, arch)?;
+    print(ptx::entry(&text, kernel).expect("it was found there"))
 }
 
 /// Prints the machine code of a kernel, then what it is made of.
-pub fn sass(kernel: &str, arch: &str) -> Result<()> {
-    let target = Target::of_arch(arch)?;
-    let assembled = ptxas::assemble(target, arch.trim_start_matches("sm_"))?;
+pub fn sass(kernel: &str, arch: Option<&str>) -> Result<()> {
+    let (target, _) = find(kernel, arch)?;
+    let arch = arch.map_or(target.sm, |arch| arch.trim_start_matches("sm_"));
+    let assembled = ptxas::assemble(target, arch)?;
     let kernels = sass::disassemble(&assembled.cubin)?;
-    let Some(found) = kernels.iter().find(|found| found.name == kernel) else {
-        bail!(no_kernel(kernel, &target.read()?));
+    match kernels.iter().find(|found| found.name == kernel) {
+        Some(found) => print(&listing(found)?),
+        None => bail!("ptxas has left {kernel} out"),
+    }
+}
+
+/// The last target that has the kernel, among those for `arch` if it is given, and its PTX. A line
+/// on standard error names it, and others.
+fn find(kernel: &str, arch: Option<&str>) -> Result<(&'static Target, String)> {
+    let arch = arch.map(|arch| arch.trim_start_matches("sm_"));
+    let suits = |target: &&Target| arch.is_none_or(|arch| target.archs.contains(&arch));
+    let mut names = String::new();
+    let mut found = Vec::new();
+    for target in TARGETS.iter().filter(suits) {
+        let text = target.read()?;
+        let all: Vec<_> = ptx::entries(&text).collect();
+        write!(names, "\n  {}: {}", target.name(), all.join(", "))?;
+        if all.contains(&kernel) {
+            found.push((target, text));
+        }
+    }
+    ensure!(!names.is_empty(), no_arch(arch.unwrap_or_default()));
+    let Some(last) = found.pop() else {
+        bail!("there is no kernel {kernel}; there are{names}");
     };
-    print(&listing(found)?)
+    eprint!("{kernel} of {}", last.0.name());
+    for (target, _) in found {
+        eprint!("; `--arch {}` has that of {}", target.sm, target.name());
+    }
+    eprintln!();
+    Ok(last)
 }
 
 /// Prints text that may be long; a reader such as `head` may leave early.
@@ -39,21 +67,17 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-fn no_kernel(kernel: &str, ptx: &str) -> String {
-    let names: Vec<_> = ptx::entries(ptx).collect();
-    format!(
-        "there is no kernel {kernel}; there are {}",
-        names.join(", ")
-    )
-}
-
-/// The code, with `|` for the main loop and `*` for its hot path; then its loops,
-/// and instructions by pipe.
+/// The code, with `|` for the main loop and `*` for its hot path; then instructions by loop and
+/// by pipe.
 fn listing(kernel: &Kernel) -> Result<String> {
-    let region = Region::of(kernel)?;
+    let region = Region::of(kernel);
+    let (hot, main): (&[usize], &[usize]) = match &region {
+        Ok(region) => (&region.hot, &region.all),
+        Err(_) => (&[], &[]),
+    };
     let mut out = String::new();
     for (node, instruction) in kernel.code.iter().enumerate() {
-        let mark = match (region.hot.contains(&node), region.all.contains(&node)) {
+        let mark = match (hot.contains(&node), main.contains(&node)) {
             (true, _) => '*',
             (_, true) => '|',
             _ => ' ',
@@ -66,53 +90,87 @@ fn listing(kernel: &Kernel) -> Result<String> {
             instruction.text
         )?;
     }
-    writeln!(
-        out,
-        "\n{:>8} {:>12} {:>5} {:>5}",
-        "loop at", "instructions", "HMMA", ""
-    )?;
-    for found in kernel.loops() {
-        let hmma = found
-            .body
-            .iter()
-            .filter(|&&node| kernel.code[node].name() == "HMMA")
-            .count();
-        let main = region
-            .main
-            .as_ref()
-            .is_some_and(|main| main.header == found.header);
-        let (address, main) = (
-            kernel.code[found.header].address,
-            if main { "main" } else { "" },
-        );
-        writeln!(
-            out,
-            "{address:>8x} {:>12} {hmma:>5} {main:>5}",
-            found.body.len()
-        )?;
-    }
-    let (hot, all) = (kernel.pipes(&region.hot), kernel.pipes(&region.all));
-    writeln!(out, "\n{:8} {:>6} {:>6}", "pipe", "hot", "all")?;
-    for (pipe, count) in &all {
-        writeln!(
-            out,
-            "{pipe:8} {:>6} {count:>6}",
-            hot.get(pipe).unwrap_or(&0)
-        )?;
-    }
-    let figures = region.figures();
-    writeln!(
-        out,
-        "{:8} {:>6} {:>6}  for {} weights of a warp",
-        "sum",
-        region.hot.len(),
-        region.all.len(),
-        region.weights
-    )?;
-    writeln!(
-        out,
-        "{:8} {:>6.2} {:>6.2}",
-        "a weight", figures.hot, figures.all
-    )?;
+    counts(kernel, &region, &mut out)?;
     Ok(out)
+}
+
+/// Instructions by loop, the inner ones further in, and by pipe; then those a weight.
+fn counts(kernel: &Kernel, region: &Result<Region>, out: &mut String) -> Result<()> {
+    write!(out, "\n{:20} {:>7}", "instructions of", "all")?;
+    for pipe in PIPES {
+        write!(out, " {pipe:>7}")?;
+    }
+    writeln!(out)?;
+    let mut row = |name: &str, nodes: &[usize]| -> Result<()> {
+        write!(out, "{name:20} {:>7}", nodes.len())?;
+        let pipes = kernel.pipes(nodes);
+        for pipe in PIPES {
+            write!(out, " {:>7}", pipes.get(pipe).unwrap_or(&0))?;
+        }
+        Ok(writeln!(out)?)
+    };
+    row("kernel", &kernel.reachable())?;
+    let loops = kernel.loops();
+    for found in &loops {
+        let around = |other: &&Loop| {
+            other.header != found.header && other.body.binary_search(&found.header).is_ok()
+        };
+        let depth = loops.iter().filter(around).count();
+        let address = kernel.code[found.header].address;
+        row(
+            &format!("{:1$}loop at {address:x}", "", 2 + 2 * depth),
+            &found.body,
+        )?;
+    }
+    match region {
+        Ok(region) => {
+            if let Some(main) = &region.main {
+                let address = kernel.code[main.header].address;
+                row(&format!("main loop, at {address:x}"), &region.all)?;
+            }
+            row("its hot path", &region.hot)?;
+            let figures = region.figures();
+            writeln!(
+                out,
+                "\nOne pass of a warp handles {} weights: {:.2} instructions a weight on the hot path, {:.2} in all.",
+                region.weights, figures.hot, figures.all
+            )?;
+        }
+        Err(reason) => writeln!(out, "\nNo figures a weight: {reason}")?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_target_that_has_a_kernel_is_found() {
+        let of = |kernel, arch| find(kernel, arch).map(|(target, _)| target.name());
+        assert_eq!(
+            of("decompress", None).unwrap(),
+            "gpu/ptx/zipserv_sm_90a.ptx"
+        );
+        assert_eq!(
+            of("decompress", Some("sm_86")).unwrap(),
+            "gpu/ptx/zipserv_sm_80.ptx"
+        );
+        assert_eq!(
+            of("matvec", None).unwrap(),
+            "examples/kernels/ptx/example_sm_80.ptx"
+        );
+    }
+
+    #[test]
+    fn what_there_is_none_of_is_told_with_what_there_is() {
+        let error = find("gemv", None).err().unwrap().to_string();
+        for name in ["gemv", "decompress", "prefill_n64", "matvec"] {
+            assert!(error.contains(name), "{error}");
+        }
+        let error = find("matvec", Some("90a")).err().unwrap().to_string();
+        assert!(error.contains("prefill_n64"), "{error}");
+        let error = find("matvec", Some("70")).err().unwrap().to_string();
+        assert!(error.contains("120"), "{error}");
+    }
 }

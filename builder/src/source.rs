@@ -11,12 +11,16 @@ use sha2::{Digest, Sha256};
 /// Raise this when the compiler's options or [`crate::ptx::finish`] change what they make.
 const RECIPE: u32 = 1;
 
-/// SHA-256 over the recipe, `gpu/Cargo.toml` and the files of `gpu/src`, in hexadecimal.
+/// SHA-256 over the recipe and, of each crate's folder, `Cargo.toml` and the files of `src`, in
+/// hexadecimal.
 ///
 /// Each file counts with its path and length; line endings do not matter.
-pub fn hash(root: &Path) -> Result<String> {
-    let mut files = vec![PathBuf::from("gpu/Cargo.toml")];
-    list(root, Path::new("gpu/src"), &mut files)?;
+pub fn hash(root: &Path, crates: &[&str]) -> Result<String> {
+    let mut files = Vec::new();
+    for folder in crates.iter().map(Path::new) {
+        files.push(folder.join("Cargo.toml"));
+        list(root, &folder.join("src"), &mut files)?;
+    }
     files.sort();
     let mut sha = Sha256::new();
     sha.update(RECIPE.to_le_bytes());
@@ -62,7 +66,7 @@ mod tests {
             fs::create_dir_all(root.join("gpu/src/arch")).unwrap();
             fs::write(root.join("gpu/Cargo.toml"), "[package]\n").unwrap();
             fs::write(root.join("gpu/src/arch").join(name), text).unwrap();
-            hash(&root).unwrap()
+            hash(&root, &["gpu"]).unwrap()
         };
         let unix = with("mma.rs", "a\nb\n");
         assert_eq!(unix.len(), 64);

@@ -3,43 +3,91 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use zipserv_gpu::launch::{KERNELS, Launch};
+
+/// A crate of kernels.
+pub struct Package {
+    /// Its name.
+    pub name: &'static str,
+    /// What the names of its PTX files start with.
+    pub prefix: &'static str,
+    /// Its folder, then those of the crates that it is built on.
+    pub folders: &'static [&'static str],
+    /// Its kernels.
+    pub launches: &'static [Launch],
+    /// Whether the crate is told its target, by the `cfg` `zipserv_sm`.
+    pub knows_target: bool,
+}
+
+/// zipserv's own kernels.
+pub const ZIPSERV: Package = Package {
+    name: "zipserv-gpu",
+    prefix: "zipserv",
+    folders: &["gpu"],
+    launches: KERNELS,
+    knows_target: true,
+};
+
+/// Those of `docs/KERNELS.md`.
+pub const EXAMPLES: Package = Package {
+    name: "example-kernels",
+    prefix: "example",
+    folders: &["examples/kernels", "gpu"],
+    launches: example_kernels::KERNELS,
+    knows_target: false,
+};
 
 /// One PTX file.
 pub struct Target {
+    /// The crate that it is made of.
+    pub package: &'static Package,
     /// The architecture it is compiled for, as in `sm_80`.
     pub sm: &'static str,
     /// The architectures whose `ptxas` must like it.
     pub archs: &'static [&'static str],
 }
 
-/// Every PTX file.
+const SM_80_ARCHS: &[&str] = &["80", "86", "89", "90", "100", "120"];
+
+/// Every PTX file. Of two for one architecture, the later one is for fewer.
 pub const TARGETS: &[Target] = &[
     Target {
+        package: &ZIPSERV,
         sm: "80",
-        archs: &["80", "86", "89", "90", "100", "120"],
+        archs: SM_80_ARCHS,
     },
     Target {
+        package: &ZIPSERV,
         sm: "90a",
         archs: &["90a"],
+    },
+    Target {
+        package: &EXAMPLES,
+        sm: "80",
+        archs: SM_80_ARCHS,
     },
 ];
 
 impl Target {
-    /// The target that is assembled for `arch`.
+    /// zipserv's own target that is assembled for `arch`.
     pub fn of_arch(arch: &str) -> Result<&'static Target> {
         let arch = arch.trim_start_matches("sm_");
-        TARGETS
-            .iter()
-            .find(|target| target.archs.contains(&arch))
-            .with_context(|| {
-                let archs: Vec<_> = TARGETS.iter().flat_map(|target| target.archs).collect();
-                format!("nothing is built for {arch}; there are {archs:?}")
-            })
+        let mut own = TARGETS.iter().filter(|t| t.package.name == ZIPSERV.name);
+        own.find(|target| target.archs.contains(&arch))
+            .with_context(|| no_arch(arch))
+    }
+
+    /// The committed file, as a path from the repository.
+    pub fn name(&self) -> String {
+        let Package {
+            prefix, folders, ..
+        } = self.package;
+        format!("{}/ptx/{prefix}_sm_{}.ptx", folders[0], self.sm)
     }
 
     /// The committed file.
     pub fn path(&self) -> PathBuf {
-        root().join(format!("gpu/ptx/zipserv_sm_{}.ptx", self.sm))
+        root().join(self.name())
     }
 
     /// The text of the committed file.
@@ -52,6 +100,16 @@ impl Target {
             )
         })
     }
+}
+
+/// What to say of an architecture that no target is for.
+pub fn no_arch(arch: &str) -> String {
+    let archs: Vec<_> = TARGETS
+        .iter()
+        .flat_map(|target| target.archs)
+        .copied()
+        .collect();
+    format!("nothing is built for {arch}; there are {archs:?}")
 }
 
 /// The repository.

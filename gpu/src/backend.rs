@@ -5,6 +5,7 @@ use core::arch::asm;
 
 /// Makes a function an entry of the PTX.
 #[cfg(not(zipserv_nvvm))]
+#[macro_export]
 macro_rules! kernel {
     ($(#[$attribute:meta])* fn $name:ident($args:ident: $type:ty) $body:block) => {
         $(#[$attribute])*
@@ -15,6 +16,7 @@ macro_rules! kernel {
 
 /// Makes a function an entry of the PTX.
 #[cfg(zipserv_nvvm)]
+#[macro_export]
 macro_rules! kernel {
     ($(#[$attribute:meta])* fn $name:ident($args:ident: $type:ty) $body:block) => {
         $(#[$attribute])*

@@ -7,10 +7,8 @@
 //! [`published`] is ZipServ's own layout, which is measured beside it.
 
 #![no_std]
-#![cfg_attr(
-    target_arch = "nvptx64",
-    feature(abi_ptx, asm_experimental_arch, stdarch_nvptx)
-)]
+#![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, stdarch_nvptx))]
+#![cfg_attr(any(zipserv_sm = "80", zipserv_sm = "90a"), feature(abi_ptx))]
 
 pub mod args;
 pub mod decode;
@@ -18,6 +16,8 @@ mod integer;
 pub mod launch;
 pub mod layout;
 pub mod published;
+#[cfg(not(target_arch = "nvptx64"))]
+pub mod ptx;
 pub mod schedule;
 pub mod work;
 
@@ -26,7 +26,8 @@ pub mod arch;
 #[cfg(target_arch = "nvptx64")]
 #[macro_use]
 mod backend;
-#[cfg(target_arch = "nvptx64")]
+// Only in PTX of this crate's own: kernels that others build on it stand alone in theirs.
+#[cfg(any(zipserv_sm = "80", zipserv_sm = "90a"))]
 pub mod entry;
 #[cfg(target_arch = "nvptx64")]
 pub mod kernels;

@@ -30,12 +30,51 @@
 //! # Ok::<(), checkpoint::Error>(())
 //! ```
 //!
+//! And a GPU multiplies straight from the compressed form, with the feature `cuda`:
+//!
+#![cfg_attr(feature = "cuda", doc = "```no_run")]
+#![cfg_attr(not(feature = "cuda"), doc = "```ignore")]
+//! use cust::{
+//!     memory::{CopyDestination, DeviceBuffer},
+//!     stream::{Stream, StreamFlags},
+//! };
+//! use zipserv::{
+//!     Matrix,
+//!     cuda::{DeviceMatrix, Gpu, Workspace, zipgemm, zipgemm_plan},
+//!     encode,
+//! };
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let one = half::bf16::ONE.to_bits();
+//!     let (m, k, n) = (4096, 4096, 200);
+//!     let compressed = encode(&Matrix::from_bits(m, k, &vec![one; m * k])?)?;
+//!
+//!     let gpu = Gpu::new(0)?;
+//!     let stream = Stream::new(StreamFlags::DEFAULT, None)?;
+//!     let mut workspace = Workspace::new(&gpu)?;
+//!     let weights = DeviceMatrix::upload(&compressed)?;
+//!     let x = DeviceBuffer::from_slice(&vec![one; n * k])?;
+//!     let mut y = DeviceBuffer::from_slice(&vec![0u16; n * m])?;
+//!
+//!     let plan = zipgemm_plan(&gpu, &weights, n)?;
+//!     println!("{plan}");
+//!     zipgemm(&gpu, &stream, &plan, &weights, &x, &mut y, &mut workspace)?;
+//!     stream.synchronize()?;
+//!
+//!     // Every output is a sum of K ones.
+//!     let mut outputs = vec![0u16; n * m];
+//!     y.copy_to(&mut outputs)?;
+//!     assert_eq!(half::bf16::from_bits(outputs[0]).to_f32(), k as f32);
+//!     Ok(())
+//! }
+//! ```
+//!
 //! - The crate root has the codec, for matrices in memory, and [`PublishedMatrix`], the layout that
 //!   it descends from, to compare with.
 //! - [`checkpoint`] has `.safetensors` files and the folders that model hubs hand out.
 //! - [`synthetic`] makes checkpoints for tests and measurements.
-//! - `cuda` and `bench`, with the feature `cuda`, load, launch and time the GPU kernels; one call
-//!   multiplies by the compressed weights, whatever the number of tokens.
+//! - `cuda`, with the feature `cuda`, loads and launches the GPU kernels; one call multiplies by the
+//!   compressed weights, whatever the number of tokens. `bench`, with both features, times it.
 //! - [`results`] has what `bench` found, also without that feature.
 //!
 //! Everything parallel runs on the current [rayon](https://docs.rs/rayon) pool. The feature
@@ -44,7 +83,9 @@
 #[cfg(target_endian = "big")]
 compile_error!("weights are little-endian, and so must be the host");
 
-#[cfg(feature = "cuda")]
+// What the program measures. It looks for cuBLAS when it runs, which cudarc cannot where another
+// crate has made it link to cuBLAS; a library does without.
+#[cfg(all(feature = "cuda", feature = "cli"))]
 pub mod bench;
 pub mod checkpoint;
 mod codec;

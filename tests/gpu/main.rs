@@ -25,6 +25,7 @@ mod decoupled;
 mod epilogue;
 mod gemm;
 mod lab;
+mod matvec;
 mod prefill;
 mod published;
 mod read;

@@ -7,7 +7,10 @@ use cust::{
     function::BlockSize,
     module::{Module, ModuleJitOption},
 };
-use zipserv_gpu::launch::{KERNELS, Launch};
+use zipserv_gpu::{
+    launch::{KERNELS, Launch},
+    ptx,
+};
 
 use super::{CudaError, RawStream, check, cublaslt::CublasLt};
 
@@ -24,8 +27,8 @@ impl Family {
     /// The kernels that are built in.
     fn ptx(self) -> &'static str {
         match self {
-            Family::Hopper => include_str!("../../../gpu/ptx/zipserv_sm_90a.ptx"),
-            Family::Portable => include_str!("../../../gpu/ptx/zipserv_sm_80.ptx"),
+            Family::Hopper => ptx::SM_90A,
+            Family::Portable => ptx::SM_80,
         }
     }
 

@@ -54,8 +54,10 @@ impl DeviceMatrix {
         Ok(this)
     }
 
-    /// Where its dense part, patch offsets and patches are.
-    pub(super) fn addresses(&self) -> (*const u8, *const u32, *const u16) {
+    /// The device addresses of its dense part, patch offsets and patches, for a kernel of one's own:
+    /// what [`CompressedMatrix::dense`], [`CompressedMatrix::patch_offsets`] and
+    /// [`CompressedMatrix::patches`] hold. They are valid as long as the matrix lives.
+    pub fn addresses(&self) -> (*const u8, *const u32, *const u16) {
         let address = |buffer: &DeviceBuffer<u8>| buffer.as_device_ptr().as_raw() as usize;
         (
             address(&self.dense) as *const u8,
@@ -78,6 +80,11 @@ impl DeviceMatrix {
     /// are decoupled: for the dense weights, a bias in FP32, and 32 MiB for cuBLASLt.
     pub fn dense_workspace_bytes(&self) -> usize {
         Layout::new(self.rows(), self.cols()).bytes
+    }
+
+    /// The lowest exponent of the window, biased.
+    pub fn base(&self) -> u8 {
+        self.base
     }
 
     /// Bytes that a kernel reads.

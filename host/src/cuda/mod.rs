@@ -47,6 +47,9 @@
 //!     Ok(())
 //! }
 //! ```
+//!
+//! The [front page](crate) has a program for fused plans alone, and the repository's folder `examples`
+//! those for cust, cudarc and candle.
 
 pub(crate) mod cublaslt;
 mod decode;

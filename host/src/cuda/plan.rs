@@ -338,6 +338,7 @@ impl Plan {
 
     /// Numbers of shared output tiles that are worth a try: none, those left over when whole
     /// ones go round, and as many as there are clusters more.
+    #[cfg(feature = "cli")]
     pub(crate) fn splits(&self) -> Vec<u32> {
         match self.kind {
             Kind::Decode(_) | Kind::Decoupled(_) => Vec::new(),
