@@ -67,9 +67,10 @@ pub struct PrefillArgs {
     pub offsets: *const u32,
     /// Patches.
     pub patches: *const u16,
-    /// Partial sums that blocks hand over, [`crate::launch::Prefill::partial_bytes`] a block; all
-    /// [`crate::launch::Gemm::EMPTY`], also when the kernel ends.
+    /// Partial sums that blocks hand over, [`crate::launch::Prefill::partial_bytes`] a block.
     pub partials: *mut f32,
+    /// For each block, how many of its warps have handed theirs over; 0, also when the kernel ends.
+    pub flags: *mut u32,
     /// Output features.
     pub m: u32,
     /// Tokens.

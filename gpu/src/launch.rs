@@ -211,6 +211,7 @@ impl Prefill {
             self.shared_bytes() <= 227 * 1024,
             "more shared memory than Hopper has"
         );
+        assert!(self.piece_bytes() <= self.stage_bytes());
         Launch {
             name,
             threads: Self::THREADS,
@@ -228,6 +229,18 @@ impl Prefill {
     /// Bytes of the sums that one block hands over to a later one.
     pub const fn partial_bytes(self) -> usize {
         4 * Self::ROWS * self.tokens
+    }
+
+    /// Parts in which the sums of [`Self::CHUNK_TOKENS`] tokens that another block has left come to
+    /// a block, through stages of its ring.
+    pub const fn chunk_pieces(self) -> usize {
+        let chunk = 4 * Self::ROWS * Self::CHUNK_TOKENS;
+        if self.stage_bytes() < chunk { 2 } else { 1 }
+    }
+
+    /// Bytes of such a part.
+    pub const fn piece_bytes(self) -> usize {
+        4 * Self::ROWS * Self::CHUNK_TOKENS / self.chunk_pieces()
     }
 
     /// Bytes of the activations, which come first in a stage.
@@ -255,14 +268,14 @@ impl Prefill {
         self.tables_at() + Self::TABLES * Self::TABLE_BYTES
     }
 
-    /// Offset of the barriers: *full* and *empty* for each stage, then *empty* for each table.
+    /// Offset of the barriers: *full* and *empty* for each stage, then for each table.
     pub const fn barriers_at(self) -> usize {
         self.out_at() + Self::WARPS / 4 * Self::OUT_BYTES
     }
 
     /// Offset of a word for each thread that does not multiply, where bases go that no weight needs.
     pub const fn nowhere_at(self) -> usize {
-        self.barriers_at() + 16 * self.stages + 8 * Self::TABLES
+        self.barriers_at() + 16 * (self.stages + Self::TABLES)
     }
 
     /// Dynamic shared memory of a block.
@@ -294,6 +307,7 @@ macro_rules! gemm_kernels {
         $use! {
             "90a":
             zipgemm_n8_2x4x2: 1 2 4 2 4 1 1;
+            zipgemm_n8_1x8x2: 1 1 8 2 4 1 1;
             zipgemm_n16_2x4x2: 2 2 4 2 4 1 1;
             zipgemm_n32_2x2x2: 4 2 2 2 8 2 1;
             zipgemm_n64_4x2x1: 8 4 2 1 3 2 1;
@@ -341,9 +355,9 @@ gemm_kernels!(tables);
 macro_rules! prefill_kernels {
     ($use:ident) => {
         $use! {
-            prefill_n64: 64 9 2;
+            prefill_n64: 64 8 2;
             prefill_n128: 128 6 2;
-            prefill_n192: 192 5 2;
+            prefill_n192: 192 4 2;
             prefill_n256: 256 4 2;
         }
     };

@@ -85,6 +85,25 @@ macro_rules! ask {
     };
 }
 
+/// Whether the phase of the given parity has completed.
+///
+/// # Safety
+/// `barrier` has been initialised.
+#[inline(always)]
+pub unsafe fn test(barrier: u32, parity: u32) -> bool {
+    let mut done: u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p;",
+            "mbarrier.test_wait.parity.shared.b64 p, [{}], {};",
+            "selp.u32 {}, 1, 0, p; }}",
+            in(reg32) barrier, in(reg32) parity, out(reg32) done,
+            options(nostack, preserves_flags));
+    }
+    done != 0
+}
+
 /// Waits until the phase of the given parity has completed.
 ///
 /// # Safety

@@ -244,6 +244,64 @@ pub unsafe fn observe_u32x4(address: *const f32) -> [u32; 4] {
     [a, b, c, d]
 }
 
+/// Stores four words to global memory, which another block may have bulk copies read after
+/// [`count_warp`] here and [`await_count`] there.
+///
+/// # Safety
+/// `address` is writable for 16 bytes and 16-byte aligned.
+#[inline(always)]
+pub unsafe fn leave_u32x4(address: *mut f32, [a, b, c, d]: [u32; 4]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.global.v4.u32 [{}], {{{}, {}, {}, {}}};",
+            in(reg64) address, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Counts the warp at `counter`, when all that its lanes have stored is there for other blocks.
+///
+/// # Safety
+/// `counter` is a word of global memory; all lanes of the warp run this.
+#[cfg(zipserv_sm = "90a")]
+#[inline(always)]
+pub unsafe fn count_warp(counter: *mut u32, lane: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{{ .reg .pred first;",
+            "setp.eq.u32 first, {lane}, 0;",
+            "fence.proxy.async;",
+            "fence.acq_rel.gpu;",
+            "bar.warp.sync 0xffffffff;",
+            "@first red.relaxed.gpu.global.add.u32 [{counter}], 1; }}",
+            lane = in(reg32) lane, counter = in(reg64) counter, options(nostack, preserves_flags));
+    }
+}
+
+/// Waits for `count` warps at `counter`, and empties it. Bulk copies that this thread starts then
+/// see what they have stored.
+///
+/// # Safety
+/// `counter` is a word of global memory for which no other thread waits.
+#[cfg(zipserv_sm = "90a")]
+#[inline(always)]
+pub unsafe fn await_count(counter: *mut u32, count: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        loop {
+            let mut value: u32;
+            asm!("ld.relaxed.gpu.global.u32 {}, [{}];", out(reg32) value, in(reg64) counter,
+                options(nostack, preserves_flags));
+            if value == count {
+                break;
+            }
+        }
+        asm!("fence.acq_rel.gpu;", "fence.proxy.async;", "st.relaxed.gpu.global.u32 [{}], 0;",
+            in(reg64) counter,
+            options(nostack, preserves_flags));
+    }
+}
+
 /// Loads 16 bits of global memory that nothing writes while the kernel runs.
 ///
 /// # Safety

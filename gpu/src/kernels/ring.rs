@@ -17,15 +17,6 @@ impl<const STAGES: usize> Ring<STAGES> {
         parity: 1,
     };
 
-    /// The stage before.
-    #[inline(always)]
-    pub fn last(&self) -> u32 {
-        match self.stage {
-            0 => STAGES as u32 - 1,
-            stage => stage - 1,
-        }
-    }
-
     /// Goes to the next stage.
     #[inline(always)]
     pub fn advance(&mut self) {

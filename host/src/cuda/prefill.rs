@@ -181,7 +181,7 @@ pub unsafe fn zipgemm_prefill_raw(
     let blocks = clusters * shape.cluster as u32;
     let wrong = if tiles(&shape, weights, n) != plan.tiles as usize {
         Some(format!("the plan is for another problem than {n} tokens"))
-    } else if blocks as usize * shape.partial_bytes() > workspace.bytes() {
+    } else if blocks as usize * shape.partial_bytes() > 4 * workspace.sums.len() {
         Some(format!("{blocks} blocks do not fit the workspace"))
     } else {
         None
@@ -196,7 +196,8 @@ pub unsafe fn zipgemm_prefill_raw(
         dense,
         offsets,
         patches,
-        partials: workspace.partials.as_device_ptr().as_raw() as *mut f32,
+        partials: workspace.sums.as_device_ptr().as_raw() as *mut f32,
+        flags: workspace.flags.as_device_ptr().as_raw() as *mut u32,
         m: weights.rows,
         n: n as u32,
         k: weights.cols,

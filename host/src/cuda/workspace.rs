@@ -11,7 +11,12 @@ use super::{CudaError, Gpu, RawStream, settle};
 /// One serves any number of calls that follow one another in a stream; calls that may overlap
 /// need one each.
 pub struct Workspace {
+    /// Sums of kernels for few tokens; [`Gemm::EMPTY`] where none are.
     pub(super) partials: DeviceBuffer<u32>,
+    /// Sums of kernels for many tokens.
+    pub(super) sums: DeviceBuffer<u32>,
+    /// For each of their blocks, how many of its warps have left sums; 0 between calls.
+    pub(super) flags: DeviceBuffer<u32>,
     pub(super) dense: Option<Dense>,
     owner: Option<Owner>,
 }
@@ -43,21 +48,26 @@ impl Workspace {
     /// [`CudaError`] from the driver.
     pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
         let multiprocessors = gpu.multiprocessors() as usize;
-        let gemms = GEMMS.iter().map(|(_, shape)| {
+        let gemms = GEMMS.iter().filter(|(name, _)| gpu.has(name));
+        let partials = gemms.map(|(_, shape)| {
             let blocks = shape.blocks.max(BLOCKS_PER_MULTIPROCESSOR);
             blocks * multiprocessors * shape.partial_bytes()
         });
         let prefills = PREFILLS.iter().filter(|(name, _)| gpu.has(name));
-        let prefills = prefills.map(|(_, shape)| multiprocessors * shape.partial_bytes());
-        let words = gemms.chain(prefills).max().unwrap_or(0) / 4;
-        let partials = DeviceBuffer::from_slice(&vec![Gemm::EMPTY; words])?;
-        // The copy must be there before a stream that does not wait for the default one.
-        settle()?;
-        Ok(Self {
-            partials,
+        let sums = prefills.map(|(_, shape)| multiprocessors * shape.partial_bytes());
+        let partials = partials.max().unwrap_or(0) / 4;
+        let sums = sums.max().unwrap_or(0) / 4;
+        let flags = if sums > 0 { multiprocessors } else { 0 };
+        let workspace = Self {
+            partials: DeviceBuffer::from_slice(&vec![Gemm::EMPTY; partials])?,
+            sums: DeviceBuffer::zeroed(sums)?,
+            flags: DeviceBuffer::zeroed(flags)?,
             dense: None,
             owner: None,
-        })
+        };
+        // All that must be there before a stream that does not wait for the default one.
+        settle()?;
+        Ok(workspace)
     }
 
     /// With memory for dense weights, which need not be initialized and are overwritten by every
@@ -101,14 +111,12 @@ impl Workspace {
     /// # Errors
     /// [`CudaError`] from the driver.
     pub fn is_empty(&self) -> Result<bool, CudaError> {
-        let mut words = vec![0; self.partials.len()];
-        self.partials.copy_to(&mut words)?;
-        Ok(words.iter().all(|&word| word == Gemm::EMPTY))
-    }
-
-    /// Room in bytes.
-    pub(super) fn bytes(&self) -> usize {
-        4 * self.partials.len()
+        let all = |buffer: &DeviceBuffer<u32>, empty: u32| -> Result<bool, CudaError> {
+            let mut words = vec![0; buffer.len()];
+            buffer.copy_to(&mut words)?;
+            Ok(words.iter().all(|&word| word == empty))
+        };
+        Ok(all(&self.partials, Gemm::EMPTY)? && all(&self.flags, 0)?)
     }
 
     /// Binds the workspace to the first stream that uses it: two streams would take each

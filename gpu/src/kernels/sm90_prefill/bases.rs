@@ -1,7 +1,7 @@
 //! The warps that write tables of bases, ahead of those that multiply.
 
 use super::{
-    Accumulator, Block, Ring,
+    Accumulator, Block,
     patches::{Patches, Ready},
 };
 use crate::{
@@ -41,7 +41,7 @@ where
         const STRIPS: usize = Prefill::STRIPS / Prefill::PATCHERS;
         const UNITS: usize = LANES / STRIPS;
         const TABLES: usize = Prefill::TABLES;
-        const { assert!(TABLES == 2 && UNITS.is_multiple_of(TABLES) && STAGES > TABLES) };
+        const { assert!(TABLES == 2 && UNITS.is_multiple_of(TABLES)) };
 
         let (all, lane, nowhere) = (self.args.patches, self.lane, self.nowhere());
         let base = decode::base_pair(self.args.base as u8);
@@ -77,8 +77,6 @@ where
         unroll!(S < STRIPS => { ready[S] = coming[0][S].ready(lane, table(0, S), nowhere); });
         coming[0] = ask(ranges, &mut due);
         let mut stored = [[Ready::none(nowhere); STRIPS]; TABLES];
-        // No phase of a stage is passed over: it has more phases before it than there are tables.
-        let mut ring = Ring::<STAGES>::FILLING;
         let mut parity = 1;
         loop {
             unroll!(T < TABLES => {
@@ -95,7 +93,7 @@ where
                     // One lane's patch may be where another's was.
                     thread::sync_warp();
                     unroll!(S < STRIPS => { ready[S].store(table(T, S), all, lane); });
-                    barrier::arrive(self.full(ring.stage));
+                    barrier::arrive(self.table_full(T as u32));
                 }
                 stored[T] = ready;
                 unroll!(S < STRIPS => {
@@ -109,7 +107,6 @@ where
                     ahead.skip(UNITS as u32);
                     next_ranges = self.patch_range(&ahead, own_strip);
                 }
-                ring.advance();
             });
             parity ^= 1;
         }
@@ -123,7 +120,8 @@ where
         }
         // SAFETY: there is one offset more than there are tiles.
         unsafe {
-            let offsets = self.args.offsets.add(self.tile(unit, strip));
+            let tile = self.tile(&unit.schedule, unit.place, unit.share.from, strip);
+            let offsets = self.args.offsets.add(tile);
             [
                 memory::load_global_u32(offsets),
                 memory::load_global_u32(offsets.add(1)),

@@ -32,15 +32,18 @@ mod bases;
 mod multiply;
 mod output;
 mod patches;
+mod ring;
 mod stages;
 
-use super::ring::Ring;
+use core::ops::Range;
+
+use self::ring::Ring;
 use crate::{
     arch::{barrier, cluster, grid, memory, thread, wgmma::Accumulator},
     args::PrefillArgs,
     launch::Prefill,
     layout::*,
-    schedule::{Cursor, Place, Schedule, Tiles},
+    schedule::{Cursor, Place, Schedule, Share, Tiles},
 };
 
 /// Registers of a thread that multiplies, and of one that does not; `.maxntid` gives each 168. There
@@ -156,7 +159,7 @@ where
         self.full(stage) + 8
     }
 
-    /// Bases of a unit's weights. They count as a part of its stage when that becomes full.
+    /// Bases of a unit's weights.
     #[inline(always)]
     pub(super) fn table(&self, table: u32) -> u32 {
         self.shared + (Self::SHAPE.tables_at() + table as usize * Prefill::TABLE_BYTES) as u32
@@ -170,8 +173,35 @@ where
     }
 
     #[inline(always)]
+    pub(super) fn table_full(&self, table: u32) -> u32 {
+        self.full(STAGES as u32 + table)
+    }
+
+    #[inline(always)]
     pub(super) fn table_empty(&self, table: u32) -> u32 {
-        self.full(STAGES as u32) + 8 * table
+        self.empty(STAGES as u32 + table)
+    }
+
+    /// Earlier clusters whose sums are added to those of a share, which is the last of its tile.
+    #[inline(always)]
+    pub(super) fn before(&self, schedule: &Schedule, share: &Share) -> Range<u32> {
+        schedule.before(thread::opaque(self.args.split), share, self.cluster)
+    }
+
+    /// How many times 64 tokens of an output tile there are.
+    #[inline(always)]
+    pub(super) fn chunks(&self, place: Place) -> u32 {
+        let first = place.token_block * Self::SHAPE.tokens as u32;
+        let tokens = (self.args.n - first).min(Self::SHAPE.tokens as u32);
+        tokens.div_ceil(Prefill::CHUNK_TOKENS as u32)
+    }
+
+    /// Stages that a share takes for the sums of earlier clusters, behind its units.
+    #[inline(always)]
+    pub(super) fn sum_stages(&self, schedule: &Schedule, share: &Share) -> u32 {
+        let before = self.before(schedule, share);
+        let place = self.tiles().place(share.tile);
+        (before.end - before.start) * self.chunks(place) * Self::SHAPE.chunk_pieces() as u32
     }
 
     /// Which of its row group's row blocks is the block's own.
@@ -192,6 +222,8 @@ where
                     barrier::init(self.empty(stage), Self::EMPTIERS);
                 }
                 for table in 0..Prefill::TABLES as u32 {
+                    // Every lane arrives for what it has written or read.
+                    barrier::init(self.table_full(table), (Prefill::PATCHERS * LANES) as u32);
                     barrier::init(self.table_empty(table), Self::WARPS * LANES as u32);
                 }
                 barrier::fence_init();
@@ -227,11 +259,11 @@ where
         }
     }
 
-    /// The unit's tile in a strip of the row block. Below the matrix the last strip stands in:
-    /// what comes of it is not stored.
+    /// The tile of a unit in a strip of the row block. Below the matrix the last strip stands in: what
+    /// comes of it is not stored.
     #[inline(always)]
-    pub(super) fn tile(&self, unit: &Cursor, strip: u32) -> usize {
-        let strip = (self.row_block(unit.place) * Self::STRIPS + strip).min(self.strips - 1);
-        (strip * unit.schedule.tile_cols + unit.share.from) as usize
+    pub(super) fn tile(&self, schedule: &Schedule, place: Place, column: u32, strip: u32) -> usize {
+        let strip = (self.row_block(place) * Self::STRIPS + strip).min(self.strips - 1);
+        (strip * schedule.tile_cols + column) as usize
     }
 }

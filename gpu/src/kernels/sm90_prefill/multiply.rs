@@ -17,6 +17,18 @@ struct Operands {
     words: [u32; LANE_WORDS],
 }
 
+/// The table that a unit takes, by how many come before it.
+#[inline(always)]
+fn table_of(turn: u32) -> u32 {
+    turn % Prefill::TABLES as u32
+}
+
+/// The parity of its phase.
+#[inline(always)]
+fn table_parity(turn: u32) -> u32 {
+    turn / Prefill::TABLES as u32 % 2
+}
+
 impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
 where
     [f32; SUMS]: Accumulator,
@@ -26,60 +38,69 @@ where
     pub(super) unsafe fn multiply(&self) {
         let mut schedule = self.schedule();
         let mut ring = Ring::<STAGES>::EMPTYING;
-        let mut table = 0;
+        // Units so far: they take the tables in turn.
+        let mut turn = 0;
         while let Some(share) = schedule.next() {
             let mut acc = <[f32; SUMS]>::ZERO;
             let mut units = share.to - share.from;
             let mut first = true;
-            // Twice, for a jump back takes as long as a sixth of a unit's instructions.
-            'share: loop {
-                unroll!(_U < 2 => {
-                // SAFETY: `run`'s; the stage is full, and stays so until it is released.
-                let Operands {
-                    bytes: [[a, b, c, d], [e, f, g, h]],
-                    words,
-                } = unsafe {
-                    barrier::wait(self.full(ring.stage), ring.parity);
-                    self.operands(ring.stage)
-                };
-                let last = ring.last();
-                let x = wgmma::swizzled_rows(self.stage(ring.stage));
-                let table_empty = self.table_empty(table);
-                let table_at = self.bases(table);
-                macro_rules! kstep {
-                    ($s:literal, $bytes:expr, $bases:expr) => {
-                        let bases = $bases;
-                        // Until then the registers of the fragment are the last unit's.
-                        wgmma::wait::<IN_FLIGHT>();
-                        if $s == IN_FLIGHT {
-                            self.release(last, !first);
+            let mut ready = false;
+            // For each stage once, so that addresses need not be worked out.
+            let last = 'share: loop {
+                unroll!(S < STAGES => {
+                    let stage = S as u32;
+                    let next_stage = ((S + 1) % STAGES) as u32;
+                    let stage_before = ((S + STAGES - 1) % STAGES) as u32;
+                    let table = table_of(turn);
+                    // SAFETY: `run`'s; the stage is full, and stays so until it is released.
+                    let Operands {
+                        bytes: [[a, b, c, d], [e, f, g, h]],
+                        words,
+                    } = unsafe {
+                        if !ready {
+                            barrier::wait(self.full(stage), ring.parity_of(stage));
+                            barrier::wait(self.table_full(table), table_parity(turn));
                         }
-                        let fragment = decode::kstep::<$s>($bytes, words, bases);
-                        acc.multiply(fragment, wgmma::kstep(x, $s));
-                        wgmma::commit();
+                        self.operands(stage)
                     };
-                }
-                // SAFETY: `run`'s; the stage is full, and stays so until it is released.
-                unsafe {
-                    kstep!(0, [a, b], memory::load_u32x4(table_at));
-                    kstep!(1, [c, d], memory::load_u32x4(table_at + 512));
-                    kstep!(2, [e, f], memory::load_u32x4(table_at + 2 * 512));
-                    kstep!(3, [g, h], memory::load_u32x4(table_at + 3 * 512));
-                    barrier::arrive(table_empty);
-                }
-                ring.advance();
-                table = (table + 1) % Prefill::TABLES as u32;
-                first = false;
-                units -= 1;
-                if units == 0 {
-                    break 'share;
-                }
+                    let x = wgmma::swizzled_rows(self.stage(stage));
+                    let at = self.bases(table);
+                    macro_rules! kstep {
+                        ($s:literal, $bytes:expr, $bases:expr) => {
+                            let bases = $bases;
+                            // Until then the registers of the fragment are the last unit's.
+                            wgmma::wait::<IN_FLIGHT>();
+                            if $s == IN_FLIGHT {
+                                self.release(stage_before, S > 0 || !first);
+                            }
+                            let fragment = decode::kstep::<$s>($bytes, words, bases);
+                            acc.multiply(fragment, wgmma::kstep(x, $s));
+                            wgmma::commit();
+                        };
+                    }
+                    // SAFETY: `run`'s; stage and table are full, and stay so until they are released.
+                    unsafe {
+                        kstep!(0, [a, b], memory::load_u32x4(at));
+                        kstep!(1, [c, d], memory::load_u32x4(at + 512));
+                        kstep!(2, [e, f], memory::load_u32x4(at + 2 * 512));
+                        // Asked ahead, for an answer takes some time.
+                        ready = self.is_ready(next_stage, &ring, turn + 1);
+                        kstep!(3, [g, h], memory::load_u32x4(at + 3 * 512));
+                        barrier::arrive(self.table_empty(table));
+                    }
+                    turn += 1;
+                    ring.advance_from(stage);
+                    units -= 1;
+                    if units == 0 {
+                        break 'share stage;
+                    }
                 });
-            }
+                first = false;
+            };
             acc.finish();
             // SAFETY: `run`'s.
             unsafe {
-                self.release(ring.last(), true);
+                self.release(last, true);
                 // What is worked out for this must not take up registers before.
                 let this = Self {
                     shared: thread::opaque(self.shared),
@@ -92,13 +113,21 @@ where
                 if share.to < schedule.tile_cols {
                     this.hand_over(place, &acc);
                 } else {
-                    this.store(
-                        place,
-                        schedule.before(thread::opaque(self.args.split), &share, self.cluster),
-                        &acc,
-                    );
+                    let before = this.before(&schedule, &share);
+                    this.store(place, before, &mut ring, &acc);
                 }
             }
+            ring.restart();
+        }
+    }
+
+    /// Whether the unit of some turn can be multiplied, which is in a stage of the ring.
+    #[inline(always)]
+    unsafe fn is_ready(&self, stage: u32, ring: &Ring<STAGES>, turn: u32) -> bool {
+        // SAFETY: `run`'s.
+        unsafe {
+            barrier::test(self.full(stage), ring.parity_of(stage))
+                & barrier::test(self.table_full(table_of(turn)), table_parity(turn))
         }
     }
 
@@ -129,9 +158,8 @@ where
         }
     }
 
-    /// Who arrives when a stage is full: each lane that writes bases, for what it has written, and
-    /// the two lanes that start copies.
-    pub(super) const FILLERS: u32 = 2 + (Prefill::PATCHERS * LANES) as u32;
+    /// Who arrives when a stage is full: the two lanes that start copies.
+    pub(super) const FILLERS: u32 = 2;
     /// Who arrives when a stage is empty: each lane that multiplies, for what it has read, and a lane
     /// of each such warp of the other blocks, whose activations come with this block's.
     pub(super) const EMPTIERS: u32 = Self::WARPS * (LANES + CLUSTER - 1) as u32;

@@ -2,11 +2,11 @@
 
 use core::ops::Range;
 
-use super::{Accumulator, Block};
+use super::{Accumulator, Block, Ring};
 use crate::{
-    arch::{grid, memory, mma, thread},
+    arch::{barrier, grid, memory, mma, thread},
     kernels::epilogue::Epilogue,
-    launch::{Gemm, Prefill},
+    launch::Prefill,
     layout::*,
     schedule::Place,
 };
@@ -47,92 +47,78 @@ where
         (first < self.args.n).then_some(first)
     }
 
-    /// Where a block of `cluster` with this one's rank leaves this thread's first four sums. The next
-    /// ones are [`Self::FOUR`] floats away.
+    /// The block of `cluster` with this one's rank.
+    #[inline(always)]
+    fn partner(&self, cluster: u32) -> usize {
+        (cluster * CLUSTER as u32 + self.rank) as usize
+    }
+
+    /// Where a block leaves its sums: of each four tokens for which a thread has two, four sums of all
+    /// threads.
     #[inline(always)]
     pub(super) fn partial(&self, cluster: u32) -> *mut f32 {
-        let block = (cluster * CLUSTER as u32 + self.rank) as usize;
-        let thread = (self.warp * LANES as u32 + self.lane) as usize;
-        let index = block * (Self::SHAPE.partial_bytes() / 4) + 4 * thread;
+        let index = self.partner(cluster) * (Self::SHAPE.partial_bytes() / 4);
         self.args.partials.wrapping_add(index)
     }
 
-    const FOUR: usize = 4 * Prefill::WARPS * LANES;
+    /// Counts the warps of a block that have left theirs.
+    #[inline(always)]
+    pub(super) fn flag(&self, cluster: u32) -> *mut u32 {
+        self.args.flags.wrapping_add(self.partner(cluster))
+    }
 
-    /// Leaves sums to a later cluster. Each float is its own flag: the place is empty as long as it
-    /// holds a pattern that no sum has.
+    /// Floats from four sums of a thread to the next.
+    const FOUR: usize = 4 * Prefill::WARPS * LANES;
+    /// Fours of a thread that come in one stage.
+    const PIECE_FOURS: usize = FOURS / Self::SHAPE.chunk_pieces();
+
+    /// This thread's first sum of a piece.
+    #[inline(always)]
+    fn own_sum(&self) -> u32 {
+        4 * (self.warp * LANES as u32 + self.lane)
+    }
+
+    /// Leaves sums to a later cluster.
     #[inline(always)]
     pub(super) unsafe fn hand_over(&self, place: Place, acc: &[f32; SUMS]) {
-        let flag = |sum: f32| match sum.to_bits() {
-            Gemm::EMPTY => f32::NAN.to_bits(),
-            bits => bits,
-        };
-        let to = self.partial(self.cluster);
+        let to = self
+            .partial(self.cluster)
+            .wrapping_add(self.own_sum() as usize);
         unroll!(C < SUMS / CHUNK => {
             if self.chunk(place, C).is_some() {
                 unroll!(F < FOURS => {
                     const FOUR: usize = FOURS * C + F;
                     let sums = [acc[4 * FOUR], acc[4 * FOUR + 1], acc[4 * FOUR + 2], acc[4 * FOUR + 3]];
+                    let to = to.wrapping_add(FOUR * Self::FOUR);
                     // SAFETY: the workspace has room for every block of the launch.
-                    unsafe { memory::publish_u32x4(to.wrapping_add(FOUR * Self::FOUR), sums.map(flag)) }
+                    unsafe { memory::leave_u32x4(to, sums.map(f32::to_bits)) }
                 });
             }
         });
+        // SAFETY: there is a flag for every block of the launch.
+        unsafe { memory::count_warp(self.flag(self.cluster), self.lane) };
     }
 
-    /// Earlier clusters whose sums of a chunk are asked for at a time: as many as there are registers
-    /// for, and those of chunks that have been stored are free.
+    /// Adds the `piece`-th part of a chunk of an earlier cluster's sums, which the ring's next stage
+    /// holds.
     #[inline(always)]
-    pub(super) const fn wide(chunk: usize) -> usize {
-        const MOST: usize = 3;
-        let wide = 1 + (128 - SUMS) / CHUNK + chunk;
-        if wide < MOST { wide } else { MOST }
-    }
-
-    /// Waits for a chunk of sums of up to [`Self::wide`] earlier clusters, adds them in order, and
-    /// leaves their places empty for the next launch. Clusters start in order, so that those waited
-    /// for run or have run.
-    #[inline(always)]
-    pub(super) unsafe fn take_over(
+    unsafe fn take_over<const PIECE: usize>(
         &self,
-        clusters: Range<u32>,
-        chunk: usize,
+        ring: &mut Ring<STAGES>,
         sums: &mut [f32; CHUNK],
     ) {
-        // Loads of all of them are under way together. (What is past `wide` is never there.)
-        let mut parts = [[[0; 4]; FOURS]; 8];
-        let from = |w: usize, f: usize| {
-            let from = self.partial(clusters.start + w as u32);
-            from.wrapping_add((FOURS * chunk + f) * Self::FOUR)
-        };
-        // SAFETY: the workspace has room for every block of the launch.
+        // SAFETY: the stage is full, and stays so until it is released.
         unsafe {
-            loop {
-                let mut missing = false;
-                unroll!(W < Self::wide(chunk) => {
-                    if clusters.start + (W as u32) < clusters.end {
-                        unroll!(F < FOURS => { parts[W][F] = memory::observe_u32x4(from(W, F)); });
-                    }
-                });
-                unroll!(W < Self::wide(chunk) => {
-                    unroll!(F < FOURS => {
-                        let [a, b, c, d] = parts[W][F].map(|sum| sum == Gemm::EMPTY);
-                        missing |= a | b | c | d;
-                    });
-                });
-                if !missing {
-                    break;
-                }
-            }
-            unroll!(W < Self::wide(chunk) => {
-                if clusters.start + (W as u32) < clusters.end {
-                    unroll!(F < FOURS => {
-                        unroll!(I < 4 => { sums[4 * F + I] += f32::from_bits(parts[W][F][I]); });
-                        memory::publish_u32x4(from(W, F), [Gemm::EMPTY; 4]);
-                    });
-                }
+            barrier::wait(self.full(ring.stage), ring.parity());
+            let from = self.stage(ring.stage) + 4 * self.own_sum();
+            unroll!(F < Self::PIECE_FOURS => {
+                let four = memory::load_u32x4(from + (4 * F * Self::FOUR) as u32);
+                let at = 4 * (Self::PIECE_FOURS * PIECE + F);
+                unroll!(I < 4 => { sums[at + I] += f32::from_bits(four[I]); });
             });
+            self.release(ring.stage, true);
         }
+        ring.advance();
     }
 
     /// Finishes an output tile, 64 tokens at a time: adds what earlier clusters have of it, then
@@ -140,7 +126,13 @@ where
     /// warp reads and writes sectors of eight features of four tokens; only BF16 outputs, where
     /// those would be half sectors, leave by way of shared memory.
     #[inline(always)]
-    pub(super) unsafe fn store(&self, place: Place, before: Range<u32>, acc: &[f32; SUMS]) {
+    pub(super) unsafe fn store(
+        &self,
+        place: Place,
+        before: Range<u32>,
+        ring: &mut Ring<STAGES>,
+        acc: &[f32; SUMS],
+    ) {
         let epilogue = Epilogue::new(&self.args.output, self.args.m, self.args.n);
         let group_feature = self.row_block(place) * Prefill::ROWS as u32 + 64 * (self.warp / 4);
         let feature = group_feature + 16 * (self.warp % 4) + self.lane / 4;
@@ -157,11 +149,10 @@ where
                 let token = first + 2 * (self.lane % 4);
                 // SAFETY: `run`'s.
                 unsafe {
-                    let mut left = before.clone();
-                    while !left.is_empty() {
-                        let end = left.end.min(left.start + Self::wide(C) as u32);
-                        self.take_over(left.start..end, C, &mut sums);
-                        left.start = end;
+                    for _ in before.clone() {
+                        unroll!(P < Self::SHAPE.chunk_pieces() => {
+                            self.take_over::<P>(ring, &mut sums);
+                        });
                     }
                     let bias = [epilogue.bias::<0>(feature), epilogue.bias::<8>(feature)];
                     let mut old = [0; CHUNK];
@@ -201,7 +192,7 @@ where
     /// of four tokens at a time. So no thread stores before all have read old outputs.
     /// The 16-byte pieces of a line lie in an order that keeps both free of bank conflicts.
     #[inline(always)]
-    pub(super) unsafe fn store_bf16(
+    unsafe fn store_bf16(
         &self,
         epilogue: &Epilogue,
         first: u32,

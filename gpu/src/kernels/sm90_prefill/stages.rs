@@ -1,10 +1,13 @@
-//! The warps that copy dense tiles and activations into the ring of stages.
+//! The warps that copy dense tiles, activations and sums into the ring of stages.
+
+use core::ops::Range;
 
 use super::{Accumulator, Block, Ring};
 use crate::{
-    arch::{barrier, copy, grid},
+    arch::{barrier, copy, grid, memory},
     launch::Prefill,
     layout::*,
+    schedule::Place,
 };
 
 impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
@@ -22,31 +25,100 @@ where
         }
     }
 
-    /// Keeps the ring full of dense tiles. Weights never depend on an earlier kernel of the stream.
+    /// Keeps the ring full of dense tiles, and behind those of a share, of the sums that others have
+    /// of it. Weights never depend on an earlier kernel of the stream.
     #[inline(always)]
     pub(super) unsafe fn copy_dense(&self) {
-        let mut unit = self.cursor();
-        let mut ring = Ring::<STAGES>::FILLING;
         if self.lane > 0 {
             return;
         }
         let keep = self.keep();
-        while !unit.is_done() {
-            let full = self.full(ring.stage);
-            let to = self.stage(ring.stage) + Self::SHAPE.dense_at() as u32;
+        let mut ring = Ring::<STAGES>::FILLING;
+        let mut schedule = self.schedule();
+        while let Some(share) = schedule.next() {
+            let place = self.tiles().place(share.tile);
+            for column in share.from..share.to {
+                let to = self.stage(ring.stage) + Self::SHAPE.dense_at() as u32;
+                // SAFETY: `run`'s.
+                unsafe {
+                    let full = self.start(&ring, (Prefill::STRIPS * TILE_BYTES) as u32);
+                    unroll!(S < Prefill::STRIPS => {
+                        let tile = self.tile(&schedule, place, column, S as u32);
+                        let from = self.args.dense.add(tile * TILE_BYTES);
+                        copy::bulk(to + (S * TILE_BYTES) as u32, from, TILE_BYTES as u32, full, keep);
+                    });
+                }
+                ring.advance();
+            }
+            let before = self.before(&schedule, &share);
+            if !before.is_empty() {
+                // SAFETY: `run`'s.
+                unsafe { self.copy_sums(&mut ring, place, before) };
+            }
+            ring.restart();
+        }
+    }
+
+    /// Copies the sums that earlier clusters have of an output tile: of each chunk of tokens those of
+    /// all. Clusters start in order, so that those waited for run or have run.
+    #[inline(always)]
+    unsafe fn copy_sums(&self, ring: &mut Ring<STAGES>, place: Place, before: Range<u32>) {
+        // Flags may be those of an earlier kernel, and are not its own before it has ended.
+        grid::wait_dependencies();
+        let bytes = Self::SHAPE.piece_bytes();
+        let pieces = Self::SHAPE.chunk_pieces() as u32;
+        for chunk in 0..self.chunks(place) {
+            for cluster in before.clone() {
+                if chunk == 0 {
+                    // SAFETY: there is a flag for every block of the launch.
+                    unsafe { memory::await_count(self.flag(cluster), Self::WARPS) };
+                }
+                for piece in pieces * chunk..pieces * (chunk + 1) {
+                    let from = self.partial(cluster).cast::<u8>();
+                    // SAFETY: the workspace has room for every block of the launch; else `run`'s.
+                    unsafe {
+                        let full = self.start(ring, bytes as u32);
+                        let from = from.add(piece as usize * bytes);
+                        copy::bulk(
+                            self.stage(ring.stage),
+                            from,
+                            bytes as u32,
+                            full,
+                            copy::Keep::not(),
+                        );
+                    }
+                    ring.advance();
+                }
+            }
+        }
+    }
+
+    /// Waits until a stage is empty, and tells its barrier, which it returns, of `bytes` to come.
+    #[inline(always)]
+    unsafe fn start(&self, ring: &Ring<STAGES>, bytes: u32) -> u32 {
+        let full = self.full(ring.stage);
+        // SAFETY: `run`'s.
+        unsafe {
+            barrier::wait(self.empty(ring.stage), ring.parity());
+            barrier::expect(full, bytes);
+            barrier::arrive(full);
+        }
+        full
+    }
+
+    /// Lets the stages pass that a share takes for the sums of earlier clusters, and goes to the first
+    /// stage.
+    #[inline(always)]
+    pub(super) unsafe fn pass_sums(&self, ring: &mut Ring<STAGES>, stages: u32) {
+        for _ in 0..stages {
             // SAFETY: `run`'s.
             unsafe {
-                barrier::wait(self.empty(ring.stage), ring.parity);
-                barrier::expect(full, (Prefill::STRIPS * TILE_BYTES) as u32);
-                barrier::arrive(full);
-                unroll!(S < Prefill::STRIPS => {
-                    let from = self.args.dense.add(self.tile(&unit, S as u32) * TILE_BYTES);
-                    copy::bulk(to + (S * TILE_BYTES) as u32, from, TILE_BYTES as u32, full, keep);
-                });
+                barrier::wait(self.empty(ring.stage), ring.parity());
+                barrier::arrive(self.full(ring.stage));
             }
-            unit.advance();
             ring.advance();
         }
+        ring.restart();
     }
 
     /// Keeps the ring full of activations: this block's part of them, to all of the cluster.
@@ -57,28 +129,29 @@ where
             return;
         }
         let part = self.rank * Self::SHAPE.box_tokens() as u32;
-        let mut unit = self.cursor();
         let mut ring = Ring::<STAGES>::FILLING;
-        while !unit.is_done() {
-            let full = self.full(ring.stage);
-            let at = self.stage(ring.stage) + part * Prefill::LINE_BYTES as u32;
-            let column = unit.share.from * TILE_COLS as u32;
-            let token = unit.place.token_block * Self::SHAPE.tokens as u32 + part;
-            // SAFETY: `run`'s. A stage that is empty here is empty in all blocks of the cluster;
-            // each expects the bytes of all parts.
-            unsafe {
-                barrier::wait(self.empty(ring.stage), ring.parity);
-                barrier::expect(full, Self::SHAPE.x_bytes() as u32);
-                barrier::arrive(full);
-                if CLUSTER > 1 {
-                    let all = (1 << CLUSTER) - 1;
-                    copy::tensor_multicast(at, self.x, column, token, full, all);
-                } else {
-                    copy::tensor(at, self.x, column, token, full);
+        let mut schedule = self.schedule();
+        while let Some(share) = schedule.next() {
+            let place = self.tiles().place(share.tile);
+            let token = place.token_block * Self::SHAPE.tokens as u32 + part;
+            for column in share.from..share.to {
+                let at = self.stage(ring.stage) + part * Prefill::LINE_BYTES as u32;
+                let column = column * TILE_COLS as u32;
+                // SAFETY: `run`'s. A stage that is empty here is empty in all blocks of the cluster;
+                // each expects the bytes of all parts.
+                unsafe {
+                    let full = self.start(&ring, Self::SHAPE.x_bytes() as u32);
+                    if CLUSTER > 1 {
+                        let all = (1 << CLUSTER) - 1;
+                        copy::tensor_multicast(at, self.x, column, token, full, all);
+                    } else {
+                        copy::tensor(at, self.x, column, token, full);
+                    }
                 }
+                ring.advance();
             }
-            unit.advance();
-            ring.advance();
+            // SAFETY: `run`'s.
+            unsafe { self.pass_sums(&mut ring, self.sum_stages(&schedule, &share)) };
         }
     }
 }
