@@ -15,9 +15,9 @@ pub mod decode;
 mod integer;
 pub mod launch;
 pub mod layout;
-pub mod published;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod ptx;
+pub mod published;
 pub mod schedule;
 pub mod work;
 

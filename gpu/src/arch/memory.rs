@@ -263,7 +263,6 @@ pub unsafe fn leave_u32x4(address: *mut f32, [a, b, c, d]: [u32; 4]) {
 ///
 /// # Safety
 /// `counter` is a word of global memory; all lanes of the warp run this.
-#[cfg(zipserv_sm = "90a")]
 #[inline(always)]
 pub unsafe fn count_warp(counter: *mut u32, lane: u32) {
     // SAFETY: the caller's promise.
@@ -283,7 +282,6 @@ pub unsafe fn count_warp(counter: *mut u32, lane: u32) {
 ///
 /// # Safety
 /// `counter` is a word of global memory for which no other thread waits.
-#[cfg(zipserv_sm = "90a")]
 #[inline(always)]
 pub unsafe fn await_count(counter: *mut u32, count: u32) {
     // SAFETY: the caller's promise.
