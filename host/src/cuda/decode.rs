@@ -111,7 +111,7 @@ pub unsafe fn zipgemm_decode_raw(
         Some(format!(
             "the plan is for a larger matrix: {columns} tile columns here"
         ))
-    } else if blocks as usize * shape.partial_bytes() > 4 * workspace.partials.len() {
+    } else if blocks as usize * shape.partial_bytes() > workspace.partial_bytes() {
         Some(format!("{blocks} blocks do not fit the workspace"))
     } else if dependent && gpu.family() != Family::Hopper {
         Some("the portable kernels cannot be launched dependently".to_owned())

@@ -253,7 +253,7 @@ pub unsafe fn published_gemm_raw(
     let is_same = (row_blocks, block_cols) == (plan.row_blocks as usize, plan.block_cols as usize);
     let wrong = if n == 0 || n > plan.shape.tokens() || !is_same {
         Some(format!("the plan is for another problem than {n} tokens"))
-    } else if plan.partial_bytes() > workspace.bytes() {
+    } else if plan.partial_bytes() > workspace.partial_bytes() {
         let (split, rows) = (plan.split, row_blocks * BLOCK_ROWS);
         Some(format!(
             "{split} parts of {rows} rows do not fit the workspace"

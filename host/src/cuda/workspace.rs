@@ -119,6 +119,16 @@ impl Workspace {
         Ok(all(&self.partials, Gemm::EMPTY)? && all(&self.flags, 0)?)
     }
 
+    /// Room for the sums of kernels for few tokens, in bytes.
+    pub(super) fn partial_bytes(&self) -> usize {
+        4 * self.partials.len()
+    }
+
+    /// Room for those of kernels for many, in bytes.
+    pub(super) fn sum_bytes(&self) -> usize {
+        4 * self.sums.len()
+    }
+
     /// Binds the workspace to the first stream that uses it: two streams would take each
     /// other's sums, or wait for them forever.
     pub(super) fn claim(&mut self, stream: RawStream) -> Result<(), CudaError> {
