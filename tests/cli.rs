@@ -310,6 +310,7 @@ fn gpu_commands_say_what_they_need() {
         &["gpu", "--json"][..],
         &["bench"],
         &["bench", "--n", "8", "--json", "x"],
+        &["tune", "--dry-run"],
     ] {
         zipserv()
             .args(arguments)
@@ -319,7 +320,8 @@ fn gpu_commands_say_what_they_need() {
             .stderr("error: built without GPU support: build with --features cuda\n");
     }
     let help = zipserv().arg("--help").assert().success();
-    help.stdout(contains("  gpu ").and(contains("  bench ")));
+    let commands = contains("  gpu ").and(contains("  bench "));
+    help.stdout(commands.and(contains("  tune ")));
 }
 
 #[cfg(feature = "cuda")]
@@ -363,7 +365,10 @@ mod gpu {
         with_file
             .arg("--json")
             .arg(folder.path().join("report.json"));
-        for command in [gpu, bench(), with_file] {
+        let mut tune = zipserv();
+        tune.args(["tune", "--output"])
+            .arg(folder.path().join("tuned.json"));
+        for command in [gpu, bench(), with_file, tune] {
             without_device(command)
                 .code(2)
                 .stdout("")
@@ -398,6 +403,61 @@ mod gpu {
                 .stdout("")
                 .stderr(contains("error: ").and(contains("CUDA").not()));
         }
+    }
+
+    #[test]
+    fn says_what_it_would_try() {
+        let mut command = zipserv();
+        command.args(["tune", "--dry-run", "--layers", "4096x4096", "--n", "1,64"]);
+        without_device(command).success().stdout(
+            contains("4096 x 4096, N=1:\n  zipgemm_n8_2x4x2, 132 blocks\n")
+                .and(contains("4096 x 4096, N=64:\n"))
+                .and(contains("  prefill_n64, 128 blocks, 16 tiles shared\n")),
+        );
+        for arguments in [
+            &["--n", "0"][..],
+            &["--layers", "0x1"],
+            &["--dry-run", "--force"],
+        ] {
+            let mut command = zipserv();
+            command.arg("tune").args(arguments);
+            without_device(command).code(2).stdout("");
+        }
+    }
+
+    #[test]
+    fn tunes_and_goes_on() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("new folder").join("tuned.json");
+        let tune = |tokens: &str| {
+            let mut command = zipserv();
+            command.args(["tune", "--layers", "500x600", "--n", tokens, "--output"]);
+            command.arg(&path);
+            output(command)
+        };
+        let Some(first) = tune("8") else { return };
+        assert!(first.contains("500 x 600, N=8: ") && first.contains("lift"));
+        let second = tune("8,64").unwrap();
+        assert!(!second.contains("N=8: ") && second.contains("N=64: "));
+        let table: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let rows = table["rows"].as_array().unwrap();
+        assert_eq!((&rows[0]["n"], &rows[1]["n"]), (&8.into(), &64.into()));
+
+        let mut command = bench();
+        command.args(["--n", "8", "--json", "-"]);
+        command.arg(format!("--tuned={}", path.display()));
+        let report: Value = serde_json::from_str(&output(command).unwrap()).unwrap();
+        let kernel = &report["gemm"][0]["kernels"][0];
+        assert_eq!(kernel["kernel"], rows[0]["launch"]["kernel"]);
+        assert_eq!(kernel["blocks"], rows[0]["launch"]["blocks"]);
+
+        let other = fs::read_to_string(&path).unwrap();
+        let other = other.replace("\"ptx_crc32\": ", "\"ptx_crc32\": 1");
+        fs::write(&path, other).unwrap();
+        let mut command = zipserv();
+        command.arg("tune").arg("--output").arg(&path);
+        let refused = command.assert().code(2).stdout("");
+        refused.stderr(contains("error: ").and(contains("--force replaces it")));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 use super::{Layer, MODELS, layers};
-use crate::cuda::CudaError;
+use crate::cuda::{CudaError, Tuning};
 
 /// Numbers of tokens that are measured where none are named: decoding one token of a few
 /// sequences, to reading whole prompts.
@@ -19,6 +19,8 @@ pub struct Config {
     /// Try all kernels of the device that suit the number of tokens, and other splits of their
     /// work.
     pub all_kernels: bool,
+    /// Takes plans from this table where it has any; those of the dispatch are then measured too.
+    pub tuning: Option<Tuning>,
     /// Numbers of thread blocks to try beside a kernel's own.
     pub blocks: Vec<u32>,
     /// Whether to measure decompression followed by cuBLAS also for so few tokens that memory sets
@@ -47,6 +49,7 @@ impl Default for Config {
             tokens: TOKENS.to_vec(),
             kernels: Vec::new(),
             all_kernels: false,
+            tuning: None,
             blocks: Vec::new(),
             decoupled: false,
             published: false,

@@ -1,21 +1,18 @@
 use std::ops::Range;
 
-use cust::{
-    context::CurrentContext,
-    memory::{CopyDestination, DeviceBuffer},
-};
+use cust::memory::DeviceBuffer;
 
 use super::{
-    Algorithm, Config, Layer, Problem, Recording,
-    check::{Reference, Sums},
-    cublas, data,
+    Algorithm, Config, Layer, Recording,
+    check::Sums,
+    data,
     operands::{Copies, Operands},
     stage::Stage,
 };
 use crate::{
     cuda::{
         CudaError, Family, Gpu, PUBLISHED_MAX_TOKENS, Plan, PublishedPlan, Workspace, zipgemm_plan,
-        zipgemm_plan_within,
+        zipgemm_plan_tuned, zipgemm_plan_within,
     },
     results::{
         Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, KernelRow, MEMORY_BOUND,
@@ -100,7 +97,7 @@ impl Measure<'_> {
         let (plans, ways) = (self.plans(operands, n)?, self.ways());
         let bits = data::activations(n, k, self.seed ^ (n * m) as u64);
         let x = Copies::of(&bits, copies)?;
-        let reference = self.reference(operands, &x, &bits, n)?;
+        let reference = self.stage.reference(operands, &x, &bits, n)?;
 
         let outputs = || Copies::unwritten(n * m, copies);
         let launches = plans
@@ -283,7 +280,8 @@ impl Measure<'_> {
         }
     }
 
-    /// The plan, then what else the configuration wants tried.
+    /// The plan, where it is tuned then also that which is not, and what else the configuration
+    /// wants tried.
     fn plans(&self, operands: &Operands, n: usize) -> Result<Vec<Plan>, CudaError> {
         let weights = &operands.compressed[0];
         let asked = &self.config.kernels;
@@ -292,6 +290,9 @@ impl Measure<'_> {
             return Err(CudaError::Argument(wrong));
         }
         let mut plans = vec![zipgemm_plan(self.gpu, weights, n)?];
+        if let Some(tuning) = &self.config.tuning {
+            plans.insert(0, zipgemm_plan_tuned(self.gpu, weights, n, tuning)?);
+        }
         for (name, tokens) in Plan::kernels(self.gpu) {
             let plan = Plan::with_kernel(self.gpu, weights, n, name);
             // Activations of some widths are not for all kernels.
@@ -359,40 +360,6 @@ impl Measure<'_> {
         let (plans, recordings): (Vec<_>, Vec<_>) = plans.into_iter().filter_map(record).unzip();
         let times = self.stage.timer().medians(&recordings, TRIALS)?;
         Ok(fastest(&times).map(|(best, _)| plans[best]))
-    }
-
-    /// What the outputs should be.
-    fn reference(
-        &self,
-        operands: &Operands,
-        x: &Copies,
-        bits: &[u16],
-        n: usize,
-    ) -> Result<Reference, CudaError> {
-        let (m, k) = (operands.info.rows, operands.info.cols);
-        let y = DeviceBuffer::<f32>::zeroed(n * m)?;
-        CurrentContext::synchronize()?;
-        let problem = Problem {
-            f32_out: true,
-            ..operands.problem(n)
-        };
-        let at = cublas::Operands {
-            x: x.at(0),
-            w: operands.dense[0].as_device_ptr().as_raw(),
-            y: y.as_device_ptr().as_raw(),
-        };
-        // SAFETY: the operands have the problem's sizes.
-        unsafe { self.stage.cublas()?.gemm(problem, at)? };
-        CurrentContext::synchronize()?;
-        let mut fp32 = vec![0.0; n * m];
-        y.copy_to(&mut fp32)?;
-        let reference = Reference::new(fp32, bits, &operands.bits, k);
-        if reference.is_sound() {
-            Ok(reference)
-        } else {
-            let wrong = format!("cuBLAS's FP32 outputs are wrong: {m} x {k}, {n} tokens");
-            Err(CudaError::Argument(wrong))
-        }
     }
 
     fn algorithms(&self, operands: &Operands, n: usize) -> Result<Vec<Algorithm>, CudaError> {

@@ -18,7 +18,9 @@ mod run;
 mod stage;
 mod steps;
 mod timer;
+mod tune;
 
+pub use crate::cuda::candidates::Candidates;
 pub use config::{Config, TOKENS};
 pub use cublas::{Algorithm, Cublas, CublasError, Problem};
 pub use iterations::{Iterate, iterate_decompress, iterate_gemm};
@@ -27,3 +29,4 @@ pub use platform::driver;
 pub use run::{Progress, run};
 pub use steps::steps;
 pub use timer::{Recording, Timer};
+pub use tune::{TUNED_TOKENS, Tried, problems, tune};

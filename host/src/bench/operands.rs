@@ -155,15 +155,20 @@ impl Copies {
     /// Room for `len` values in each copy, of bits that no kernel leaves: a NaN.
     pub fn unwritten(len: usize, copies: usize) -> Result<Self, CudaError> {
         let stride = len.next_multiple_of(ALIGN);
-        // SAFETY: set at once.
-        let mut memory = unsafe { DeviceBuffer::<u16>::uninitialized(stride * copies)? };
-        memory.set_16(u16::MAX)?;
-        CurrentContext::synchronize()?;
-        Ok(Self {
-            memory,
+        let all = Self {
+            // SAFETY: set at once.
+            memory: unsafe { DeviceBuffer::uninitialized(stride * copies)? },
             len,
             stride,
-        })
+        };
+        all.unwrite()?;
+        Ok(all)
+    }
+
+    /// Sets everything to those bits again. No kernel uses it.
+    pub fn unwrite(&self) -> Result<(), CudaError> {
+        self.memory.index(..).set_16(u16::MAX)?;
+        Ok(CurrentContext::synchronize()?)
     }
 
     /// Address of a copy.

@@ -1,34 +1,8 @@
 //! What a report says about where and when it was made.
 
-use std::{
-    fs,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use cudarc::driver::sys;
-
-use crate::cuda::{CudaError, check};
-
-/// The driver's version, where the system tells, and the newest CUDA version that it runs.
-///
-/// # Errors
-/// [`CudaError`] from the driver.
-pub fn driver() -> Result<String, CudaError> {
-    let mut version = 0;
-    // SAFETY: writes an `int`.
-    check("cuDriverGetVersion", unsafe {
-        sys::cuDriverGetVersion(&mut version)
-    })?;
-    let cuda = format!("CUDA {}.{}", version / 1000, version % 1000 / 10);
-    let text = fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-    // The first of its words that looks like one, as in `580.95.05`.
-    let number =
-        |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
-    Ok(match text.split_whitespace().find(number) {
-        Some(driver) => format!("{driver} ({cuda})"),
-        None => cuda,
-    })
-}
+pub use crate::cuda::driver;
 
 /// Now, as in `2026-01-31T12:00:00Z`.
 pub fn date() -> String {

@@ -10,7 +10,9 @@ use cust::{
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::{
-    Algorithm, Cublas, Problem, Recording, Timer, cublas,
+    Algorithm, Cublas, Problem, Recording, Timer,
+    check::Reference,
+    cublas,
     operands::{Copies, Operands, Rotation},
 };
 use crate::{
@@ -100,6 +102,40 @@ impl<'g> Stage<'g> {
             // SAFETY: copies have the problem's sizes; one stream uses the workspace.
             unsafe { zipgemm_raw(self.gpu, self.raw, &plan, weights, &at, workspace) }
         })
+    }
+
+    /// What the outputs of `n` tokens, the copies `x` of `bits`, should be.
+    pub fn reference(
+        &self,
+        operands: &Operands,
+        x: &Copies,
+        bits: &[u16],
+        n: usize,
+    ) -> Result<Reference, CudaError> {
+        let (m, k) = (operands.info.rows, operands.info.cols);
+        let y = DeviceBuffer::<f32>::zeroed(n * m)?;
+        CurrentContext::synchronize()?;
+        let problem = Problem {
+            f32_out: true,
+            ..operands.problem(n)
+        };
+        let at = cublas::Operands {
+            x: x.at(0),
+            w: operands.dense[0].as_device_ptr().as_raw(),
+            y: y.as_device_ptr().as_raw(),
+        };
+        // SAFETY: the operands have the problem's sizes.
+        unsafe { self.cublas()?.gemm(problem, at)? };
+        CurrentContext::synchronize()?;
+        let mut fp32 = vec![0.0; n * m];
+        y.copy_to(&mut fp32)?;
+        let reference = Reference::new(fp32, bits, &operands.bits, k);
+        if reference.is_sound() {
+            Ok(reference)
+        } else {
+            let wrong = format!("cuBLAS's FP32 outputs are wrong: {m} x {k}, {n} tokens");
+            Err(CudaError::Argument(wrong))
+        }
     }
 
     /// cuBLAS's own choice for the layer's copies, or one of cuBLASLt's.

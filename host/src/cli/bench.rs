@@ -12,7 +12,7 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use serde::Serialize;
 use zipserv::{
     bench::{Config, MODELS, Progress, TOKENS, run, steps},
-    cuda::{Gpu, MAX_TOKENS},
+    cuda::{Gpu, MAX_TOKENS, Tuning},
     results::ReportFile,
 };
 
@@ -41,6 +41,10 @@ pub struct Bench {
     /// Try all kernels that suit the number of tokens, and other splits of their work
     #[arg(long)]
     all_kernels: bool,
+    /// Take plans from what `tune` found, in this file or the user's cache; those that are not tuned
+    /// are measured too
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    tuned: Option<Option<PathBuf>>,
     /// Numbers of thread blocks to try beside a kernel's own
     #[arg(long, value_delimiter = ',')]
     blocks: Vec<u32>,
@@ -63,7 +67,7 @@ pub struct Bench {
     /// [default layers: three of the first model]
     #[arg(
         long,
-        conflicts_with_all = ["tokens", "kernels", "all_kernels", "blocks", "decoupled", "no_gemm", "no_decompress", "quick"],
+        conflicts_with_all = ["tokens", "kernels", "all_kernels", "tuned", "blocks", "decoupled", "no_gemm", "no_decompress", "quick"],
     )]
     steps: bool,
     /// The same seed gives the same data [default: a new one]
@@ -85,7 +89,7 @@ pub struct Bench {
 
 /// Rows and columns.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Shape(usize, usize);
+pub struct Shape(pub usize, pub usize);
 
 impl FromStr for Shape {
     type Err = &'static str;
@@ -100,7 +104,7 @@ impl FromStr for Shape {
     }
 }
 
-fn models() -> PossibleValuesParser {
+pub fn models() -> PossibleValuesParser {
     MODELS
         .iter()
         .map(|model| model.name)
@@ -116,6 +120,10 @@ impl Bench {
             _ => None,
         };
         let gpu = gpu::first(|ordinal| self.open(ordinal))?;
+        let config = Config {
+            tuning: self.tuning(&gpu)?,
+            ..self.config()
+        };
 
         let bar = console::bar("bench", "{pos}/{len}");
         bar.enable_steady_tick(Duration::from_secs(1));
@@ -143,13 +151,13 @@ impl Bench {
             }
         };
         if self.steps {
-            let steps = steps(&gpu, &self.config(), &mut progress);
+            let steps = steps(&gpu, &config, &mut progress);
             bar.finish_and_clear();
             keep(&steps?, file, to_stdout)?;
             printed?;
             return Ok(ExitCode::SUCCESS);
         }
-        let report = run(&gpu, &self.config(), &mut progress);
+        let report = run(&gpu, &config, &mut progress);
         bar.finish_and_clear();
         let report = report?;
         if !report.means.is_empty() {
@@ -175,6 +183,18 @@ impl Bench {
         let ptx = fs::read_to_string(path).map_err(name)?;
         // SAFETY: whoever names the file takes it from the builder.
         Ok(unsafe { Gpu::with_ptx(ordinal, &ptx)? })
+    }
+
+    fn tuning(&self, gpu: &Gpu) -> Result<Option<Tuning>, Box<dyn Error>> {
+        let Some(path) = &self.tuned else {
+            return Ok(None);
+        };
+        let path = match path {
+            Some(path) => path.clone(),
+            None => Tuning::cache_path(gpu)?,
+        };
+        let name = |error| format!("{}: {error}", path.display());
+        Ok(Some(Tuning::load(gpu, &path).map_err(name)?))
     }
 
     fn config(&self) -> Config {

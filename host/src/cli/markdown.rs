@@ -1,6 +1,8 @@
 //! The tables of `results`.
 
-use zipserv::results::{GemmRow, LayerInfo, MEMORY_BOUND, Mean, PublishedMean};
+use zipserv::results::{
+    GemmRow, LayerInfo, MEMORY_BOUND, Mean, PublishedMean, TuningMean, TuningTable,
+};
 
 use super::measured::Measured;
 
@@ -40,6 +42,31 @@ pub fn tables(measured: &Measured) -> String {
         );
     }
     text
+}
+
+/// What tuning lifts the geometric mean by: times, and so speedups over anything else.
+pub fn tuning(table: &TuningTable) -> String {
+    let header = [
+        "tokens",
+        "shapes",
+        "other launches",
+        "geometric mean before, us",
+        "tuned, us",
+        "lift",
+    ];
+    let line = |mean: TuningMean| {
+        vec![
+            mean.n.to_string(),
+            mean.shapes.to_string(),
+            mean.changed.to_string(),
+            format!("{:.2}", mean.before_us),
+            format!("{:.2}", mean.after_us),
+            format!("{:.3}x", mean.gain()),
+        ]
+    };
+    let means = table.means().into_iter().map(line).collect();
+    let means = self::table(header.map(str::to_owned).to_vec(), means);
+    format!("Tuned launches on {}:\n\n{means}", table.key().device)
 }
 
 fn speedups(measured: &Measured) -> String {

@@ -22,6 +22,8 @@ mod results;
 mod self_test;
 mod size;
 mod table;
+#[cfg(feature = "cuda")]
+mod tune;
 mod verify;
 
 use std::{error::Error, num::NonZeroUsize, path::Path, process::ExitCode};
@@ -29,9 +31,9 @@ use std::{error::Error, num::NonZeroUsize, path::Path, process::ExitCode};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 #[cfg(not(feature = "cuda"))]
-use no_gpu::{NoGpu as Bench, NoGpu as Gpu};
+use no_gpu::{NoGpu as Bench, NoGpu as Gpu, NoGpu as Tune};
 #[cfg(feature = "cuda")]
-use {bench::Bench, gpu::Gpu};
+use {bench::Bench, gpu::Gpu, tune::Tune};
 
 /// What a subcommand comes to: an exit code, or an error, which has the exit code 2.
 type Outcome = Result<ExitCode, Box<dyn Error>>;
@@ -87,6 +89,11 @@ enum Command {
     ///
     /// The exit code is 1 if an output is wrong, and 2 if there is no device.
     Bench(Bench),
+    /// Look for faster launches of the kernels on the GPU at hand
+    ///
+    /// The table that it keeps is for `bench --tuned` and the library. The exit code is 1 if an
+    /// output is wrong, and 2 if there is no device.
+    Tune(Tune),
     Results(results::Results),
     Report(report::Report),
 }
@@ -142,6 +149,7 @@ impl Command {
             Self::Generate(command) => command.run(),
             Self::Gpu(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Tune(command) => command.run(),
             Self::Results(command) => command.run(),
             Self::Report(command) => command.run(),
         }

@@ -25,8 +25,8 @@ pub fn tokens(shape: &Gemm) -> usize {
 }
 
 /// Tile columns of all row blocks, which the kernel deals out to thread blocks.
-fn columns(shape: &Gemm, weights: &DeviceMatrix) -> usize {
-    weights.rows().div_ceil(shape.rows()) * weights.cols().div_ceil(TILE_COLS)
+pub fn columns(shape: &Gemm, rows: usize, cols: usize) -> usize {
+    rows.div_ceil(shape.rows()) * cols.div_ceil(TILE_COLS)
 }
 
 impl DecodePlan {
@@ -42,7 +42,7 @@ impl DecodePlan {
         kernel: &str,
     ) -> Result<Self, CudaError> {
         let (kernel, shape) = gpu.find(GEMMS, kernel)?;
-        let columns = columns(&shape, weights);
+        let columns = columns(&shape, weights.rows(), weights.cols());
         let blocks = columns.min(gpu.resident_blocks(kernel)? as usize);
         Ok(Self {
             kernel,
@@ -104,7 +104,7 @@ pub unsafe fn zipgemm_decode_raw(
 ) -> Result<(), CudaError> {
     let &DecodePlan { shape, blocks, .. } = plan;
     let n = operands.n;
-    let columns = columns(&shape, weights);
+    let columns = columns(&shape, weights.rows(), weights.cols());
     let wrong = if n.div_ceil(tokens(&shape)) != plan.slices {
         Some(format!("the plan is for another problem than {n} tokens"))
     } else if blocks as usize > columns {

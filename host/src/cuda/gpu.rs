@@ -32,6 +32,12 @@ impl Family {
         }
     }
 
+    /// Whether those have one of this name.
+    #[cfg(feature = "cli")]
+    pub(super) fn has(self, kernel: &str) -> bool {
+        has_entry(self.ptx(), kernel)
+    }
+
     /// What a PTX file was built for.
     fn of_ptx(ptx: &str) -> Self {
         match ptx.contains(".target sm_90a") {
@@ -64,6 +70,7 @@ pub struct Gpu {
     ordinal: u32,
     family: Family,
     multiprocessors: u32,
+    ptx_crc32: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -133,7 +140,7 @@ impl Gpu {
         let shared_bytes = shared_bytes(device)?;
         let mut functions = HashMap::new();
         // Asking for what is not there would be an error to `compute-sanitizer`.
-        let there = |launch: &&Launch| ptx.contains(&format!(".entry {}(", launch.name));
+        let there = |launch: &&Launch| has_entry(ptx, launch.name);
         let fits = |launch: &&Launch| launch.shared_bytes <= shared_bytes;
         for launch in KERNELS.iter().filter(there).filter(fits) {
             let function = module.get_function(launch.name)?;
@@ -165,6 +172,7 @@ impl Gpu {
             ordinal,
             family,
             multiprocessors: attribute(DeviceAttribute::MultiprocessorCount)? as u32,
+            ptx_crc32: crc32fast::hash(ptx.as_bytes()),
         })
     }
 
@@ -218,6 +226,11 @@ impl Gpu {
     /// Multiprocessors of the device.
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    /// CRC-32 of the PTX that is loaded.
+    pub(super) fn ptx_crc32(&self) -> u32 {
+        self.ptx_crc32
     }
 
     /// Whether the family has a kernel of this name, and the device room for it.
@@ -321,6 +334,11 @@ impl Gpu {
             sys::cuLaunchKernelEx(&config, function.raw, params.as_mut_ptr(), ptr::null_mut())
         })
     }
+}
+
+/// Whether PTX has a kernel of this name.
+fn has_entry(ptx: &str, kernel: &str) -> bool {
+    ptx.contains(&format!(".entry {kernel}("))
 }
 
 /// Most dynamic shared memory of a block, in bytes.

@@ -48,14 +48,20 @@
 //! }
 //! ```
 //!
+//! [`zipgemm_plan_tuned`] takes launches that `zipserv tune` found on the same device, from a
+//! [`Tuning`] that the caller loads.
+//!
 //! The [front page](crate) has a program for fused plans alone, and the repository's folder `examples`
 //! those for cust, cudarc and candle.
 
+#[cfg(feature = "cli")]
+pub(crate) mod candidates;
 pub(crate) mod cublaslt;
 mod decode;
 mod decompress;
 mod decoupled;
 mod dispatch;
+mod driver;
 mod gemm;
 mod gpu;
 mod guard;
@@ -65,9 +71,11 @@ mod plan;
 mod prefill;
 mod published;
 mod read;
+mod tuning;
 mod workspace;
 
 pub use decompress::{decompress, decompress_raw};
+pub use driver::driver;
 pub use gemm::{zipgemm, zipgemm_raw, zipgemm_with};
 pub use gpu::{Family, Gpu};
 pub use matrix::DeviceMatrix;
@@ -78,9 +86,12 @@ pub use published::{
     published_gemm_raw,
 };
 pub use read::{read_raw, read_sink_words};
+pub use tuning::{Tuning, zipgemm_plan_tuned};
 pub use workspace::Workspace;
 
 use cudarc::driver::sys;
+
+use crate::results::TuningError;
 
 /// A stream of the CUDA driver, as cust's `Stream::as_inner` or cudarc's `cu_stream` give it.
 pub type RawStream = sys::CUstream;
@@ -118,6 +129,9 @@ pub enum CudaError {
         /// Minor compute capability.
         minor: i32,
     },
+    /// A table of tuned launches is refused.
+    #[error(transparent)]
+    Tuning(#[from] TuningError),
     /// An argument does not fit.
     #[error("{0}")]
     Argument(String),

@@ -10,6 +10,7 @@ use super::{
     guard,
     prefill::{self, PrefillPlan, prefill_plan},
 };
+use crate::results::TunedLaunch;
 
 /// Tokens of one call at most.
 pub const MAX_TOKENS: usize = 16_384;
@@ -65,6 +66,8 @@ enum Choice {
     Slices,
     /// [`is_decoupled_faster`].
     PastFused,
+    /// A row of a [`Tuning`](super::Tuning).
+    Tuned,
     /// The caller.
     Asked,
 }
@@ -284,6 +287,33 @@ impl Plan {
         Ok(Self::new(gpu, kind, Choice::Asked))
     }
 
+    /// A launch of a [`Tuning`](super::Tuning) for `n` tokens, on no more thread blocks than the
+    /// device holds at a time, whatever a file says.
+    ///
+    /// # Errors
+    /// As [`Plan::with_kernel`].
+    pub(crate) fn tuned(
+        gpu: &Gpu,
+        weights: &DeviceMatrix,
+        n: usize,
+        launch: &TunedLaunch,
+    ) -> Result<Self, CudaError> {
+        let plan = Self::with_kernel(gpu, weights, n, &launch.kernel)?;
+        let blocks = match &plan.kind {
+            Kind::Decode(own) => launch.blocks.min(own.blocks),
+            Kind::Prefill(_) | Kind::Decoupled(_) => launch.blocks,
+        };
+        let plan = plan.with_blocks(blocks);
+        let plan = match launch.split {
+            Some(split) => plan.with_split(split),
+            None => plan,
+        };
+        Ok(Self {
+            choice: Choice::Tuned,
+            ..plan
+        })
+    }
+
     /// Decompression of the weights to the [workspace](super::Workspace::with_dense), followed by
     /// cuBLASLt, for `n` tokens and no other number. cuBLASLt chooses its kernels here, for outputs
     /// of both types, with and without a bias, aligned and not. A call with a bias that accumulates
@@ -382,6 +412,16 @@ impl Plan {
         }
     }
 
+    /// All of these.
+    #[cfg(feature = "cli")]
+    pub(crate) fn launch(&self) -> TunedLaunch {
+        TunedLaunch {
+            kernel: self.kernel().to_owned(),
+            blocks: self.blocks(),
+            split: self.split(),
+        }
+    }
+
     /// Whether the kernel overlaps the end of the one before it in the stream (programmatic
     /// dependent launch).
     pub fn is_dependent(&self) -> bool {
@@ -397,6 +437,7 @@ impl fmt::Display for Plan {
             Choice::First => "the first for so many tokens",
             Choice::Slices => "no kernel here takes so many tokens at a time",
             Choice::PastFused => "preferred to fused kernels for so many tokens",
+            Choice::Tuned => "tuned on this device",
             Choice::Asked => "as asked for",
         };
         write!(f, "{} ({why}): ", self.kernel())?;

@@ -16,6 +16,8 @@ pub struct PrefillPlan {
     pub shape: Prefill,
     /// Clusters of thread blocks.
     pub clusters: u32,
+    /// Clusters that there can be.
+    most: u32,
     /// Output tiles: of all features and tokens, of the features and tokens of a cluster each.
     pub tiles: u32,
     /// Output tiles that clusters share along K.
@@ -63,19 +65,24 @@ impl PrefillPlan {
         kernel: &str,
     ) -> Result<Self, CudaError> {
         let (kernel, shape) = gpu.find(PREFILLS, kernel)?;
-        let tiles = tiles(&shape, weights, n);
+        let tiles = tiles(&shape, weights.rows(), n);
         let (Ok(tiles32), true) = (u32::try_from(tiles), n > 0) else {
             return Err(CudaError::Argument(format!(
                 "{n} tokens: too few or too many"
             )));
         };
         let tile_cols = weights.cols().div_ceil(TILE_COLS);
-        let most = gpu.multiprocessors() as usize / shape.cluster;
+        let most = most_clusters(
+            tiles,
+            tile_cols,
+            gpu.multiprocessors() as usize / shape.cluster,
+        );
         let (clusters, split) = deal(tiles, tile_cols, most);
         Ok(Self {
             kernel,
             shape,
             clusters: clusters as u32,
+            most: most as u32,
             tiles: tiles32,
             split: split as u32,
         })
@@ -94,7 +101,7 @@ impl PrefillPlan {
     #[must_use]
     pub fn with_clusters(self, clusters: u32) -> Self {
         Self {
-            clusters: clusters.clamp(1, self.clusters),
+            clusters: clusters.clamp(1, self.most),
             ..self
         }
     }
@@ -115,16 +122,21 @@ impl fmt::Display for PrefillPlan {
     }
 }
 
-/// Deals output tiles of `tile_cols` units along K to at most so many clusters: how many clusters to
-/// take, and how many tiles they share along K.
-fn deal(tiles: usize, tile_cols: usize, most: usize) -> (usize, usize) {
+/// How many of at most so many clusters there is work for.
+pub fn most_clusters(tiles: usize, tile_cols: usize, most: usize) -> usize {
     /// Clusters that share an output tile, at most: one of them adds up all sums.
     const SHARERS: usize = 8;
+    most.min(tiles * tile_cols.min(SHARERS)).max(1)
+}
+
+/// Deals output tiles of `tile_cols` units along K to at most so many clusters: how many clusters to
+/// take, and how many tiles they share along K.
+pub fn deal(tiles: usize, tile_cols: usize, most: usize) -> (usize, usize) {
     /// Units of time by which equal parts may be longer than an equal share of everything. They
     /// save each cluster a second piece of a tile, whose sums pass through memory: that took 7 to
     /// 13 units at 256 tokens, 3 to 10 at 64 and 128 (4096, 5120 and 6144 features).
     const SAVED: usize = 8;
-    let clusters = most.min(tiles * tile_cols.min(SHARERS)).max(1);
+    let clusters = most_clusters(tiles, tile_cols, most);
     // Some clusters for each tile, each with the same part of it.
     let parts = clusters / tiles.max(1);
     let even = parts > 0 && tile_cols.is_multiple_of(parts);
@@ -157,8 +169,8 @@ fn split(tiles: usize, clusters: usize) -> usize {
 }
 
 /// Output tiles of `n` tokens, of a cluster's features each.
-fn tiles(shape: &Prefill, weights: &DeviceMatrix, n: usize) -> usize {
-    weights.rows().div_ceil(Prefill::ROWS * shape.cluster) * n.div_ceil(shape.tokens)
+pub fn tiles(shape: &Prefill, rows: usize, n: usize) -> usize {
+    rows.div_ceil(Prefill::ROWS * shape.cluster) * n.div_ceil(shape.tokens)
 }
 
 /// Whether the kernels can read activations at `x` whose rows start `stride` apart: tensor copies
@@ -189,7 +201,7 @@ pub unsafe fn zipgemm_prefill_raw(
     } = *plan;
     let n = operands.n;
     let blocks = clusters * shape.cluster as u32;
-    let wrong = if tiles(&shape, weights, n) != plan.tiles as usize {
+    let wrong = if tiles(&shape, weights.rows(), n) != plan.tiles as usize {
         Some(format!("the plan is for another problem than {n} tokens"))
     } else if blocks as usize * shape.partial_bytes() > workspace.sum_bytes() {
         Some(format!("{blocks} blocks do not fit the workspace"))

@@ -58,7 +58,8 @@ impl ReportFile {
         })
     }
 
-    /// Writes `report`, a [`Report`] or [`Steps`](super::Steps), as JSON.
+    /// Writes `report`, a [`Report`], [`Steps`](super::Steps) or
+    /// [`TuningTable`](super::TuningTable), as JSON.
     ///
     /// # Errors
     /// As [`ReportFile::create`].
@@ -396,7 +397,7 @@ fn published_mean(rows: &[&GemmRow]) -> Option<PublishedMean> {
     })
 }
 
-fn geometric_mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+pub(super) fn geometric_mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     let count = values.len() as f64;
     (values.map(f64::ln).sum::<f64>() / count).exp()
 }

@@ -1,0 +1,169 @@
+use zipserv_gpu::{
+    launch::{GEMMS, Gemm, PREFILLS, Prefill},
+    layout::TILE_COLS,
+};
+
+use super::{
+    Family, Gpu,
+    decode::{columns, tokens},
+    prefill::{self, deal, most_clusters, tiles},
+};
+use crate::results::TunedLaunch;
+
+/// Launches that are worth a try: what the tuner searches.
+pub struct Candidates {
+    gemms: Vec<(&'static str, Gemm)>,
+    prefills: Vec<(&'static str, Prefill)>,
+    multiprocessors: usize,
+}
+
+/// Whether a kernel for `most` tokens, or with tiles of so many, is not much too large for `n`.
+fn is_near(most: usize, n: usize) -> bool {
+    most < 2 * n.next_multiple_of(8) || most <= 2 * n
+}
+
+impl Candidates {
+    /// On a device.
+    pub fn of(gpu: &Gpu) -> Self {
+        Self::new(|kernel| gpu.has(kernel), gpu.multiprocessors())
+    }
+
+    /// On an H100 with all of its 132 multiprocessors.
+    pub fn of_h100() -> Self {
+        Self::new(|kernel| Family::Hopper.has(kernel), 132)
+    }
+
+    fn new(has: impl Fn(&str) -> bool, multiprocessors: u32) -> Self {
+        let gemms = GEMMS.iter().filter(|(name, _)| has(name));
+        let prefills = PREFILLS.iter().filter(|(name, _)| has(name));
+        Self {
+            gemms: gemms.copied().collect(),
+            prefills: prefills.copied().collect(),
+            multiprocessors: multiprocessors as usize,
+        }
+    }
+
+    /// For `n` tokens and weights of so many rows and columns: kernels, each with some numbers of
+    /// thread blocks and of output tiles shared along K.
+    pub fn launches(&self, rows: usize, cols: usize, n: usize) -> Vec<TunedLaunch> {
+        let mut launches = Vec::new();
+        let mut add = |kernel: &str, blocks: usize, split: Option<usize>| {
+            let launch = TunedLaunch {
+                kernel: kernel.to_owned(),
+                blocks: blocks as u32,
+                split: split.map(|split| split as u32),
+            };
+            if !launches.contains(&launch) {
+                launches.push(launch);
+            }
+        };
+        for (kernel, shape) in &self.gemms {
+            // Slices read the weights again and again.
+            if n <= tokens(shape) && is_near(tokens(shape), n) {
+                for blocks in self.blocks(shape, rows, cols) {
+                    add(kernel, blocks, None);
+                }
+            }
+        }
+        for (kernel, shape) in &self.prefills {
+            if prefill::can_read(0, cols) && is_near(shape.tokens, n) {
+                for (clusters, split) in self.deals(shape, rows, cols, n) {
+                    add(kernel, clusters * shape.cluster, Some(split));
+                }
+            }
+        }
+        launches
+    }
+
+    /// Numbers of thread blocks for few tokens.
+    fn blocks(&self, shape: &Gemm, rows: usize, cols: usize) -> Vec<usize> {
+        let columns = columns(shape, rows, cols);
+        let own = columns.min(self.multiprocessors * shape.blocks).max(1);
+        let of_row = cols.div_ceil(TILE_COLS);
+        // Shares that are whole row blocks, or equal parts of one.
+        let is_aligned = |blocks: &usize| {
+            let share = columns / blocks;
+            columns.is_multiple_of(*blocks)
+                && (share.is_multiple_of(of_row) || of_row.is_multiple_of(share))
+        };
+        let mut blocks = vec![own];
+        // As few as have no longer shares than those.
+        blocks.push(columns.div_ceil(columns.div_ceil(own).max(1)).max(1));
+        blocks.extend((own * 3 / 4..own).rev().filter(|&b| b > 0).find(is_aligned));
+        // Some multiprocessors left to the kernels before and after.
+        blocks.push((own * 31 / 32).max(1));
+        blocks
+    }
+
+    /// Numbers of clusters and of output tiles that they share, for many tokens.
+    fn deals(&self, shape: &Prefill, rows: usize, cols: usize, n: usize) -> Vec<(usize, usize)> {
+        let (tiles, tile_cols) = (tiles(shape, rows, n).max(1), cols.div_ceil(TILE_COLS));
+        let most = most_clusters(tiles, tile_cols, self.multiprocessors / shape.cluster);
+        let mut deals = vec![deal(tiles, tile_cols, most)];
+        // Equal parts of each tile.
+        for parts in 1..=most / tiles {
+            deals.push((tiles * parts, if parts > 1 { tiles } else { 0 }));
+        }
+        // All clusters: they share nothing, what is left over when whole tiles go round, or as many
+        // tiles again.
+        if tiles >= most {
+            deals.push((most, 0));
+        }
+        let rest = tiles % most;
+        deals.extend([(most, rest), (most, tiles.min(rest + most))]);
+        deals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(rows: usize, cols: usize, n: usize) -> Vec<(String, u32, Option<u32>)> {
+        let launches = Candidates::of_h100().launches(rows, cols, n);
+        let parts = |launch: TunedLaunch| (launch.kernel, launch.blocks, launch.split);
+        launches.into_iter().map(parts).collect()
+    }
+
+    #[test]
+    fn of_a_known_shape() {
+        // 128 row blocks of 64 tile columns for strips of one, 64 for two: 128 blocks have whole
+        // row blocks, or halves.
+        let launch = |kernel: &str, blocks, split| (kernel.to_owned(), blocks, split);
+        let few = of(4096, 4096, 1);
+        let expected = ["zipgemm_n8_2x4x2", "zipgemm_n8_1x8x2"].map(|kernel| {
+            let blocks = [132, 128, 127].map(|blocks| launch(kernel, blocks, None));
+            (kernel, blocks)
+        });
+        for (kernel, blocks) in expected {
+            for launch in blocks {
+                assert!(few.contains(&launch), "{launch:?} of {few:?}");
+            }
+            assert!(few.iter().any(|(name, ..)| name == kernel));
+        }
+        assert!(
+            few.iter()
+                .all(|(kernel, ..)| kernel.starts_with("zipgemm_n8_"))
+        );
+        // 16 output tiles: whole, in two, three and four parts, and shared by all clusters.
+        let many = of(4096, 4096, 64);
+        for (blocks, split) in [(32, 0), (64, 16), (96, 16), (128, 16), (132, 16)] {
+            let launch = launch("prefill_n64", blocks, Some(split));
+            assert!(many.contains(&launch), "{launch:?} of {many:?}");
+        }
+    }
+
+    #[test]
+    fn are_few_and_possible() {
+        for (rows, cols) in [(1, 1), (4096, 4096), (57344, 8192), (100, 333), (0, 64)] {
+            for n in [1, 8, 16, 32, 64, 128, 1000, 8192] {
+                let launches = of(rows, cols, n);
+                assert!(launches.len() <= 32, "{rows} x {cols}, {n}: {launches:?}");
+                for (kernel, blocks, split) in launches {
+                    assert!((1..=132).contains(&blocks), "{kernel}, {blocks}");
+                    assert_eq!(split.is_some(), kernel.starts_with("prefill"));
+                }
+            }
+        }
+    }
+}
