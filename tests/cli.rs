@@ -431,7 +431,9 @@ mod gpu {
         let path = folder.path().join("new folder").join("tuned.json");
         let tune = |tokens: &str| {
             let mut command = zipserv();
-            command.args(["tune", "--layers", "500x600", "--n", tokens, "--output"]);
+            command.args([
+                "tune", "--quick", "--layers", "500x600", "--n", tokens, "--output",
+            ]);
             command.arg(&path);
             output(command)
         };

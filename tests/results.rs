@@ -140,6 +140,46 @@ TFLOP/s of ZipGEMM / decompression, then cuBLAS / cuBLAS:
     swapped.stdout(contains("| large up 1000 x 500 | 0.90x | 1.20x | 0.80x |"));
 }
 
+/// What `tune` would write.
+fn tuned() -> Value {
+    let launch = |blocks| json!({ "kernel": "zipgemm_n8", "blocks": blocks, "split": null });
+    let row = |rows, after_us, blocks| {
+        json!({
+            "rows": rows, "cols": 500, "n": 8, "before_us": 12.0, "after_us": after_us,
+            "launch": launch(blocks), "default": launch(132),
+        })
+    };
+    json!({
+        "tuning_version": 1,
+        "key": {
+            "device": "made up for a test", "multiprocessors": 132, "driver": "none", "ptx_crc32": 7,
+        },
+        "rows": [row(1000, 12.0, 132), row(2000, 3.0, 128)],
+    })
+}
+
+#[test]
+fn prints_what_tuning_lifts() {
+    let folder = Folder::new();
+    let table = "\
+Tuned launches on made up for a test:
+
+| tokens | shapes | other launches | geometric mean before, us | tuned, us | lift |
+| --- | --- | --- | --- | --- | --- |
+| 8 | 2 | 1 | 12.00 | 6.00 | 2.000x |
+";
+    let file = folder.write("tuned.json", &tuned());
+    results(&[&file]).assert().success().stdout(table);
+    let report = folder.write("report.json", &two_models());
+    let both = results(&[&file, &report]).assert().success();
+    both.stdout(contains("ZipGEMM, x cuBLAS").and(predicates::str::ends_with(table)));
+    let mut old = tuned();
+    old["tuning_version"] = json!(0);
+    let old = folder.write("old.json", &old);
+    let refused = results(&[&old]).assert().code(2).stdout("");
+    refused.stderr(contains("old.json: ").and(contains("has version 0")));
+}
+
 /// Restored from 1 MB, and 1.5 times as fast from our layout.
 fn with_published(mut row: Value, us: f64) -> Value {
     row["published"] = json!({

@@ -30,3 +30,4 @@ mod prefill;
 mod published;
 mod read;
 mod stream;
+mod tuning;

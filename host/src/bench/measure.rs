@@ -251,7 +251,13 @@ impl Measure<'_> {
     /// The plan where there is as much memory for dense weights as it may want.
     fn dispatch(&self, operands: &Operands, n: usize) -> Result<Plan, CudaError> {
         let weights = &operands.compressed[0];
-        zipgemm_plan_within(self.gpu, weights, n, weights.dense_workspace_bytes())
+        let plan = zipgemm_plan_within(self.gpu, weights, n, weights.dense_workspace_bytes())?;
+        match &self.config.tuning {
+            Some(tuning) if !plan.is_decoupled() => {
+                zipgemm_plan_tuned(self.gpu, weights, n, tuning)
+            }
+            _ => Ok(plan),
+        }
     }
 
     fn figure(

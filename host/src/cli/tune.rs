@@ -37,7 +37,7 @@ pub struct Tune {
     )]
     tokens: Vec<usize>,
     /// Print what would be tried on an H100; needs no GPU
-    #[arg(long, conflicts_with_all = ["output", "force", "seed"])]
+    #[arg(long, conflicts_with_all = ["output", "force", "quick", "seed"])]
     dry_run: bool,
     /// Where the table is kept, and found by the next run, which goes on from there [default: in
     /// the user's cache, by device, driver and kernels]
@@ -46,6 +46,9 @@ pub struct Tune {
     /// Tune what the table has already too, and replace a file that is no table of this device
     #[arg(long)]
     force: bool,
+    /// Less exact, and faster
+    #[arg(long)]
+    quick: bool,
     /// The same seed gives the same data [default: a new one]
     #[arg(long)]
     seed: Option<u64>,
@@ -60,6 +63,7 @@ impl Tune {
             seed: self.seed,
             ..Config::default()
         };
+        let config = if self.quick { config.quick() } else { config };
         let mut problems = problems(&config)?;
         if self.dry_run {
             return dry_run(&problems);

@@ -9,7 +9,7 @@ pub const TUNING_VERSION: u32 = 1;
 
 /// The fastest launches that `zipserv tune` found on one device, by shape of the weights and number
 /// of tokens. Where the dispatch's own choice could not be beaten, that is the launch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TuningTable {
     tuning_version: u32,
     key: TuningKey,
@@ -125,14 +125,19 @@ impl TuningTable {
         struct Versioned {
             tuning_version: u64,
         }
+        #[derive(Deserialize)]
+        struct Read {
+            key: TuningKey,
+            rows: Vec<TunedRow>,
+        }
         let damaged = |error: serde_json::Error| TuningError::Damaged(error.to_string());
         let Versioned { tuning_version } = serde_json::from_slice(json).map_err(damaged)?;
         if tuning_version != u64::from(TUNING_VERSION) {
             return Err(TuningError::Version(tuning_version));
         }
-        let read: Self = serde_json::from_slice(json).map_err(damaged)?;
-        let mut table = Self::new(read.key);
-        for row in read.rows {
+        let Read { key, rows } = serde_json::from_slice(json).map_err(damaged)?;
+        let mut table = Self::new(key);
+        for row in rows {
             if !row.is_possible() {
                 return Err(TuningError::Damaged(format!("an impossible row: {row}")));
             }
@@ -149,24 +154,22 @@ impl TuningTable {
     /// # Errors
     /// [`TuningError::Key`].
     pub fn check(&self, here: &TuningKey) -> Result<(), TuningError> {
-        let pairs = [
-            ("device", &self.key.device, &here.device),
-            ("driver", &self.key.driver, &here.driver),
-        ]
-        .map(|(what, table, here)| (what, table.clone(), here.clone()));
-        let sizes =
-            [&self.key, here].map(|key| format!("of {} multiprocessors", key.multiprocessors));
-        let kernels = [&self.key, here].map(|key| format!("with CRC-32 {:08x}", key.ptx_crc32));
-        let differs = |what, [table, here]: [String; 2]| (what, table, here);
-        let pairs = pairs
-            .into_iter()
-            .chain([differs("device", sizes), differs("PTX", kernels)]);
-        for (what, table, here) in pairs {
-            if table != here {
-                return Err(TuningError::Key { what, table, here });
-            }
-        }
-        Ok(())
+        let TuningKey {
+            device,
+            multiprocessors,
+            driver,
+            ptx_crc32,
+        } = &self.key;
+        let same = |what, table: String, here: String| match table == here {
+            true => Ok(()),
+            false => Err(TuningError::Key { what, table, here }),
+        };
+        let size = |multiprocessors: u32| format!("of {multiprocessors} multiprocessors");
+        let kernels = |crc32: u32| format!("with CRC-32 {crc32:08x}");
+        same("device", device.clone(), here.device.clone())?;
+        same("device", size(*multiprocessors), size(here.multiprocessors))?;
+        same("driver", driver.clone(), here.driver.clone())?;
+        same("PTX", kernels(*ptx_crc32), kernels(here.ptx_crc32))
     }
 
     /// What the table is for.
@@ -233,7 +236,9 @@ impl TunedRow {
 
     fn is_possible(&self) -> bool {
         let time = |us: f64| us.is_finite() && us > 0.0;
-        self.rows * self.cols * self.n > 0
+        self.rows > 0
+            && self.cols > 0
+            && self.n > 0
             && self.launch.blocks > 0
             && time(self.before_us)
             && time(self.after_us)
@@ -374,6 +379,7 @@ mod tests {
             ("tuning_version", "version"),
             ("\"rows\":200", "\"rows\":0"),
             ("\"rows\":200", "\"rows\":100"),
+            ("\"cols\":64", "\"cols\":18446744073709551616"),
             ("\"blocks\":128", "\"blocks\":0"),
             ("\"blocks\":128", "\"blocks\":-1"),
             ("\"after_us\":1.0", "\"after_us\":0.0"),
