@@ -449,6 +449,7 @@ mod gpu {
         command.args(["--n", "8", "--json", "-"]);
         command.arg(format!("--tuned={}", path.display()));
         let report: Value = serde_json::from_str(&output(command).unwrap()).unwrap();
+        assert_eq!(report["tuned"], true);
         let kernel = &report["gemm"][0]["kernels"][0];
         assert_eq!(kernel["kernel"], rows[0]["launch"]["kernel"]);
         assert_eq!(kernel["blocks"], rows[0]["launch"]["blocks"]);

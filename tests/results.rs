@@ -173,6 +173,11 @@ Tuned launches on made up for a test:
     let report = folder.write("report.json", &two_models());
     let both = results(&[&file, &report]).assert().success();
     both.stdout(contains("ZipGEMM, x cuBLAS").and(predicates::str::ends_with(table)));
+    let mut with_plans = two_models();
+    with_plans["tuned"] = json!(true);
+    let with_plans = folder.write("with-plans.json", &with_plans);
+    let heading = results(&[&with_plans]).assert().success();
+    heading.stdout(contains("ZipGEMM, tuned, x cuBLAS, on made up"));
     let mut old = tuned();
     old["tuning_version"] = json!(0);
     let old = folder.write("old.json", &old);
@@ -482,7 +487,7 @@ fn says_what_is_wrong_with_which_file() {
     type Spoil = fn(&mut Value);
     let folder = Folder::new();
     let good = folder.write("good.json", &two_models());
-    let cases: [(&str, Spoil); 12] = [
+    let cases: [(&str, Spoil); 13] = [
         ("not what `bench --json` writes", |r| *r = json!({})),
         ("not what `bench --json` writes", |r| {
             r["gemm"][1]["limit"] = Value::Null;
@@ -511,6 +516,9 @@ fn says_what_is_wrong_with_which_file() {
         }),
         ("the read ceiling: -3 cannot be", |r| {
             r["ceilings"]["read"] = json!(-3.0);
+        }),
+        ("of made up for a test (sm_90a, tuned), unlike", |r| {
+            r["tuned"] = json!(true);
         }),
         ("of another device (sm_90a), unlike", |r| {
             r["device"] = json!("another device");

@@ -58,6 +58,7 @@ pub fn run(
         device: gpu.name()?,
         driver: platform::driver()?,
         kernels: gpu.family().to_string(),
+        tuned: config.tuning.is_some(),
         date: platform::date(),
         commit: config.commit.clone(),
         seed,

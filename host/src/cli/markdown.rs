@@ -13,7 +13,8 @@ const LIMIT_AT: usize = 8;
 pub fn tables(measured: &Measured) -> String {
     let device = measured.device();
     let speedups = speedups(measured);
-    let mut text = format!("ZipGEMM, x cuBLAS, on {device}:\n\n{speedups}");
+    let tuned = if measured.is_tuned() { ", tuned" } else { "" };
+    let mut text = format!("ZipGEMM{tuned}, x cuBLAS, on {device}:\n\n{speedups}");
     let many = measured.tokens().into_iter().filter(|&n| n > MEMORY_BOUND);
     let many: Vec<_> = many.collect();
     if !many.is_empty() {

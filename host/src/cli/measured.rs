@@ -48,7 +48,10 @@ impl Measured {
             let json = fs::read(path).map_err(|error| at(error.to_string()))?;
             let report = parse(&json).map_err(at)?;
             if let Some(first) = files.first() {
-                let on = |report: &Report| format!("{} ({})", report.device, report.kernels);
+                let on = |report: &Report| {
+                    let tuned = if report.tuned { ", tuned" } else { "" };
+                    format!("{} ({}{tuned})", report.device, report.kernels)
+                };
                 let (this, other) = (on(&report), on(&first.report));
                 if this != other {
                     let other = format!("{}, of {other}", first.path.display());
@@ -86,6 +89,11 @@ impl Measured {
     /// The device that all files are of.
     pub fn device(&self) -> &str {
         &self.files[0].report.device
+    }
+
+    /// Whether their plans were tuned.
+    pub fn is_tuned(&self) -> bool {
+        self.files[0].report.tuned
     }
 
     /// All multiplications that count.

@@ -20,6 +20,10 @@ pub struct Report {
     pub driver: String,
     /// Which build of the kernels ran.
     pub kernels: String,
+    /// Whether plans came from a [`TuningTable`](super::TuningTable) where that has any; false in
+    /// files from before there were tables.
+    #[serde(default)]
+    pub tuned: bool,
     /// When, UTC.
     pub date: String,
     /// The commit that was built, if the caller said.
@@ -494,6 +498,7 @@ mod tests {
             device: "a device".to_owned(),
             driver: "a driver".to_owned(),
             kernels: "portable".to_owned(),
+            tuned: false,
             date: "2026-01-31T12:00:00Z".to_owned(),
             commit: None,
             seed: u64::MAX,
