@@ -96,8 +96,8 @@ pub unsafe fn zipgemm_invariant_raw(
     }
     if !prefill::can_read(operands.x, operands.x_stride) {
         return wrong(format!(
-            "batch-invariant plans take rows of activations aligned to 16 bytes, not {:#x} and \
-             others {} BF16 apart",
+            "batch-invariant plans take rows of activations aligned to 16 bytes, not from {:#x} on \
+             and {} BF16 apart",
             operands.x, operands.x_stride
         ));
     }
@@ -117,6 +117,11 @@ pub unsafe fn zipgemm_invariant_raw(
 
 #[cfg(test)]
 mod tests {
+    use zipserv_gpu::{
+        layout::TILE_COLS,
+        schedule::{Schedule, Tiles},
+    };
+
     use super::*;
 
     #[test]
@@ -125,9 +130,32 @@ mod tests {
         assert_eq!(tokens, [64, 64, 128, 128, 192, 192, 256, 256]);
     }
 
-    /// The deal of a group is that of one token, and so is the order in which its kernel adds up.
+    /// The parts into which clusters cut the sums of each row group along K, as its kernel finds them
+    /// for a group of `n` tokens. The first clusters' are added, in this order, to the last one's.
+    fn parts(launch: &PrefillPlan, (m, k): (u32, u32), n: u32) -> Vec<Vec<(u32, u32)>> {
+        let PrefillPlan {
+            shape,
+            clusters,
+            split,
+            ..
+        } = *launch;
+        let rows = (Prefill::ROWS * shape.cluster) as u32;
+        let tiles = Tiles::new(m, n, rows, shape.tokens as u32);
+        let tile_cols = k.div_ceil(TILE_COLS as u32);
+        let mut parts = vec![Vec::new(); m.div_ceil(rows) as usize];
+        for cluster in 0..clusters {
+            let mut schedule = Schedule::new(tiles, tile_cols, split, clusters, cluster);
+            while let Some(share) = schedule.next() {
+                let place = tiles.place(share.tile);
+                assert_eq!(place.token_block, 0);
+                parts[place.row_group as usize].push((share.from, share.to));
+            }
+        }
+        parts
+    }
+
     #[test]
-    fn the_deal_depends_on_weights_and_device_alone() {
+    fn the_order_of_sums_depends_on_weights_and_device_alone() {
         let sizes = [
             (1, 1),
             (133, 264),
@@ -138,22 +166,22 @@ mod tests {
             (57344, 8192),
             (8192, 28672),
         ];
-        for weights in sizes {
+        for (m, k) in sizes {
             for multiprocessors in [2, 78, 114, 132] {
-                let of = |n| launch(weights, n, multiprocessors);
+                let of = |n: u32| {
+                    let launch = launch((m as usize, k as usize), n as usize, multiprocessors);
+                    let deal = (launch.clusters, launch.tiles, launch.split);
+                    (deal, parts(&launch, (m, k), n))
+                };
                 let one = of(1);
-                for n in 2..=GROUP {
-                    let PrefillPlan {
-                        kernel,
-                        shape,
-                        clusters,
-                        tiles,
-                        split,
-                    } = of(n);
-                    let deal = (clusters, tiles, split);
-                    assert_eq!(deal, (one.clusters, one.tiles, one.split), "{kernel}, {n}");
-                    // Clusters of as many blocks have as many features.
-                    assert_eq!(shape.cluster, one.shape.cluster, "{kernel}");
+                for parts in &one.1 {
+                    let ends = parts.iter().map(|part| part.1);
+                    let starts = parts.iter().map(|part| part.0);
+                    let all = ends.eq(starts.skip(1).chain([k.div_ceil(TILE_COLS as u32)]));
+                    assert!(parts[0].0 == 0 && all, "{m} x {k}: {parts:?}");
+                }
+                for n in 2..=GROUP as u32 {
+                    assert!(of(n) == one, "{m} x {k}, {n} tokens");
                 }
             }
         }
