@@ -62,23 +62,36 @@ impl PrefillPlan {
         n: usize,
         kernel: &str,
     ) -> Result<Self, CudaError> {
-        let (kernel, shape) = gpu.find(PREFILLS, kernel)?;
-        let tiles = tiles(&shape, weights, n);
-        let (Ok(tiles32), true) = (u32::try_from(tiles), n > 0) else {
-            return Err(CudaError::Argument(format!(
-                "{n} tokens: too few or too many"
-            )));
-        };
-        let tile_cols = weights.cols().div_ceil(TILE_COLS);
-        let most = gpu.multiprocessors() as usize / shape.cluster;
-        let (clusters, split) = deal(tiles, tile_cols, most);
-        Ok(Self {
+        let kernel = gpu.find(PREFILLS, kernel)?;
+        let size = (weights.rows(), weights.cols());
+        let plan = Self::new(kernel, size, n, gpu.multiprocessors() as usize);
+        plan.ok_or_else(|| CudaError::Argument(format!("{n} tokens: too few or too many")))
+    }
+
+    /// The launch of a kernel, by name and shape, for weights of `m` x `k`, on so many
+    /// multiprocessors; none for no tokens, or for too many output tiles.
+    pub fn new(
+        (kernel, shape): (&'static str, Prefill),
+        (m, k): (usize, usize),
+        n: usize,
+        multiprocessors: usize,
+    ) -> Option<Self> {
+        let tiles = tiles(&shape, m, n);
+        let tiles32 = u32::try_from(tiles).ok().filter(|_| n > 0)?;
+        let most = multiprocessors / shape.cluster;
+        let (clusters, split) = deal(tiles, k.div_ceil(TILE_COLS), most);
+        Some(Self {
             kernel,
             shape,
             clusters: clusters as u32,
             tiles: tiles32,
             split: split as u32,
         })
+    }
+
+    /// Thread blocks.
+    pub fn blocks(&self) -> u32 {
+        self.clusters * self.shape.cluster as u32
     }
 
     /// The same with so many output tiles shared along K, at most all of them.
@@ -156,9 +169,9 @@ fn split(tiles: usize, clusters: usize) -> usize {
     }
 }
 
-/// Output tiles of `n` tokens, of a cluster's features each.
-fn tiles(shape: &Prefill, weights: &DeviceMatrix, n: usize) -> usize {
-    weights.rows().div_ceil(Prefill::ROWS * shape.cluster) * n.div_ceil(shape.tokens)
+/// Output tiles of `m` features and `n` tokens, of a cluster's features each.
+fn tiles(shape: &Prefill, m: usize, n: usize) -> usize {
+    m.div_ceil(Prefill::ROWS * shape.cluster) * n.div_ceil(shape.tokens)
 }
 
 /// Whether the kernels can read activations at `x` whose rows start `stride` apart: tensor copies
@@ -184,12 +197,9 @@ pub unsafe fn zipgemm_prefill_raw(
     operands: &GemmOperands,
     workspace: &Workspace,
 ) -> Result<(), CudaError> {
-    let PrefillPlan {
-        shape, clusters, ..
-    } = *plan;
+    let (shape, blocks) = (plan.shape, plan.blocks());
     let n = operands.n;
-    let blocks = clusters * shape.cluster as u32;
-    let wrong = if tiles(&shape, weights, n) != plan.tiles as usize {
+    let wrong = if tiles(&shape, weights.rows(), n) != plan.tiles as usize {
         Some(format!("the plan is for another problem than {n} tokens"))
     } else if blocks as usize * shape.partial_bytes() > workspace.sum_bytes() {
         Some(format!("{blocks} blocks do not fit the workspace"))
@@ -202,7 +212,7 @@ pub unsafe fn zipgemm_prefill_raw(
     let (dense, offsets, patches) = weights.addresses();
     let args = PrefillArgs {
         x: boxes(operands, weights.cols(), shape.box_tokens())?,
-        output: operands.output_from(0),
+        output: operands.output(),
         dense,
         offsets,
         patches,

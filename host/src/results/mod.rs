@@ -6,7 +6,8 @@ mod steps;
 mod table;
 
 pub use report::{
-    Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, KernelRow, LayerInfo,
-    MEMORY_BOUND, Mean, Published, PublishedDecompress, PublishedMean, Report, ReportFile, means,
+    Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, Invariant, InvariantMean,
+    KernelRow, LayerInfo, MEMORY_BOUND, Mean, Published, PublishedDecompress, PublishedMean,
+    Report, ReportFile, means,
 };
 pub use steps::{Point, Step, StepRow, Steps};
