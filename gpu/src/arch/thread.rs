@@ -52,6 +52,18 @@ pub fn shuffle(value: u32, lane: u32) -> u32 {
     result
 }
 
+/// [`lane`], for which the assembler, when it is short of registers, can ask again instead of keeping it.
+#[inline(always)]
+pub fn lane_id() -> u32 {
+    let mut lane: u32;
+    // SAFETY: every thread has a lane.
+    unsafe {
+        asm!("mov.u32 {}, %laneid;", out(reg32) lane,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    lane
+}
+
 /// [`lane`] in a register: the assembler, when it is short of them, would ask for it again and
 /// again, which takes long.
 #[inline(always)]
