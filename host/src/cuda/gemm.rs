@@ -32,9 +32,9 @@ use super::{
 /// [`zipgemm_plan_within`](super::zipgemm_plan_within) makes, take all activations the same way,
 /// decompress the weights to memory of the workspace, and leave the rest to cuBLASLt. Its sums are
 /// FP32 as well, and the same inputs give the same bits on the same device and library. Only a bias
-/// together with accumulation onto BF16, for which cuBLASLt rounds twice, takes the fused kernel
-/// there too. [Batch-invariant](Plan::batch_invariant) plans never fall back: they refuse rows of
-/// activations that are not aligned.
+/// on BF16 outputs, for which cuBLASLt rounds twice, takes the fused kernel there too.
+/// [Batch-invariant](Plan::batch_invariant) plans never fall back: they refuse rows of activations
+/// that are not aligned.
 ///
 /// # Errors
 /// [`CudaError::Argument`] when lengths do not fit, something belongs to another device, the

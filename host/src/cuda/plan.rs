@@ -306,8 +306,8 @@ impl Plan {
 
     /// Decompression of the weights to the [workspace](super::Workspace::with_dense), followed by
     /// cuBLASLt, for `n` tokens and no other number. cuBLASLt chooses its kernels here, for outputs
-    /// of both types, with and without a bias, aligned and not. A call with a bias that accumulates
-    /// onto BF16 is fused all the same, for there cuBLASLt rounds twice.
+    /// of both types, with and without a bias, aligned and not. A call with a bias on BF16
+    /// outputs is fused all the same, for there cuBLASLt rounds twice.
     ///
     /// # Errors
     /// [`CudaError::Argument`] when `n` is 0 or more than [`MAX_TOKENS`], there are no weights, the
