@@ -507,6 +507,18 @@ mod gpu {
         let report: Value = serde_json::from_str(&document).unwrap();
         assert_eq!(report["gemm"][0]["decoupled"]["correct"], true);
 
+        if report["kernels"] == "sm_90a" {
+            let mut command = bench();
+            command.args(["--n", "300,1,65", "--invariant", "--json", "-"]);
+            let document = output(command).unwrap();
+            let report: Value = serde_json::from_str(&document).unwrap();
+            for row in report["gemm"].as_array().unwrap() {
+                assert_eq!(row["invariant"]["correct"], true);
+                assert_eq!(row["invariant"]["same_bits"], true);
+            }
+            assert!(report["means"][0]["invariant"]["plain"].is_number());
+        }
+
         let mut command = bench();
         command.args(["--no-gemm", "--json", "-"]);
         let Some(document) = output(command) else {

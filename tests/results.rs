@@ -241,6 +241,49 @@ x ZipServ as published, launched plainly like it; decompression in GB/s of BF16,
 }
 
 #[test]
+fn prints_a_table_of_batch_invariant_plans() {
+    let folder = Folder::new();
+    let mut all = two_models();
+    let figure = |speedup: f64| json!({ "us": 100.0 / speedup, "tbs": 1.5, "of_read": 0.5, "tflops": 0.0, "speedup": speedup });
+    // All rows but that of 16 tokens.
+    for (row, speedup) in [(0, 0.8), (1, 0.5), (2, 0.45), (4, 0.5)] {
+        all["gemm"][row]["invariant"] = json!({
+            "plan": "a plan",
+            "plain": figure(speedup / 2.0),
+            "dependent": figure(speedup),
+            "deviation": 0.0,
+            "correct": true,
+            "same_bits": true,
+        });
+    }
+    let file = folder.write("all.json", &all);
+    let table = "
+Batch-invariant, x cuBLAS:
+
+| layer (M x K) | N=8 | 128 |
+| --- | --- | --- |
+| small up 1000 x 500 | 0.80x | 0.50x |
+| large up 1000 x 500 | 0.45x | 0.50x |
+| geometric mean | 0.60x | 0.50x |
+| without dependent launch | 0.30x | 0.25x |
+| x the plan's own kernels | 0.50x | 0.50x |
+";
+    results(&[&file]).assert().success().stdout(contains(table));
+
+    for wrong in ["correct", "same_bits"] {
+        let mut all = all.clone();
+        all["gemm"][2]["invariant"][wrong] = json!(false);
+        let file = folder.write(&format!("{wrong}.json"), &all);
+        let refused = results(&[&file]).assert().code(2);
+        refused.stderr(contains("some outputs were wrong"));
+    }
+    all["gemm"][2]["invariant"]["dependent"]["us"] = json!(0.0);
+    let file = folder.write("impossible.json", &all);
+    let refused = results(&[&file]).assert().code(2);
+    refused.stderr(contains("cannot be a measurement"));
+}
+
+#[test]
 fn tells_how_far_the_dispatch_is_from_the_better_way() {
     let folder = Folder::new();
     let mut report = two_models();

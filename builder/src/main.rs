@@ -17,7 +17,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, builder::PossibleValuesParser};
 
 use crate::{
@@ -149,6 +149,9 @@ fn compile_all(
             "{} names this machine's folders",
             target.name()
         );
+        if let Some(line) = ptx::panic_path(&ptx) {
+            bail!("{} can panic: `{line}`", target.name());
+        }
         built.push((target, ptx));
     }
     for (target, _) in &built {

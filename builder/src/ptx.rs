@@ -96,6 +96,16 @@ pub fn entry<'a>(ptx: &'a str, name: &str) -> Option<&'a str> {
     Some(&ptx[start..start + end + 3])
 }
 
+/// The first line by which a kernel can panic: all that it calls is inlined, but for that.
+pub fn panic_path(ptx: &str) -> Option<&str> {
+    let mut lines = ptx.lines().map(str::trim_start);
+    lines.find(|line| {
+        ["trap", "call", ".func"]
+            .iter()
+            .any(|start| line.starts_with(start))
+    })
+}
+
 fn entry_name(line: &str) -> Option<&str> {
     let (name, _) = line.strip_prefix(".visible .entry ")?.split_once('(')?;
     Some(name)
@@ -173,6 +183,8 @@ mod tests {
         assert_eq!(entries(&ptx).collect::<Vec<_>>(), ["one", "two"]);
         assert!(entry(&ptx, "two").unwrap().ends_with("{\n\tret;\n}\n"));
         assert_eq!(entry(&ptx, "three"), None);
+        assert_eq!(panic_path(&ptx), Some(".func _RNvNtC4core9panicking()"));
+        assert_eq!(panic_path(entry(&ptx, "two").unwrap()), None);
         assert_eq!(Origin::read(&ptx).unwrap(), origin());
     }
 

@@ -68,6 +68,13 @@ impl Tiles {
     /// group through all these tokens.
     #[inline(always)]
     pub fn place(self, tile: u32) -> Place {
+        if self.token_blocks == 1 {
+            // Two divisions less before the first copy.
+            return Place {
+                row_group: tile,
+                token_block: 0,
+            };
+        }
         let column_tiles = TOKEN_BLOCKS * self.row_groups;
         let column = tile.checked_div(column_tiles).unwrap_or(0);
         let width = (self.token_blocks - column * TOKEN_BLOCKS).min(TOKEN_BLOCKS);

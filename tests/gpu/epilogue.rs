@@ -284,6 +284,21 @@ fn odd_widths() {
 }
 
 #[test]
+fn batch_invariant() {
+    let Some(lab) = Lab::hopper() else {
+        return;
+    };
+    let plans = |weights: &DeviceMatrix, _| {
+        let plan = Plan::batch_invariant(lab.gpu, weights).unwrap();
+        vec![plan, plan.with_dependent(false)]
+    };
+    let tokens = [65, 300, 1, 200, 513];
+    let tokens = if quick() { &tokens[..2] } else { &tokens };
+    check_plans(&lab, 264, &[264, 272], tokens, plans);
+    check_plans(&lab, 267, &[272], &tokens[..2], plans);
+}
+
+#[test]
 fn decoupled() {
     for lab in Lab::each_with_dense() {
         let plans = |weights: &DeviceMatrix, n| {

@@ -24,6 +24,7 @@ mod decompress;
 mod decoupled;
 mod epilogue;
 mod gemm;
+mod invariant;
 mod lab;
 mod matvec;
 mod prefill;

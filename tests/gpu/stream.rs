@@ -119,6 +119,17 @@ fn a_graph_of_decoupled_plans_replays() {
     }
 }
 
+#[test]
+fn a_graph_of_batch_invariant_plans_replays() {
+    let Some(mut lab) = Lab::hopper() else {
+        return;
+    };
+    // Two groups, of two kernels.
+    graph_replays(&mut lab, (501, 1000), 300, |gpu, weights, _| {
+        Plan::batch_invariant(gpu, weights)
+    });
+}
+
 fn graph_replays(
     lab: &mut Lab,
     (m, k): (usize, usize),

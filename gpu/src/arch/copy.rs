@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-/// How long the L2 cache should keep what a copy reads.
+/// How long the L2 cache should keep what a [`bulk`] copy reads.
 #[derive(Clone, Copy)]
 pub struct Keep(u64);
 
@@ -106,16 +106,19 @@ pub unsafe fn chunk(to: u32, from: *const u8, bytes: u32) {
     }
 }
 
-/// [`chunk`] of all 16 bytes, with a word to the L2 cache.
+/// [`chunk`] of all 16 bytes.
+///
+/// It takes no [`Keep`]: for Hopper, ptxas 13.0 may have such a copy read its policy from a register
+/// that nothing has written, which is an illegal instruction.
 ///
 /// # Safety
 /// As [`chunk`].
 #[inline(always)]
-pub unsafe fn chunk_kept(to: u32, from: *const u8, keep: Keep) {
+pub unsafe fn whole_chunk(to: u32, from: *const u8) {
     // SAFETY: the caller's promise.
     unsafe {
-        asm!("cp.async.cg.shared.global.L2::cache_hint [{}], [{}], 16, {};",
-            in(reg32) to, in(reg64) from, in(reg64) keep.0, options(nostack, preserves_flags));
+        asm!("cp.async.cg.shared.global [{}], [{}], 16;",
+            in(reg32) to, in(reg64) from, options(nostack, preserves_flags));
     }
 }
 
@@ -132,8 +135,8 @@ pub unsafe fn prefetch_bulk(from: *const u8, bytes: u32) {
     }
 }
 
-/// Arrives at `barrier` when all copies that this thread has started with [`chunk`] and [`chunk_kept`] have
-/// landed.
+/// Arrives at `barrier` when all copies that this thread has started with [`chunk`] and [`whole_chunk`]
+/// have landed.
 ///
 /// # Safety
 /// `barrier` has been initialised and counts this arrival.
@@ -146,8 +149,8 @@ pub unsafe fn arrive_after_chunks(barrier: u32) {
     }
 }
 
-/// Makes a group of the copies that this thread has started with [`chunk`] and [`chunk_kept`] since
-/// the last one.
+/// Makes a group of the copies that this thread has started with [`chunk`] and [`whole_chunk`]
+/// since the last one.
 #[inline(always)]
 pub fn commit_chunks() {
     // SAFETY: groups copies.

@@ -17,7 +17,7 @@ pub fn mma_16x8x16(acc: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
             in(reg32) a[0], in(reg32) a[1], in(reg32) a[2], in(reg32) a[3],
             in(reg32) b[0], in(reg32) b[1],
             in(reg32) acc[0], in(reg32) acc[1], in(reg32) acc[2], in(reg32) acc[3],
-            options(pure, nomem, nostack, preserves_flags));
+            options(nomem, nostack, preserves_flags));
     }
 }
 

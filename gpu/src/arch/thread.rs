@@ -3,7 +3,8 @@
 //! The compiler does not know that `asm!` in which lanes meet (`sync_warp`, `shuffle`, `mma`,
 //! `wgmma`) must stay in one place: it may make a copy for each side of a branch before it. So no
 //! branch that parts the lanes of a warp may end right at one, unless the two sides come together
-//! by other means; the machine code tells.
+//! by other means; the machine code tells. Nor is such `asm!` ever `pure`: the compiler would move it
+//! into the one branch that needs its result, where some of the lanes are missing.
 
 use core::arch::asm;
 pub use core::arch::nvptx::{
@@ -33,7 +34,7 @@ pub fn broadcast(value: u32) -> u32 {
     // SAFETY: all lanes of the warp run this.
     unsafe {
         asm!("shfl.sync.idx.b32 {}, {}, 0, 31, 0xffffffff;", out(reg32) result, in(reg32) value,
-            options(pure, nomem, nostack, preserves_flags));
+            options(nomem, nostack, preserves_flags));
     }
     result
 }
@@ -46,9 +47,21 @@ pub fn shuffle(value: u32, lane: u32) -> u32 {
     unsafe {
         asm!("shfl.sync.idx.b32 {}, {}, {}, 31, 0xffffffff;",
             out(reg32) result, in(reg32) value, in(reg32) lane,
-            options(pure, nomem, nostack, preserves_flags));
+            options(nomem, nostack, preserves_flags));
     }
     result
+}
+
+/// [`lane`], for which the assembler, when it is short of registers, can ask again instead of keeping it.
+#[inline(always)]
+pub fn lane_id() -> u32 {
+    let mut lane: u32;
+    // SAFETY: every thread has a lane.
+    unsafe {
+        asm!("mov.u32 {}, %laneid;", out(reg32) lane,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    lane
 }
 
 /// [`lane`] in a register: the assembler, when it is short of them, would ask for it again and

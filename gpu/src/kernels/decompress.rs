@@ -36,10 +36,11 @@ pub unsafe fn decompress(args: &DecompressArgs) {
     if tile >= u64::from(tile_rows) * u64::from(tile_cols) {
         return;
     }
-    let (tile_row, tile_col) = (
-        (tile / u64::from(tile_cols)) as u32,
-        (tile % u64::from(tile_cols)) as u32,
-    );
+    let Some(tile_row) = tile.checked_div(u64::from(tile_cols)) else {
+        return;
+    };
+    let tile_col = (tile - tile_row * u64::from(tile_cols)) as u32;
+    let tile_row = tile_row as u32;
     let lane = thread::lane();
     let staged = memory::shared() + thread::warp() * DECOMPRESS_WARP_BYTES as u32;
     // SAFETY: the tile exists, so its bytes, offsets and patches do; shared addresses lie in the

@@ -90,13 +90,11 @@ mod chunks {
         let mine = CHUNK * (thread::lane() % lanes);
         let (to, from) = (to + mine, from.wrapping_add(mine as usize));
         let left = bytes.saturating_sub(mine);
-        // Weights are read once a launch.
-        let keep = copy::Keep::not();
         for round in 0..most.div_ceil(CHUNK * lanes) {
             let at = CHUNK * lanes * round;
             if at < left {
                 // SAFETY: the caller's promise.
-                unsafe { copy::chunk_kept(to + at, from.wrapping_add(at as usize), keep) };
+                unsafe { copy::whole_chunk(to + at, from.wrapping_add(at as usize)) };
             }
         }
     }

@@ -33,6 +33,24 @@ pub fn equal(a: &[u16], b: &[u16]) -> bool {
     a.len() == b.len() && pieces.all(|(a, b)| a == b)
 }
 
+/// Outputs of a layer's last tokens, of which larger numbers have all that smaller ones have, see
+/// [`activations`](super::data::activations).
+#[derive(Default)]
+pub struct SameTokens(Vec<u16>);
+
+impl SameTokens {
+    /// Whether the tokens that these outputs and earlier ones have in common have the same bits.
+    pub fn agree(&mut self, outputs: Vec<u16>) -> bool {
+        let both = outputs.len().min(self.0.len());
+        let last = |outputs: &[u16]| outputs.len() - both;
+        let agree = equal(&outputs[last(&outputs)..], &self.0[last(&self.0)..]);
+        if outputs.len() > self.0.len() {
+            self.0 = outputs;
+        }
+        agree
+    }
+}
+
 /// The outputs that a multiplication should have, in FP32, and in FP64 for some rows and tokens.
 pub struct Reference {
     fp32: Vec<f32>,
@@ -148,6 +166,19 @@ mod tests {
         assert!(correct(&[[11.2, 0.0]], Sums::Bf16));
         assert!(reference.check([Err(())], Sums::Fp32).is_err());
         assert!(!Reference::new(vec![12.0, 0.0], &x, &w, 2).is_sound());
+    }
+
+    #[test]
+    fn the_last_tokens_agree() {
+        let mut same = SameTokens::default();
+        assert!(same.agree(vec![3, 4]));
+        assert!(same.agree(vec![1, 2, 3, 4]));
+        assert!(same.agree(vec![2, 3, 4]));
+        assert!(!same.agree(vec![1, 2, 3]));
+        // The most tokens so far are what others are compared with.
+        assert!(!same.agree(vec![5, 2, 3, 4]));
+        assert!(!same.agree(vec![0, 9, 2, 3, 4]));
+        assert!(same.agree(vec![9, 2, 3, 4]));
     }
 
     #[test]

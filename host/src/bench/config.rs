@@ -29,6 +29,9 @@ pub struct Config {
     /// Whether to measure ZipServ's kernels as published too, which takes room for the weights in
     /// their layout.
     pub published: bool,
+    /// Whether to measure the batch-invariant plan too, and to compare the bits of each token's
+    /// outputs over all numbers of tokens.
+    pub invariant: bool,
     /// Whether to measure `decompress`.
     pub decompress: bool,
     /// Replays that a median is of.
@@ -53,6 +56,7 @@ impl Default for Config {
             blocks: Vec::new(),
             decoupled: false,
             published: false,
+            invariant: false,
             decompress: true,
             replays: 15,
             algorithms: 12,

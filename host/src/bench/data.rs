@@ -28,12 +28,13 @@ pub fn weights(rows: usize, cols: usize, seed: u64) -> Vec<u16> {
     weights
 }
 
-/// Bits of BF16 activations: Gaussian.
+/// Bits of BF16 activations: Gaussian. The last tokens are the same whatever their number, so that
+/// each is at another place among more of them.
 pub fn activations(n: usize, k: usize, seed: u64) -> Vec<u16> {
     let mut activations = vec![0; n * k];
     let fill = |(token, activations): (usize, &mut [u16])| {
         // Not the generators of weights.
-        let mut rng = generator(!seed, token as u64);
+        let mut rng = generator(!seed, (n - 1 - token) as u64);
         for activation in activations {
             let normal: f32 = rng.sample(StandardNormal);
             *activation = bf16::from_f32(normal).to_bits();
@@ -50,4 +51,16 @@ pub fn activations(n: usize, k: usize, seed: u64) -> Vec<u16> {
 fn generator(seed: u64, row: u64) -> SmallRng {
     // The odd constant spreads neighbouring rows over the seeds.
     SmallRng::seed_from_u64(seed ^ row.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_tokens_are_the_same_of_any_number() {
+        let (few, many) = (activations(3, 40, 7), activations(10, 40, 7));
+        assert_eq!(few, many[7 * 40..]);
+        assert_ne!(few, many[..3 * 40]);
+    }
 }

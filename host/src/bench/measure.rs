@@ -4,7 +4,7 @@ use cust::memory::DeviceBuffer;
 
 use super::{
     Algorithm, Config, Layer, Recording,
-    check::Sums,
+    check::{SameTokens, Sums},
     data,
     operands::{Copies, Operands},
     stage::Stage,
@@ -15,8 +15,8 @@ use crate::{
         zipgemm_plan_tuned, zipgemm_plan_within,
     },
     results::{
-        Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, KernelRow, MEMORY_BOUND,
-        Published, PublishedDecompress,
+        Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, Invariant, KernelRow,
+        MEMORY_BOUND, Published, PublishedDecompress,
     },
 };
 
@@ -90,12 +90,17 @@ impl Measure<'_> {
     }
 
     /// Measures `n` tokens: cuBLAS's best choices, the same behind decompression, and our kernels,
-    /// in turn.
-    pub fn gemm(&self, operands: &Operands, n: usize) -> Result<GemmRow, CudaError> {
+    /// in turn. `same` has the batch-invariant plan's outputs of other numbers of tokens.
+    pub fn gemm(
+        &self,
+        operands: &Operands,
+        n: usize,
+        same: &mut SameTokens,
+    ) -> Result<GemmRow, CudaError> {
         let (m, k) = (operands.info.rows, operands.info.cols);
         let copies = operands.rotation(n).copies;
         let (plans, ways) = (self.plans(operands, n)?, self.ways());
-        let bits = data::activations(n, k, self.seed ^ (n * m) as u64);
+        let bits = data::activations(n, k, self.seed ^ m as u64);
         let x = Copies::of(&bits, copies)?;
         let reference = self.stage.reference(operands, &x, &bits, n)?;
 
@@ -124,6 +129,15 @@ impl Measure<'_> {
             Some(plan) => Some((plan, outputs()?)),
             None => None,
         };
+        let invariant = match self.config.invariant {
+            true => Some(Plan::batch_invariant(self.gpu, &operands.compressed[0])?),
+            false => None,
+        };
+        let invariants: Vec<_> = invariant
+            .iter()
+            .flat_map(|plan| ways.iter().map(|&dependent| plan.with_dependent(dependent)))
+            .map(|plan| Ok((plan, outputs()?)))
+            .collect::<Result<_, CudaError>>()?;
         let dispatch = many.then(|| self.dispatch(operands, n)).transpose()?;
         // Other plans are timed anyway.
         let dispatched = match dispatch {
@@ -148,7 +162,7 @@ impl Measure<'_> {
         if let Some((plan, y)) = &published {
             recordings.push(self.stage.published_gemm(operands, *plan, n, &x, y)?);
         }
-        for (plan, y) in &written {
+        for (plan, y) in invariants.iter().chain(&written) {
             recordings.push(self.stage.zipgemm(operands, *plan, n, &x, y)?);
         }
         if let Some((plan, workspace, y)) = &dispatched {
@@ -160,6 +174,7 @@ impl Measure<'_> {
         let (cublas_times, times) = times.split_at(choices.len());
         let (decoupled_times, times) = times.split_at(decoupled.len());
         let (published_times, times) = times.split_at(usize::from(published.is_some()));
+        let (invariant_times, times) = times.split_at(invariants.len());
         let (best, cublas_us) = fastest(cublas_times).expect("cuBLAS's own choice is one");
         let cublas_choice = choices[best].name.clone();
 
@@ -190,6 +205,23 @@ impl Measure<'_> {
         });
         let compressed_bytes = operands.info.compressed_bytes;
         let figure = |us: f64| self.figure(operands, compressed_bytes, n, us, cublas_us);
+        let invariant = invariant.map(|plan| {
+            let mut checks = Vec::new();
+            let mut same_bits = true;
+            for (_, y) in &invariants {
+                checks.push(reference.check(y.downloads(), Sums::Fp32)?);
+                let first = y.downloads().next().expect("there is a copy")?;
+                same_bits &= same.agree(first);
+            }
+            Ok::<_, CudaError>(Invariant {
+                plan: plan.to_string(),
+                plain: figure(invariant_times[0]),
+                dependent: invariant_times.get(1).map(|&us| figure(us)),
+                deviation: checks.iter().map(|c| c.deviation).fold(0.0, f64::max),
+                correct: checks.iter().all(|check| check.correct),
+                same_bits,
+            })
+        });
         let kernel = |(index, plan): (usize, &Plan)| {
             let mine: Range<usize> = index * ways.len()..(index + 1) * ways.len();
             let checks = written[mine.clone()]
@@ -243,6 +275,7 @@ impl Measure<'_> {
             limit: cublas_us * self.ceilings.read * 1e6 / compressed_bytes as f64,
             decoupled: decoupled.transpose()?,
             published: published.transpose()?,
+            invariant: invariant.transpose()?,
             kernels,
             dispatch: dispatch.transpose()?,
         })

@@ -2,7 +2,7 @@ use std::fmt;
 
 use rand::Rng;
 
-use super::{Config, measure::Measure, platform, stage::Stage};
+use super::{Config, check::SameTokens, measure::Measure, platform, stage::Stage};
 use crate::{
     cuda::{CudaError, Gpu},
     results::{Ceilings, Report, means},
@@ -75,8 +75,9 @@ pub fn run(
             progress(Progress::Row(&row));
             report.decompress.push(row);
         }
+        let mut same = SameTokens::default();
         for &n in &config.tokens {
-            let row = measure.gemm(&operands, n)?;
+            let row = measure.gemm(&operands, n, &mut same)?;
             progress(Progress::Row(&row));
             report.gemm.push(row);
         }

@@ -54,6 +54,10 @@ pub struct Bench {
     /// Measure ZipServ's kernels as published too, for up to 64 tokens; takes more memory
     #[arg(long)]
     published: bool,
+    /// Measure the batch-invariant plan too, and check that each token's bits are the same for all
+    /// numbers of tokens
+    #[arg(long)]
+    invariant: bool,
     /// Leave multiplication out, and with it cuBLAS
     #[arg(long)]
     no_gemm: bool,
@@ -67,7 +71,7 @@ pub struct Bench {
     /// [default layers: three of the first model]
     #[arg(
         long,
-        conflicts_with_all = ["tokens", "kernels", "all_kernels", "tuned", "blocks", "decoupled", "no_gemm", "no_decompress", "quick"],
+        conflicts_with_all = ["tokens", "kernels", "all_kernels", "tuned", "blocks", "decoupled", "invariant", "no_gemm", "no_decompress", "quick"],
     )]
     steps: bool,
     /// The same seed gives the same data [default: a new one]
@@ -213,6 +217,7 @@ impl Bench {
             blocks: self.blocks.clone(),
             decoupled: self.decoupled,
             published: self.published,
+            invariant: self.invariant,
             decompress: !self.no_decompress,
             seed: self.seed,
             commit: self.commit.clone().or_else(found),

@@ -1,7 +1,7 @@
 //! The tables of `results`.
 
 use zipserv::results::{
-    GemmRow, LayerInfo, MEMORY_BOUND, Mean, PublishedMean, TuningMean, TuningTable,
+    GemmRow, InvariantMean, LayerInfo, MEMORY_BOUND, Mean, PublishedMean, TuningMean, TuningTable,
 };
 
 use super::measured::Measured;
@@ -29,12 +29,12 @@ pub fn tables(measured: &Measured) -> String {
              better of both ways at worst ({layer}, N={n}).",
         );
     }
-    let tokens = measured.tokens().into_iter().filter(|&n| {
-        let layers = measured.layers().into_iter();
-        let mut rows = layers.filter_map(|layer| measured.row(layer, n));
-        rows.any(|row| row.published.is_some())
-    });
-    let tokens: Vec<_> = tokens.collect();
+    let tokens = tokens_with(measured, |row| row.invariant.is_some());
+    if !tokens.is_empty() {
+        let invariant = invariant(measured, &tokens);
+        text += &format!("\n\nBatch-invariant, x cuBLAS:\n\n{invariant}");
+    }
+    let tokens = tokens_with(measured, |row| row.published.is_some());
     if !tokens.is_empty() {
         let published = published(measured, &tokens);
         text += &format!(
@@ -68,6 +68,16 @@ pub fn tuning(table: &TuningTable) -> String {
     let means = table.means().into_iter().map(line).collect();
     let means = self::table(header.map(str::to_owned).to_vec(), means);
     format!("Tuned launches on {}:\n\n{means}", table.key().device)
+}
+
+/// Numbers of tokens of which some row is as asked for.
+fn tokens_with(measured: &Measured, is_wanted: impl Fn(&GemmRow) -> bool) -> Vec<usize> {
+    let tokens = measured.tokens().into_iter().filter(|&n| {
+        let layers = measured.layers().into_iter();
+        let mut rows = layers.filter_map(|layer| measured.row(layer, n));
+        rows.any(&is_wanted)
+    });
+    tokens.collect()
 }
 
 fn speedups(measured: &Measured) -> String {
@@ -141,6 +151,36 @@ fn tflops(measured: &Measured, tokens: &[usize]) -> String {
         cells
     };
     let lines = measured.layers().into_iter().map(of_layer).collect();
+    table(header(tokens), lines)
+}
+
+/// The batch-invariant plans, and beside those of the dispatch.
+fn invariant(measured: &Measured, tokens: &[usize]) -> String {
+    let of_layer = |layer: &LayerInfo| {
+        let best = |&n: &usize| {
+            let invariant = measured.row(layer, n)?.invariant.as_ref()?;
+            Some(speedup(invariant.best().speedup))
+        };
+        let mut cells = vec![name(layer)];
+        cells.extend(tokens.iter().map(|n| cell(best(n))));
+        cells
+    };
+    let mut lines: Vec<_> = measured.layers().into_iter().map(of_layer).collect();
+    let means = measured.means(None);
+    let mut of_all = |name: &str, value: &dyn Fn(&Mean, &InvariantMean) -> f64| {
+        let mean = |n: &usize| {
+            let mean = means.iter().find(|mean| mean.n == *n)?;
+            Some(speedup(value(mean, mean.invariant.as_ref()?)))
+        };
+        let mut cells = vec![name.to_owned()];
+        cells.extend(tokens.iter().map(|n| cell(mean(n))));
+        lines.push(cells);
+    };
+    of_all("geometric mean", &|_, invariant| invariant.dependent);
+    of_all("without dependent launch", &|_, invariant| invariant.plain);
+    of_all("x the plan's own kernels", &|mean, invariant| {
+        invariant.dependent / mean.dependent
+    });
     table(header(tokens), lines)
 }
 

@@ -197,6 +197,7 @@ fn parse(json: &[u8]) -> Result<Report, String> {
         published,
         kernels,
         dispatch,
+        invariant,
         ..
     } in &report.gemm
     {
@@ -212,6 +213,8 @@ fn parse(json: &[u8]) -> Result<Report, String> {
         figures.extend(decoupled.iter().flat_map(|d| [d.us, d.speedup]));
         figures.extend(dispatch.iter().flat_map(|d| [d.us, d.speedup]));
         figures.extend(published.iter().flat_map(|p| of(&p.figure)));
+        figures.extend(invariant.iter().flat_map(|i| of(&i.plain)));
+        figures.extend(invariant.iter().flat_map(|i| &i.dependent).flat_map(of));
         if let Some(figure) = figures.iter().find(|figure| !possible(figure)) {
             return Err(format!("{what}: {figure} cannot be a measurement"));
         }

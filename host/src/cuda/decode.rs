@@ -123,15 +123,16 @@ pub unsafe fn zipgemm_decode_raw(
     }
     for first in (0..n).step_by(tokens(&shape)) {
         let (dense, offsets, patches) = weights.addresses();
+        let slice = operands.slice(first, tokens(&shape));
         let args = GemmArgs {
-            output: operands.output_from(first),
-            x: operands.x_from(first),
+            output: slice.output(),
+            x: slice.x as *const u16,
             dense,
             offsets,
             patches,
             partials: workspace.partials.as_device_ptr().as_raw() as *mut f32,
             m: weights.rows,
-            n: tokens(&shape).min(n - first) as u32,
+            n: slice.n as u32,
             k: weights.cols,
             x_stride: operands.x_stride as u32,
             base: u32::from(weights.base),

@@ -252,9 +252,9 @@ pub unsafe fn zipgemm_decoupled_raw(
 }
 
 /// Whether cuBLASLt rounds to the type of the outputs before all is added up: it does, as seen on an
-/// H100, if BF16 outputs get both a bias and what they held.
+/// H100, if BF16 outputs get a bias.
 fn rounds_twice(operands: &GemmOperands) -> bool {
-    operands.output == OutputType::Bf16 && operands.bias.is_some() && operands.accumulate
+    operands.output == OutputType::Bf16 && operands.bias.is_some()
 }
 
 /// Makes `m` BF16 what cuBLASLt adds: of the outputs' type, and aligned. Gives its address, which

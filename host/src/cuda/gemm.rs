@@ -7,6 +7,7 @@ use super::{
     decode::zipgemm_decode_raw,
     decoupled::zipgemm_decoupled_raw,
     guard,
+    invariant::zipgemm_invariant_raw,
     plan::{Kind, choose},
     prefill::{self, zipgemm_prefill_raw},
 };
@@ -31,13 +32,15 @@ use super::{
 /// [`zipgemm_plan_within`](super::zipgemm_plan_within) makes, take all activations the same way,
 /// decompress the weights to memory of the workspace, and leave the rest to cuBLASLt. Its sums are
 /// FP32 as well, and the same inputs give the same bits on the same device and library. Only a bias
-/// together with accumulation onto BF16, for which cuBLASLt rounds twice, takes the fused kernel
-/// there too.
+/// on BF16 outputs, for which cuBLASLt rounds twice, takes the fused kernel there too.
+/// [Batch-invariant](Plan::batch_invariant) plans never fall back: they refuse rows of activations
+/// that are not aligned.
 ///
 /// # Errors
 /// [`CudaError::Argument`] when lengths do not fit, something belongs to another device, the
 /// plan is for other problems, or the workspace for another stream or, if the plan is decoupled,
-/// too small; [`CudaError`] from the driver and from cuBLASLt.
+/// too small, or rows of activations are not aligned and the plan is batch-invariant; [`CudaError`]
+/// from the driver and from cuBLASLt.
 pub fn zipgemm(
     gpu: &Gpu,
     stream: &Stream,
@@ -100,7 +103,8 @@ pub fn zipgemm_with(
 /// # Errors
 /// [`CudaError::Argument`] when the plan does not fit, a stride is less than a row or its rows more
 /// than 4 GiB apart, a pointer is not aligned to its type, or weights without input features are
-/// to have a bias; for a decoupled plan also when the workspace's memory for dense weights is
+/// to have a bias; for a batch-invariant plan also when rows of activations are not aligned to 16
+/// bytes; for a decoupled plan also when the workspace's memory for dense weights is
 /// missing, too small, misaligned or of another device, and when the current context is not that
 /// of `gpu`; [`CudaError`] from the driver and from cuBLASLt.
 ///
@@ -147,6 +151,15 @@ pub unsafe fn zipgemm_raw(
                     workspace,
                 )
             }
+            Kind::Invariant(groups) => zipgemm_invariant_raw(
+                gpu,
+                stream,
+                groups,
+                plan.dependent,
+                weights,
+                operands,
+                workspace,
+            ),
             Kind::Decoupled(plan) => {
                 zipgemm_decoupled_raw(gpu, stream, plan, weights, operands, workspace)
             }

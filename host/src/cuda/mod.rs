@@ -8,6 +8,8 @@
 //! [`zipgemm_with`] is [`zipgemm`] with an epilogue (bias, FP32 outputs, accumulation) and with
 //! strides.
 //!
+//! [`Plan::batch_invariant`] is for outputs whose bits do not depend on the other tokens of the call.
+//!
 //! One call multiplies any number of tokens up to [`MAX_TOKENS`]; [`zipgemm_plan`] chooses its
 //! kernel. With memory for dense weights ([`Workspace::with_dense`]), [`zipgemm_plan_within`] also
 //! weighs decompression followed by cuBLASLt, which is faster for very many tokens:
@@ -65,6 +67,7 @@ mod driver;
 mod gemm;
 mod gpu;
 mod guard;
+mod invariant;
 mod matrix;
 mod operands;
 mod plan;

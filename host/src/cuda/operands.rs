@@ -198,16 +198,22 @@ impl GemmOperands {
         self.y_stride * self.output.bytes()
     }
 
-    /// Activations of the tokens from `first` on.
-    pub(super) fn x_from(&self, first: usize) -> *const u16 {
-        (self.x as *const u16).wrapping_add(first * self.x_stride)
+    /// Those of up to `most` tokens from `first` on.
+    pub(super) fn slice(&self, first: usize, most: usize) -> Self {
+        let x_pitch = 2 * self.x_stride;
+        let from = |address: CUdeviceptr, pitch| address.wrapping_add((first * pitch) as u64);
+        Self {
+            x: from(self.x, x_pitch),
+            y: from(self.y, self.y_pitch()),
+            n: most.min(self.n - first),
+            ..*self
+        }
     }
 
-    /// Outputs of the tokens from `first` on, as kernels take them; they are
-    /// [checked](Self::check).
-    pub(super) fn output_from(&self, first: usize) -> Output {
+    /// Outputs as kernels take them; they are [checked](Self::check).
+    pub(super) fn output(&self) -> Output {
         Output {
-            y: (self.y as *mut u8).wrapping_add(first * self.y_pitch()),
+            y: self.y as *mut u8,
             bias: self.bias.unwrap_or(0) as *const u16,
             pitch: self.y_pitch() as u32,
             is_f32: self.output == OutputType::F32,
@@ -352,9 +358,11 @@ mod tests {
             bias: None,
             accumulate: true,
         };
-        assert_eq!(operands.x_from(64) as usize, 0x1000 + 64 * 208 * 2);
-        let output = operands.output_from(64);
+        let slice = operands.slice(64, 64);
+        assert_eq!((slice.x, slice.n), (0x1000 + 64 * 208 * 2, 64));
+        let output = slice.output();
         assert_eq!(output.y as usize, 0x2000 + 64 * 104 * 4);
+        assert_eq!(operands.slice(128, 64).n, 2);
         assert_eq!(output.pitch, 104 * 4);
         assert!(output.bias.is_null() && output.is_f32 && output.accumulate);
     }

@@ -17,7 +17,7 @@ pub struct PrefillPlan {
     /// Clusters of thread blocks.
     pub clusters: u32,
     /// Clusters that there can be.
-    most: u32,
+    pub most: u32,
     /// Output tiles: of all features and tokens, of the features and tokens of a cluster each.
     pub tiles: u32,
     /// Output tiles that clusters share along K.
@@ -64,21 +64,26 @@ impl PrefillPlan {
         n: usize,
         kernel: &str,
     ) -> Result<Self, CudaError> {
-        let (kernel, shape) = gpu.find(PREFILLS, kernel)?;
-        let tiles = tiles(&shape, weights.rows(), n);
-        let (Ok(tiles32), true) = (u32::try_from(tiles), n > 0) else {
-            return Err(CudaError::Argument(format!(
-                "{n} tokens: too few or too many"
-            )));
-        };
-        let tile_cols = weights.cols().div_ceil(TILE_COLS);
-        let most = most_clusters(
-            tiles,
-            tile_cols,
-            gpu.multiprocessors() as usize / shape.cluster,
-        );
+        let kernel = gpu.find(PREFILLS, kernel)?;
+        let size = (weights.rows(), weights.cols());
+        let plan = Self::new(kernel, size, n, gpu.multiprocessors() as usize);
+        plan.ok_or_else(|| CudaError::Argument(format!("{n} tokens: too few or too many")))
+    }
+
+    /// The launch of a kernel, by name and shape, for weights of `m` x `k`, on so many
+    /// multiprocessors; none for no tokens, or for too many output tiles.
+    pub fn new(
+        (kernel, shape): (&'static str, Prefill),
+        (m, k): (usize, usize),
+        n: usize,
+        multiprocessors: usize,
+    ) -> Option<Self> {
+        let tiles = tiles(&shape, m, n);
+        let tiles32 = u32::try_from(tiles).ok().filter(|_| n > 0)?;
+        let tile_cols = k.div_ceil(TILE_COLS);
+        let most = most_clusters(tiles, tile_cols, multiprocessors / shape.cluster);
         let (clusters, split) = deal(tiles, tile_cols, most);
-        Ok(Self {
+        Some(Self {
             kernel,
             shape,
             clusters: clusters as u32,
@@ -86,6 +91,11 @@ impl PrefillPlan {
             tiles: tiles32,
             split: split as u32,
         })
+    }
+
+    /// Thread blocks.
+    pub fn blocks(&self) -> u32 {
+        self.clusters * self.shape.cluster as u32
     }
 
     /// The same with so many output tiles shared along K, at most all of them.
@@ -168,9 +178,9 @@ fn split(tiles: usize, clusters: usize) -> usize {
     }
 }
 
-/// Output tiles of `n` tokens, of a cluster's features each.
-pub fn tiles(shape: &Prefill, rows: usize, n: usize) -> usize {
-    rows.div_ceil(Prefill::ROWS * shape.cluster) * n.div_ceil(shape.tokens)
+/// Output tiles of `m` features and `n` tokens, of a cluster's features each.
+pub fn tiles(shape: &Prefill, m: usize, n: usize) -> usize {
+    m.div_ceil(Prefill::ROWS * shape.cluster) * n.div_ceil(shape.tokens)
 }
 
 /// Whether the kernels can read activations at `x` whose rows start `stride` apart: tensor copies
@@ -196,11 +206,8 @@ pub unsafe fn zipgemm_prefill_raw(
     operands: &GemmOperands,
     workspace: &Workspace,
 ) -> Result<(), CudaError> {
-    let PrefillPlan {
-        shape, clusters, ..
-    } = *plan;
+    let (shape, blocks) = (plan.shape, plan.blocks());
     let n = operands.n;
-    let blocks = clusters * shape.cluster as u32;
     let wrong = if tiles(&shape, weights.rows(), n) != plan.tiles as usize {
         Some(format!("the plan is for another problem than {n} tokens"))
     } else if blocks as usize * shape.partial_bytes() > workspace.sum_bytes() {
@@ -214,7 +221,7 @@ pub unsafe fn zipgemm_prefill_raw(
     let (dense, offsets, patches) = weights.addresses();
     let args = PrefillArgs {
         x: boxes(operands, weights.cols(), shape.box_tokens())?,
-        output: operands.output_from(0),
+        output: operands.output(),
         dense,
         offsets,
         patches,

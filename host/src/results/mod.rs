@@ -7,8 +7,9 @@ mod table;
 mod tuning;
 
 pub use report::{
-    Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, KernelRow, LayerInfo,
-    MEMORY_BOUND, Mean, Published, PublishedDecompress, PublishedMean, Report, ReportFile, means,
+    Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, Invariant, InvariantMean,
+    KernelRow, LayerInfo, MEMORY_BOUND, Mean, Published, PublishedDecompress, PublishedMean,
+    Report, ReportFile, means,
 };
 pub use steps::{Point, Step, StepRow, Steps};
 pub use tuning::{

@@ -130,6 +130,9 @@ pub struct GemmRow {
     pub decoupled: Option<Decoupled>,
     /// ZipServ's kernel as published, where that was measured.
     pub published: Option<Published>,
+    /// The batch-invariant plan, where that was measured.
+    #[serde(default)]
+    pub invariant: Option<Invariant>,
     /// Our kernels, first the plan's.
     pub kernels: Vec<KernelRow>,
     /// What the plan is where there is memory for dense weights, for more than [`MEMORY_BOUND`]
@@ -177,6 +180,25 @@ pub struct Published {
     pub deviation: f64,
     /// Whether every output of the timed launches is as close as BF16 lets it be.
     pub correct: bool,
+}
+
+/// The batch-invariant plan, `cuda::Plan::batch_invariant`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Invariant {
+    /// What the plan says of itself.
+    pub plan: String,
+    /// Launched plainly.
+    pub plain: Figure,
+    /// With programmatic dependent launch, where the device has it.
+    pub dependent: Option<Figure>,
+    /// Largest deviation of an output from the FP32 reference, as a share of the outputs' root
+    /// mean square.
+    pub deviation: f64,
+    /// Whether every output of the timed launches is as close as BF16 lets it be.
+    pub correct: bool,
+    /// Whether every token's outputs have the bits that they have in each of the layer's rows before
+    /// this one that has the token too, however it was launched.
+    pub same_bits: bool,
 }
 
 /// `decompress` into a buffer of dense weights, always the same one, followed by cuBLAS on it.
@@ -257,6 +279,18 @@ pub struct Mean {
     pub decoupled: Option<f64>,
     /// ZipServ's kernels as published, where they were measured on all of the layers.
     pub published: Option<PublishedMean>,
+    /// The batch-invariant plans, where they were measured on all of the layers.
+    #[serde(default)]
+    pub invariant: Option<InvariantMean>,
+}
+
+/// Geometric means of the batch-invariant plans.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct InvariantMean {
+    /// x cuBLAS, launched plainly.
+    pub plain: f64,
+    /// x cuBLAS, with programmatic dependent launch where the device has it.
+    pub dependent: f64,
 }
 
 /// Geometric means of ZipServ's kernels as published, and beside them.
@@ -310,12 +344,14 @@ impl Report {
         let decoupled = self.gemm.iter().flat_map(|row| &row.decoupled);
         let published = self.gemm.iter().flat_map(|row| &row.published);
         let dispatch = self.gemm.iter().flat_map(|row| &row.dispatch);
+        let invariant = self.gemm.iter().flat_map(|row| &row.invariant);
         let exact = |row: &DecompressRow| row.exact && row.published.is_none_or(|p| p.exact);
         let mut all = kernels
             .map(|kernel| kernel.correct)
             .chain(decoupled.map(|decoupled| decoupled.correct))
             .chain(published.map(|published| published.correct))
             .chain(dispatch.map(|dispatch| dispatch.correct))
+            .chain(invariant.map(|invariant| invariant.correct && invariant.same_bits))
             .chain(self.decompress.iter().map(exact));
         all.all(|correct| correct)
     }
@@ -338,6 +374,13 @@ impl Published {
     /// x published of a kernel that takes so many microseconds.
     pub fn speedup_of(&self, us: f64) -> f64 {
         self.figure.us / us
+    }
+}
+
+impl Invariant {
+    /// The faster way to launch it that the device has.
+    pub fn best(&self) -> Figure {
+        self.dependent.unwrap_or(self.plain)
     }
 }
 
@@ -382,6 +425,7 @@ pub fn means<'a>(rows: impl IntoIterator<Item = &'a GemmRow>) -> Vec<Mean> {
                 .collect::<Option<Vec<_>>>()
                 .map(|speedups| geometric_mean(speedups.into_iter())),
             published: published_mean(&rows),
+            invariant: invariant_mean(&rows),
         }
     };
     by_tokens.into_iter().map(mean).collect()
@@ -398,6 +442,19 @@ fn published_mean(rows: &[&GemmRow]) -> Option<PublishedMean> {
         speedup: of(&|published, _| published.figure.speedup),
         plain: of(&|published, ours| published.speedup_of(ours.plain.us)),
         dependent: of(&|published, ours| published.speedup_of(ours.best().us)),
+    })
+}
+
+/// Nothing where a row has no batch-invariant plan.
+fn invariant_mean(rows: &[&GemmRow]) -> Option<InvariantMean> {
+    let all = rows.iter().map(|row| row.invariant.as_ref());
+    let all: Vec<_> = all.collect::<Option<_>>()?;
+    let of = |figure: &dyn Fn(&Invariant) -> Figure| {
+        geometric_mean(all.iter().map(|invariant| figure(invariant).speedup))
+    };
+    Some(InvariantMean {
+        plain: of(&|invariant| invariant.plain),
+        dependent: of(&Invariant::best),
     })
 }
 
@@ -456,6 +513,14 @@ mod tests {
                 deviation: 0.0,
                 correct: true,
             }),
+            invariant: decoupled.map(|speedup| Invariant {
+                plan: "a plan".to_owned(),
+                plain: figure(1.0, speedup / 2.0),
+                dependent: Some(figure(1.0, speedup)),
+                deviation: 0.0,
+                correct: true,
+                same_bits: true,
+            }),
             kernels: vec![KernelRow {
                 kernel: "a kernel".to_owned(),
                 blocks: 1,
@@ -490,6 +555,10 @@ mod tests {
         near(published.speedup, 0.5);
         near(published.plain, 3.0);
         near(published.dependent, 3.0);
+        assert!(few.invariant.is_none());
+        let invariant = many.invariant.unwrap();
+        near(invariant.plain, 0.25);
+        near(invariant.dependent, 0.5);
     }
 
     #[test]

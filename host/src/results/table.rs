@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::report::{
-    Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, LayerInfo, MEMORY_BOUND, Mean,
-    PublishedDecompress, PublishedMean,
+    Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, Invariant, InvariantMean,
+    LayerInfo, MEMORY_BOUND, Mean, PublishedDecompress, PublishedMean,
 };
 
 /// Room for the name of a launch.
@@ -94,33 +94,49 @@ impl fmt::Display for GemmRow {
                  {speedup:6.3}x, ours plainly {ours:.3}x of that{wrong}"
             )?;
         }
+        // Both ways to launch a kernel of ours.
+        let mut lines =
+            |mark, name: &str, plain: &Figure, dependent: &Option<Figure>, wrong: &str| {
+                let mut line = |figure: &Figure, how: &str| {
+                    let name = format!("{name}{how}");
+                    let Figure {
+                        us,
+                        tbs,
+                        of_read,
+                        speedup,
+                        ..
+                    } = *figure;
+                    let pace = match many {
+                        true => operations(us),
+                        false => format!("{tbs:5.2} TB/s  {:3.0} % of read", 100.0 * of_read),
+                    };
+                    write!(
+                        f,
+                        "\n  {mark} {name:NAME$}  {us:8.1} us  {pace}  {speedup:6.3}x{wrong}"
+                    )
+                };
+                line(plain, "")?;
+                dependent
+                    .iter()
+                    .try_for_each(|figure| line(figure, ", dependent"))
+            };
+        if let Some(invariant) = &self.invariant {
+            let mut wrong = wrong(invariant.correct, invariant.deviation);
+            if !invariant.same_bits {
+                wrong += "  OTHER BITS than with other tokens";
+            }
+            let Invariant {
+                plain, dependent, ..
+            } = invariant;
+            lines(' ', "invariant", plain, dependent, &wrong)?;
+        }
         for kernel in &self.kernels {
             let wrong = wrong(kernel.correct, kernel.deviation);
             let mark = if kernel.planned { '*' } else { ' ' };
-            let mut line = |figure: &Figure, how: &str| {
-                let split = kernel.split.map(|tiles| format!(", split {tiles}"));
-                let split = split.unwrap_or_default();
-                let name = format!("{} x {}{split}{how}", kernel.kernel, kernel.blocks);
-                let Figure {
-                    us,
-                    tbs,
-                    of_read,
-                    speedup,
-                    ..
-                } = *figure;
-                let pace = match many {
-                    true => operations(us),
-                    false => format!("{tbs:5.2} TB/s  {:3.0} % of read", 100.0 * of_read),
-                };
-                write!(
-                    f,
-                    "\n  {mark} {name:NAME$}  {us:8.1} us  {pace}  {speedup:6.3}x{wrong}"
-                )
-            };
-            line(&kernel.plain, "")?;
-            if let Some(figure) = &kernel.dependent {
-                line(figure, ", dependent")?;
-            }
+            let split = kernel.split.map(|tiles| format!(", split {tiles}"));
+            let split = split.unwrap_or_default();
+            let name = format!("{} x {}{split}", kernel.kernel, kernel.blocks);
+            lines(mark, &name, &kernel.plain, &kernel.dependent, &wrong)?;
         }
         if let Some(Dispatch {
             decoupled: true,
@@ -154,6 +170,7 @@ impl fmt::Display for Mean {
             best,
             decoupled,
             published,
+            invariant,
         } = self;
         write!(
             f,
@@ -176,6 +193,12 @@ impl fmt::Display for Mean {
                 f,
                 ", {speedup:.3}x published (ours {plain:.3}x plain, {dependent:.3}x dependent of \
                  that)"
+            )?;
+        }
+        if let Some(InvariantMean { plain, dependent }) = invariant {
+            write!(
+                f,
+                ", {plain:.3}x invariant plain, {dependent:.3}x invariant dependent"
             )?;
         }
         write!(f, "; {layers} layers")
@@ -244,6 +267,7 @@ mod tests {
             cublas_choice: "cublasLt 1 of 8".to_owned(),
             limit: 1.5,
             published: None,
+            invariant: None,
             decoupled: Some(Decoupled {
                 cublas_choice: "cublasLt 12 of 12".to_owned(),
                 us: 25000.0,
@@ -298,6 +322,32 @@ llama-3-70b   gate+up  57344 x 8192   N=8   limit 1.500x
   * prefill_n256 x 132, split 100              12500.0 us   2.50 TB/s   75 % of read   1.000x
   * prefill_n256 x 132, split 100, dependent   10000.0 us   2.50 TB/s   75 % of read   1.250x";
         assert_eq!(row(8).to_string(), few);
+    }
+
+    #[test]
+    fn lines_for_the_batch_invariant_plan() {
+        let figure = row(8192).kernels[0].plain;
+        let mut many = row(8192);
+        many.invariant = Some(Invariant {
+            plan: "a plan".to_owned(),
+            plain: figure,
+            dependent: Some(figure),
+            deviation: 0.0,
+            correct: true,
+            same_bits: true,
+        });
+        let lines = "
+    invariant                                  12500.0 us   616 TFLOP/s   1.000x
+    invariant, dependent                       12500.0 us   616 TFLOP/s   1.000x
+  * prefill_n256";
+        let text = many.to_string();
+        assert!(text.contains(lines), "{text}");
+        many.invariant.as_mut().unwrap().same_bits = false;
+        let text = many.to_string();
+        assert!(
+            text.contains("  1.000x  OTHER BITS than with other tokens\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Decoder {
     /// Of this lane, for weights of that base.
     #[inline(always)]
     pub fn new(base: u32) -> Self {
-        let (lane, warp) = (thread::lane(), thread::warp());
+        let (lane, warp) = (thread::lane_id(), thread::warp());
         Self {
             lane: Lane::new(lane),
             bases: base_pair(base as u8),

@@ -12,10 +12,7 @@ use super::{
     stage::{self, Start},
 };
 use crate::{
-    arch::{
-        copy::{self, Keep},
-        memory, thread,
-    },
+    arch::{copy, memory, thread},
     layout::LANES,
     published::{
         BAND_KSTEPS, BLOCK_COLS, BLOCK_ROWS, KSTEP_SIDE, KSTEP_TILES, TILE_SIDE,
@@ -42,7 +39,7 @@ pub unsafe fn decompress(args: &DecompressArgs) {
     unsafe {
         let from = Start::load(weights, index);
         let to = Start::load(weights, index + 1);
-        stage::copy(weights, shared, index, from, to, Keep::not());
+        stage::copy(weights, shared, index, from, to);
         copy::commit_chunks();
         copy::wait_chunks::<0>();
         thread::sync_block();

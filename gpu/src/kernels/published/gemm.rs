@@ -19,10 +19,7 @@ use super::{
     stage::{self, Start},
 };
 use crate::{
-    arch::{
-        copy::{self, Keep},
-        memory, mma, thread,
-    },
+    arch::{copy, memory, mma, thread},
     kernels::epilogue::Epilogue,
     launch,
     published::{
@@ -66,13 +63,12 @@ pub unsafe fn gemm<const N_TILES: usize>(args: &GemmArgs) {
     let bound = |part: u32| (part * block_cols).checked_div(args.split).unwrap_or(0);
     let (from, to) = (bound(part), bound(part + 1));
     let first = row_block * block_cols;
-    let keep = Keep::not();
 
     // SAFETY: block tiles `from..to` of the row block exist, and at least one, for there are no
     // more parts than block tiles; and so do the starts after each.
     unsafe {
         let copy = |stage: u32, col: u32, start: Start, end: Start| {
-            stage::copy(&args.weights, stage, first + col, start, end, keep);
+            stage::copy(&args.weights, stage, first + col, start, end);
             copy_activations::<N_TILES>(args, stage + WEIGHTS_BYTES as u32, col, thread);
         };
         let start = Start::load(&args.weights, first + from);

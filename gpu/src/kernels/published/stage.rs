@@ -1,10 +1,7 @@
 //! How a block of threads brings a block tile to shared memory.
 
 use crate::{
-    arch::{
-        copy::{self, Keep},
-        memory, thread,
-    },
+    arch::{copy, memory, thread},
     published::{
         BANDS, BLOCK_BYTES, BLOCK_WEIGHTS, CHUNK,
         args::Weights,
@@ -44,7 +41,7 @@ impl Start {
 /// There is such a block tile; `stage` is the address of a stage in shared memory that nothing
 /// touches until the copies have landed.
 #[inline(always)]
-pub unsafe fn copy(weights: &Weights, stage: u32, index: u32, from: Start, to: Start, keep: Keep) {
+pub unsafe fn copy(weights: &Weights, stage: u32, index: u32, from: Start, to: Start) {
     const BITMAP_CHUNKS: u32 = (BLOCK_BYTES / CHUNK) as u32;
     const { assert!(BITMAP_CHUNKS < THREADS as u32 && 4 * BANDS == CHUNK) };
     let chunk = |from: *const u8, index: u32| from.wrapping_add(CHUNK * index as usize);
@@ -55,10 +52,10 @@ pub unsafe fn copy(weights: &Weights, stage: u32, index: u32, from: Start, to: S
         if thread < BITMAP_CHUNKS {
             let bitmaps = weights.bitmaps.wrapping_add(BLOCK_BYTES * index as usize);
             let to = stage + CHUNK as u32 * thread;
-            copy::chunk_kept(to, chunk(bitmaps, thread), keep);
+            copy::whole_chunk(to, chunk(bitmaps, thread));
         } else if thread == BITMAP_CHUNKS {
             let bands = chunk(weights.bands.cast(), index);
-            copy::chunk_kept(stage + BANDS_AT as u32, bands, keep);
+            copy::whole_chunk(stage + BANDS_AT as u32, bands);
         }
         // There are at most as many bytes as weights, and seldom more outliers than a chunk a thread.
         let bytes = to.bytes - from.bytes;
@@ -67,7 +64,7 @@ pub unsafe fn copy(weights: &Weights, stage: u32, index: u32, from: Start, to: S
             let next = (I * THREADS) as u32 + thread;
             if next < bytes {
                 let source = chunk(weights.bytes, from.bytes + next);
-                copy::chunk_kept(streams + CHUNK as u32 * next, source, keep);
+                copy::whole_chunk(streams + CHUNK as u32 * next, source);
             }
         });
         let outliers = to.outliers - from.outliers;
@@ -75,7 +72,7 @@ pub unsafe fn copy(weights: &Weights, stage: u32, index: u32, from: Start, to: S
         let mut next = thread;
         while next < outliers {
             let source = chunk(weights.outliers, from.outliers + next);
-            copy::chunk_kept(streams + CHUNK as u32 * next, source, keep);
+            copy::whole_chunk(streams + CHUNK as u32 * next, source);
             next += THREADS as u32;
         }
     }

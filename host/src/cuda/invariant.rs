@@ -1,0 +1,189 @@
+//! The batch-invariant way: the bits of a token's outputs do not depend on the other tokens of the
+//! call.
+//!
+//! Tokens go through the kernels for many in groups, none larger than an output tile. Each group is
+//! one block of tokens then, so that the deal of output tiles, and with it the order in which the
+//! products of an output are added up, follows from the weights' size and the device alone. The
+//! kernels differ in the N of their `wgmma` and otherwise add up alike; that N makes no difference to
+//! a sum is no promise of the PTX ISA, so `tests/gpu` and `bench --invariant` compare bits.
+
+use std::fmt;
+
+use zipserv_gpu::launch::{PREFILLS, Prefill};
+
+use super::{
+    CudaError, DeviceMatrix, GemmOperands, Gpu, RawStream, Workspace,
+    prefill::{self, PrefillPlan, zipgemm_prefill_raw},
+};
+
+/// A launch for each group of tokens, of any number of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvariantPlan {
+    m: usize,
+    k: usize,
+    /// The launch of every group, but for the kernel.
+    pub launch: PrefillPlan,
+}
+
+/// Tokens of a group at most.
+const GROUP: usize = 256;
+
+/// The kernel for a group of `n` tokens: of those whose tile takes them all, the one with the
+/// smallest.
+fn kernel(n: usize) -> (&'static str, Prefill) {
+    let fits = |(_, shape): &&(_, Prefill)| n <= shape.tokens;
+    let kernels = PREFILLS.iter().filter(fits);
+    let smallest = kernels.min_by_key(|(_, shape)| shape.tokens);
+    *smallest.expect("a kernel takes a whole group")
+}
+
+impl InvariantPlan {
+    /// Deals the weights out, once for all groups.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] when the device lacks one of the kernels.
+    pub fn new(gpu: &Gpu, weights: &DeviceMatrix) -> Result<Self, CudaError> {
+        if let Some((name, _)) = PREFILLS.iter().find(|(name, _)| !gpu.has(name)) {
+            return Err(CudaError::Argument(format!(
+                "batch-invariant plans need the kernels for Hopper, and there is no {name} for this \
+                 device ({})",
+                gpu.family()
+            )));
+        }
+        let (m, k) = (weights.rows(), weights.cols());
+        let launch = launch((m, k), 1, gpu.multiprocessors() as usize);
+        Ok(Self { m, k, launch })
+    }
+}
+
+/// The launch for weights of `m` x `k` and a group of `n` tokens: another kernel, but the same deal
+/// whatever `n`, as a test says.
+fn launch(size: (usize, usize), n: usize, multiprocessors: usize) -> PrefillPlan {
+    let launch = PrefillPlan::new(kernel(n), size, n, multiprocessors);
+    launch.expect("no more tiles than rows, which have 32 bits")
+}
+
+impl fmt::Display for InvariantPlan {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let launch = &self.launch;
+        write!(f, "any tokens, in groups of up to {GROUP}: {launch}")
+    }
+}
+
+/// [`zipgemm_raw`](super::zipgemm_raw) by groups of the tokens, one launch after another; neither
+/// dimension of the weights is 0.
+///
+/// # Errors
+/// [`CudaError::Argument`] when the plan does not fit, or rows of activations are not aligned;
+/// [`CudaError`] from the driver.
+///
+/// # Safety
+/// As [`zipgemm_raw`](super::zipgemm_raw).
+pub unsafe fn zipgemm_invariant_raw(
+    gpu: &Gpu,
+    stream: RawStream,
+    plan: &InvariantPlan,
+    dependent: bool,
+    weights: &DeviceMatrix,
+    operands: &GemmOperands,
+    workspace: &Workspace,
+) -> Result<(), CudaError> {
+    let &InvariantPlan { m, k, launch } = plan;
+    let wrong = |wrong: String| Err(CudaError::Argument(wrong));
+    let (rows, cols) = (weights.rows(), weights.cols());
+    if (rows, cols) != (m, k) {
+        return wrong(format!("the plan is for {m} x {k}, not {rows} x {cols}"));
+    }
+    if !prefill::can_read(operands.x, operands.x_stride) {
+        return wrong(format!(
+            "batch-invariant plans take rows of activations aligned to 16 bytes, not from {:#x} on \
+             and {} BF16 apart",
+            operands.x, operands.x_stride
+        ));
+    }
+    for first in (0..operands.n).step_by(GROUP) {
+        let group = operands.slice(first, GROUP);
+        let (kernel, shape) = kernel(group.n);
+        let plan = PrefillPlan {
+            kernel,
+            shape,
+            ..launch
+        };
+        // SAFETY: the caller's promise, for a part of the tokens; launches follow one another.
+        unsafe { zipgemm_prefill_raw(gpu, stream, &plan, dependent, weights, &group, workspace)? };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use zipserv_gpu::{
+        layout::TILE_COLS,
+        schedule::{Schedule, Tiles},
+    };
+
+    use super::*;
+
+    #[test]
+    fn the_smallest_tile_takes_a_group() {
+        let tokens = [1, 64, 65, 128, 129, 192, 193, GROUP].map(|n| kernel(n).1.tokens);
+        assert_eq!(tokens, [64, 64, 128, 128, 192, 192, 256, 256]);
+    }
+
+    /// The parts into which clusters cut the sums of each row group along K, as its kernel finds them
+    /// for a group of `n` tokens. The first clusters' are added, in this order, to the last one's.
+    fn parts(launch: &PrefillPlan, (m, k): (u32, u32), n: u32) -> Vec<Vec<(u32, u32)>> {
+        let PrefillPlan {
+            shape,
+            clusters,
+            split,
+            ..
+        } = *launch;
+        let rows = (Prefill::ROWS * shape.cluster) as u32;
+        let tiles = Tiles::new(m, n, rows, shape.tokens as u32);
+        let tile_cols = k.div_ceil(TILE_COLS as u32);
+        let mut parts = vec![Vec::new(); m.div_ceil(rows) as usize];
+        for cluster in 0..clusters {
+            let mut schedule = Schedule::new(tiles, tile_cols, split, clusters, cluster);
+            while let Some(share) = schedule.next() {
+                let place = tiles.place(share.tile);
+                assert_eq!(place.token_block, 0);
+                parts[place.row_group as usize].push((share.from, share.to));
+            }
+        }
+        parts
+    }
+
+    #[test]
+    fn the_order_of_sums_depends_on_weights_and_device_alone() {
+        let sizes = [
+            (1, 1),
+            (133, 264),
+            (301, 1032),
+            (4096, 4096),
+            (5120, 13824),
+            (28672, 4096),
+            (57344, 8192),
+            (8192, 28672),
+        ];
+        for (m, k) in sizes {
+            for multiprocessors in [2, 78, 114, 132] {
+                let of = |n: u32| {
+                    let launch = launch((m as usize, k as usize), n as usize, multiprocessors);
+                    let deal = (launch.clusters, launch.tiles, launch.split);
+                    (deal, parts(&launch, (m, k), n))
+                };
+                let one = of(1);
+                for parts in &one.1 {
+                    let ends = parts.iter().map(|part| part.1);
+                    let starts = parts.iter().map(|part| part.0);
+                    let all = ends.eq(starts.skip(1).chain([k.div_ceil(TILE_COLS as u32)]));
+                    assert!(parts[0].0 == 0 && all, "{m} x {k}: {parts:?}");
+                }
+                for n in 2..=GROUP as u32 {
+                    assert!(of(n) == one, "{m} x {k}, {n} tokens");
+                }
+            }
+        }
+    }
+}

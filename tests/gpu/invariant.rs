@@ -1,0 +1,220 @@
+//! Batch-invariant plans: a token's outputs have the same bits whatever tokens share the call, are
+//! right, and activations that the kernels cannot read are refused.
+
+use cust::{
+    context::CurrentContext,
+    memory::{CopyDestination, DeviceBuffer},
+};
+use zipserv::cuda::{
+    CudaError, Family, GemmOperands, GemmSlices, OutputType, Outputs, Plan, zipgemm, zipgemm_raw,
+    zipgemm_with,
+};
+
+use crate::{
+    data::{Kind, Product},
+    lab::{GUARD, Guarded, Lab, NAN, quick, upload},
+};
+
+/// Numbers of tokens, of which the first few are enough to see whether it works at all.
+const TOKENS: [usize; 12] = [1, 65, 300, 7, 64, 128, 129, 193, 256, 257, 513, 4096];
+
+fn tokens() -> &'static [usize] {
+    if quick() { &TOKENS[..3] } else { &TOKENS }
+}
+
+/// Multiplies any part of the tokens, so that each comes with others and at many places, and compares
+/// with what they are together.
+fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize)) {
+    let bits = kind.weights(m, k);
+    let weights = upload(m, k, &bits);
+    let plan = Plan::batch_invariant(lab.gpu, &weights).unwrap();
+    let what = format!("{kind:?} {m} x {k}, {plan}");
+    let most = tokens().iter().copied().max().unwrap();
+    let x = kind.activations(most, k);
+    let all = lab.multiply(&plan, &weights, &x, [0; 2]);
+
+    // The others have the same bits, as seen below.
+    const SAMPLE: usize = 80;
+    for first in [0, most - SAMPLE] {
+        let product = Product::new(&x[first * k..][..SAMPLE * k], &bits, k);
+        product.check(&all[first * m..][..SAMPLE * m], &what);
+    }
+    for &n in tokens() {
+        let mut firsts = vec![0, 1, 63, 64, 200, 256, most / 2, most - 1];
+        firsts
+            .iter_mut()
+            .for_each(|first| *first = (*first).min(most - n));
+        firsts.dedup();
+        for first in firsts {
+            let x = &x[first * k..][..n * k];
+            // Outputs that no vector is written to, and launches that do not overlap.
+            for (plan, skew) in [(plan, 0), (plan.with_dependent(false), 1)] {
+                let y = lab.multiply(&plan, &weights, x, [0, skew]);
+                let expected = &all[first * m..][..n * m];
+                let differs = y.iter().zip(expected).position(|(a, b)| a != b);
+                let token = differs.map(|at| at / m);
+                assert!(
+                    y == expected,
+                    "{what}: {n} tokens from {first} on, skew {skew}: other bits of {token:?}"
+                );
+            }
+        }
+    }
+}
+
+/// Tiles shared by two clusters and more, evenly and not, and not at all; odd features, and input
+/// features that fill no unit.
+#[test]
+fn invariant_bits() {
+    let Some(lab) = Lab::hopper() else {
+        return;
+    };
+    let shapes = [
+        (301, 1032),
+        (133, 264),
+        (1, 8),
+        (127, 4104),
+        (1000, 712),
+        (4099, 1000),
+        (4096, 4096),
+        (17_000, 328),
+    ];
+    let shapes = if quick() { &shapes[..2] } else { &shapes };
+    for &shape in shapes {
+        check(&lab, Kind::Gaussian, shape);
+    }
+}
+
+#[test]
+fn invariant_outliers_and_extremes() {
+    let Some(lab) = Lab::hopper() else {
+        return;
+    };
+    for kind in [Kind::Outliers, Kind::Large, Kind::Tiny] {
+        check(&lab, kind, (200, 776));
+    }
+}
+
+/// With all that an epilogue adds, rows apart, and a K that only rows apart can be read of.
+#[test]
+fn invariant_bits_with_an_epilogue() {
+    let Some(mut lab) = Lab::hopper() else {
+        return;
+    };
+    let (m, k, most) = (133, 1021_usize, 600);
+    let [x_stride, y_stride] = [k.next_multiple_of(8), m + 2];
+    let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
+    let plan = Plan::batch_invariant(lab.gpu, &weights).unwrap();
+    let x = DeviceBuffer::from_slice(&Kind::Gaussian.activations(most, x_stride)).unwrap();
+    let bias = DeviceBuffer::from_slice(&Kind::Gaussian.activations(1, m)).unwrap();
+    let old: Vec<f32> = (0..m).map(|feature| feature as f32 / 77.0).collect();
+    let old: Vec<f32> = [old, vec![0.0; y_stride - m]].concat().repeat(most);
+    let mut multiply = |first: usize, n: usize| {
+        let mut y = DeviceBuffer::from_slice(&old[..n * y_stride]).unwrap();
+        CurrentContext::synchronize().unwrap();
+        let x = x.index(first * x_stride..);
+        let slices = GemmSlices {
+            x_stride,
+            y_stride,
+            bias: Some(&bias),
+            accumulate: true,
+            ..GemmSlices::new(&weights, &x, n, Outputs::F32(&mut y))
+        };
+        let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
+        zipgemm_with(gpu, stream, &plan, &weights, slices, work).unwrap();
+        stream.synchronize().unwrap();
+        let mut outputs = vec![0.0; n * y_stride];
+        y.copy_to(&mut outputs).unwrap();
+        outputs.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    let all = multiply(0, most);
+    for (first, n) in [(0, 1), (599, 1), (130, 65), (7, 256), (70, 257), (1, 599)] {
+        let same = multiply(first, n) == all[first * y_stride..][..n * y_stride];
+        assert!(same, "{n} tokens from {first} on: other bits");
+    }
+}
+
+/// Nothing is launched for activations that the kernels cannot read, nor for other weights.
+#[test]
+fn invariant_refusals() {
+    let Some(mut lab) = Lab::hopper() else {
+        return;
+    };
+    let (m, k, n) = (100, 203, 300);
+    let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
+    let plan = Plan::batch_invariant(lab.gpu, &weights).unwrap();
+    let y = Guarded::new(&vec![0u16; n * m], GUARD, 0);
+    for (stride, skew, fits) in [
+        (208, 0, true),
+        (208, 8, true),
+        (203, 0, false),
+        (208, 1, false),
+        (204, 0, false),
+    ] {
+        let x = Guarded::new(&Kind::Gaussian.activations(n, stride), NAN, skew);
+        let operands = GemmOperands {
+            x_stride: stride,
+            output: OutputType::Bf16,
+            ..GemmOperands::new(&weights, x.address(), n, y.address())
+        };
+        // SAFETY: both have room; nothing else uses the workspace.
+        let result = unsafe {
+            zipgemm_raw(
+                lab.gpu,
+                lab.raw(),
+                &plan,
+                &weights,
+                &operands,
+                &lab.workspace,
+            )
+        };
+        lab.stream.synchronize().unwrap();
+        match result {
+            Ok(()) => assert!(fits, "stride {stride}, skew {skew}"),
+            Err(CudaError::Argument(why)) => {
+                assert!(!fits && why.contains("aligned to 16 bytes"), "{why}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    let mut refusal = |weights, k: usize| {
+        let x = DeviceBuffer::from_slice(&Kind::Gaussian.activations(n, k)).unwrap();
+        let mut y = DeviceBuffer::from_slice(&vec![GUARD; n * m]).unwrap();
+        CurrentContext::synchronize().unwrap();
+        let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
+        let result = zipgemm(gpu, stream, &plan, weights, &x, &mut y, work);
+        stream.synchronize().unwrap();
+        let mut outputs = vec![0; n * m];
+        y.copy_to(&mut outputs).unwrap();
+        assert!(outputs.iter().all(|&y| y == GUARD), "it ran");
+        match result {
+            Err(CudaError::Argument(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    };
+    let why = refusal(&weights, k);
+    assert!(why.contains("aligned to 16 bytes"), "{why}");
+    // As many output tiles and units.
+    let other = upload(m, k + 5, &Kind::Zero.weights(m, k + 5));
+    let why = refusal(&other, k + 5);
+    assert!(why.contains("the plan is for 100 x 203"), "{why}");
+}
+
+#[test]
+fn invariant_needs_kernels_for_hopper() {
+    for lab in Lab::each() {
+        let weights = upload(64, 64, &Kind::Zero.weights(64, 64));
+        let plan = Plan::batch_invariant(lab.gpu, &weights);
+        match lab.gpu.family() {
+            Family::Hopper => {
+                let text = plan.unwrap().to_string();
+                assert!(text.starts_with("batch_invariant (as asked for)"), "{text}");
+            }
+            _ => {
+                let why = plan.unwrap_err().to_string();
+                assert!(why.contains("need the kernels for Hopper"), "{why}");
+            }
+        }
+    }
+}
