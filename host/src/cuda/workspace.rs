@@ -41,6 +41,10 @@ unsafe impl Sync for Owner {}
 /// Thread blocks of one multiprocessor that there is room for, whatever the kernel.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
 
+/// Room for sums of the kernels of the published layout, which hand over as many as their split of K
+/// makes, for each multiprocessor.
+const PUBLISHED_BYTES: usize = 128 << 10;
+
 impl Workspace {
     /// Room for every kernel and as many thread blocks as fit on `gpu`.
     ///
@@ -55,7 +59,8 @@ impl Workspace {
         });
         let prefills = PREFILLS.iter().filter(|(name, _)| gpu.has(name));
         let sums = prefills.map(|(_, shape)| multiprocessors * shape.partial_bytes());
-        let partials = partials.max().unwrap_or(0) / 4;
+        let partials = partials.max().unwrap_or(0);
+        let partials = partials.max(multiprocessors * PUBLISHED_BYTES) / 4;
         let sums = sums.max().unwrap_or(0) / 4;
         let flags = if sums > 0 { multiprocessors } else { 0 };
         let workspace = Self {
