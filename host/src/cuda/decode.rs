@@ -29,9 +29,19 @@ pub fn columns(shape: &Gemm, rows: usize, cols: usize) -> usize {
     rows.div_ceil(shape.rows()) * cols.div_ceil(TILE_COLS)
 }
 
+/// How many thread blocks have whole row blocks each, so that no sums are handed over, if that is
+/// possible with nine tenths of `most`. With units of one strip, 128 instead of 132 blocks took 8.7
+/// instead of 9.3 us for one token and 4096 x 4096 (results/tuned-h100.json).
+fn whole_row_blocks(row_blocks: usize, most: usize) -> Option<usize> {
+    let enough = (9 * most).div_ceil(10);
+    (enough..=most)
+        .rev()
+        .find(|&blocks| blocks > 0 && row_blocks.is_multiple_of(blocks))
+}
+
 impl DecodePlan {
-    /// The launches of a named kernel: as many thread blocks as the device holds at a time, each
-    /// with an equal share of the tile columns (stream-K).
+    /// The launches of a named kernel: as many thread blocks as the device holds at a time, or
+    /// somewhat fewer, each with an equal share of the tile columns (stream-K).
     ///
     /// # Errors
     /// [`CudaError::Argument`] when the device has no such kernel.
@@ -43,7 +53,12 @@ impl DecodePlan {
     ) -> Result<Self, CudaError> {
         let (kernel, shape) = gpu.find(GEMMS, kernel)?;
         let columns = columns(&shape, weights.rows(), weights.cols());
-        let blocks = columns.min(gpu.resident_blocks(kernel)? as usize);
+        let row_blocks = weights.rows().div_ceil(shape.rows());
+        let most = columns.min(gpu.resident_blocks(kernel)? as usize);
+        let blocks = match shape.strips {
+            1 => whole_row_blocks(row_blocks, most).unwrap_or(most),
+            _ => most,
+        };
         Ok(Self {
             kernel,
             shape,
@@ -141,4 +156,20 @@ pub unsafe fn zipgemm_decode_raw(
         unsafe { gpu.launch(plan.kernel, blocks, stream, dependent, args)? };
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::whole_row_blocks;
+
+    #[test]
+    fn blocks_with_whole_row_blocks() {
+        // 4096, 12288, 15360, 8192 features on an H100; 5120 and 6144 would leave too many idle.
+        let blocks = [128, 384, 480, 256, 160, 192].map(|rows| whole_row_blocks(rows, 132));
+        let expected = [Some(128), Some(128), Some(120), Some(128), None, None];
+        assert_eq!(blocks, expected);
+        assert_eq!(whole_row_blocks(1, 1), Some(1));
+        assert_eq!(whole_row_blocks(1, 132), None);
+        assert_eq!(whole_row_blocks(0, 0), None);
+    }
 }

@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use zipserv_gpu::launch::{GEMMS, PREFILLS};
 
@@ -79,8 +79,8 @@ enum Choice {
 struct Measured {
     /// Tokens, at most.
     tokens: usize,
-    /// Weights, at least.
-    weights: usize,
+    /// How many weights.
+    weights: Range<usize>,
     /// Output features, at most.
     features: usize,
     /// The kernel.
@@ -94,46 +94,53 @@ const MEASURED: &[Measured] = &[
     // 3 to 7 % faster than the next for one token, up to 2 % slower for eight.
     Measured {
         tokens: 4,
-        weights: 0,
+        weights: 0..usize::MAX,
         features: usize::MAX,
         kernel: "zipgemm_n8_1x8x2",
     },
-    // 0.7 % faster than the next for eight tokens and 4096 x 14336, where blocks' runs are as long as
-    // a row of units of two strips; 1 % slower for 4096 x 11008.
+    // For eight tokens 2 to 3 % faster than the next where 128 blocks have a row block each (4096
+    // features: results/tuned-h100.json), and 3 to 5 % where there are few weights (6144 x 4096 and
+    // 6144 x 6144); up to 2 % slower elsewhere.
     Measured {
         tokens: 8,
-        weights: 50_000_000,
+        weights: 0..usize::MAX,
         features: 4096,
         kernel: "zipgemm_n8_1x8x2",
     },
     Measured {
         tokens: 8,
-        weights: 0,
+        weights: 0..40_000_000,
+        features: usize::MAX,
+        kernel: "zipgemm_n8_1x8x2",
+    },
+    Measured {
+        tokens: 8,
+        weights: 0..usize::MAX,
         features: usize::MAX,
         kernel: "zipgemm_n8_2x4x2",
     },
     Measured {
         tokens: 16,
-        weights: 0,
+        weights: 0..usize::MAX,
         features: usize::MAX,
         kernel: "zipgemm_n16_2x4x2",
     },
     Measured {
         tokens: 32,
-        weights: 0,
+        weights: 0..usize::MAX,
         features: usize::MAX,
         kernel: "zipgemm_n32_2x2x2",
     },
     // 1.13x cuBLAS, where the N = 64 kernel for few tokens has 0.88x (geometric means).
     Measured {
         tokens: 64,
-        weights: 0,
+        weights: 0..usize::MAX,
         features: usize::MAX,
         kernel: "prefill_n64",
     },
     Measured {
         tokens: 128,
-        weights: 0,
+        weights: 0..usize::MAX,
         features: usize::MAX,
         kernel: "prefill_n128",
     },
@@ -211,7 +218,7 @@ pub(super) fn choose(
     let many = many && PREFILLS.iter().any(|(name, _)| gpu.has(name));
     let fits = |row: &&Measured| {
         n <= row.tokens
-            && weights.rows() * weights.cols() >= row.weights
+            && row.weights.contains(&(weights.rows() * weights.cols()))
             && weights.rows() <= row.features
             && gpu.has(row.kernel)
             && (many || !is_prefill(row.kernel))
