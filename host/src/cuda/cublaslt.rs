@@ -83,6 +83,15 @@ const F32: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
 pub const MISSING: &str = "the library libcublasLt.so is not found; it comes with the CUDA \
     toolkit, and LD_LIBRARY_PATH names the folder where it is looked for";
 
+/// Whether the library can be loaded; without it, its first call would panic. (cudarc asks only where
+/// no other crate has made it link to the library.)
+fn is_there() -> bool {
+    let names = cudarc::get_lib_name_candidates("cublasLt");
+    // SAFETY: loading NVIDIA's library, as its first call would.
+    let load = |name: &String| unsafe { libloading::Library::new(name) };
+    names.iter().any(|name| load(name).is_ok())
+}
+
 fn check<T>(call: &'static str, result: Result<T, result::CublasError>) -> Result<T, CudaError> {
     result.map_err(|error| CudaError::CublasLt {
         call,
@@ -96,8 +105,7 @@ impl CublasLt {
     /// # Errors
     /// [`CudaError::Argument`] when it is missing; [`CudaError::CublasLt`] when it cannot be used.
     pub fn load() -> Result<Self, CudaError> {
-        // SAFETY: loading NVIDIA's library, as its first call would, which panics without.
-        if !unsafe { sys::is_culib_present() } {
+        if !is_there() {
             return Err(CudaError::Argument(MISSING.to_owned()));
         }
         let handle = check("cublasLtCreate", result::create_handle())?;
