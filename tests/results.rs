@@ -494,9 +494,13 @@ fn points_of_a_page_lie_where_their_figures_are() {
 fn page_of_real_files_has_every_row_and_loads_nothing() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let names = ["results/gemm.json", "results/gemm_many_tokens.json"];
+    // Before them, for their rows are the ones that count.
+    let others = ["published", "invariant", "tuned-h100", "steps", "peers"];
+    let others = others.map(|name| PathBuf::from(format!("results/{name}.json")));
     let folder = Folder::new();
     let output = folder.path("page.html");
-    let mut command = page(&names.map(Path::new), &output);
+    let all: Vec<_> = others.iter().map(PathBuf::as_path).collect();
+    let mut command = page(&[all, names.map(Path::new).to_vec()].concat(), &output);
     command.current_dir(root).assert().success();
     assert!(fs::metadata(&output).unwrap().len() < 2_000_000);
     let html = read_page(&output);
@@ -524,13 +528,198 @@ fn page_of_real_files_has_every_row_and_loads_nothing() {
     }
 }
 
+/// What `bench --steps --json` would write.
+fn steps() -> Value {
+    let point = |n, us| json!({ "n": n, "kernel": "a kernel", "us": us });
+    json!({
+        "device": "made up for a test",
+        "driver": "none",
+        "kernels": "sm_90a",
+        "date": "2026-01-31T12:00:00Z",
+        "commit": null,
+        "seed": 1,
+        "replays": 5,
+        "layers": [{
+            "layer": two_models()["gemm"][0]["layer"],
+            "worst": { "from": 8, "to": 9, "ratio": 1.5 },
+            "points": [point(8, 2.0), point(9, 3.0)],
+        }],
+    })
+}
+
+/// What the comparison with other codecs would write.
+fn peers() -> Value {
+    let row = |peer, us, gb_s| {
+        json!({
+            "peer": peer, "shape": [1000, 500], "compressed_bytes": 700_000, "us": us, "exact": true,
+            "stored_fraction": 0.7, "gb_s": gb_s,
+        })
+    };
+    json!({
+        "device": "made up for a test",
+        "driver": "none",
+        "date": "2026-01-31T12:00:00Z",
+        "commit": "c0ffee",
+        "rounds": 5,
+        "rows": [row("ours", 2.0, 500.0), row("<theirs>", 4.0, 250.0)],
+        "absent": [],
+    })
+}
+
+#[test]
+fn prints_steps_and_peers() {
+    let folder = Folder::new();
+    let tables = "\
+Largest step in time on made up for a test:
+
+| layer (M x K) | points | largest step | from N | to N |
+| --- | --- | --- | --- | --- |
+| small up 1000 x 500 | 2 | 1.500x | 8 | 9 |
+
+Decompression beside other codecs on made up for a test:
+
+| codec | weights | stored | us | GB/s of BF16 |
+| --- | --- | --- | --- | --- |
+| ours | 1000 x 500 | 70.00 % | 2.00 | 500 |
+| <theirs> | 1000 x 500 | 70.00 % | 4.00 | 250 |
+";
+    let files = [
+        folder.write("steps.json", &steps()),
+        folder.write("peers.json", &peers()),
+    ];
+    let printed = results(&[&files[0], &files[1]]).assert().success();
+    printed.stdout(tables);
+}
+
+#[test]
+fn page_has_the_tables_and_their_rows() {
+    let folder = Folder::new();
+    let mut published = report(vec![
+        with_published(row("small", 8, 1.6, None), 250.0),
+        with_published(row("large", 8, 1.6, None), 1000.0),
+    ]);
+    published["decompress"] = json!([{
+        "layer": published["gemm"][0]["layer"], "us": 1.0, "tbs": 1.7, "of_copy": 0.5, "exact": true,
+        "published": {
+            "compressed_bytes": 687_500, "us": 1.5, "tbs": 1.1, "of_copy": 0.4, "exact": true,
+        },
+    }]);
+    let mut invariant = report(vec![row("small", 8, 1.6, None), row("large", 8, 1.6, None)]);
+    for (row, speedup) in [(0, 0.9), (1, 0.4)] {
+        invariant["gemm"][row]["invariant"] = json!({
+            "plan": "a plan",
+            "plain": { "us": 1.0, "tbs": 1.5, "of_read": 0.5, "speedup": speedup },
+            "dependent": null,
+            "deviation": 0.0,
+            "correct": true,
+            "same_bits": true,
+        });
+    }
+    // The last file has the same layers and tokens, but neither of both.
+    let files = [
+        folder.write("published.json", &published),
+        folder.write("invariant.json", &invariant),
+        folder.write("tuned.json", &tuned()),
+        folder.write("steps.json", &steps()),
+        folder.write("peers.json", &peers()),
+        folder.write("last.json", &two_models()),
+    ];
+    let output = folder.path("page.html");
+    let paths = files.each_ref().map(PathBuf::as_path);
+    page(&paths, &output).assert().success();
+    let html = read_page(&output);
+    let [published, invariant, _, steps, peers, last] = files.each_ref().map(|file| file.display());
+    let line = |cells: &[&str]| format!("<tr><td>{}</td></tr>", cells.join("</td><td>"));
+    let small = "small up 1000 x 500";
+    for text in [
+        line(&[
+            small,
+            "2.00x",
+            "1000 / 667",
+            "11.20 / 11.00",
+            &format!("{published} gemm[0]; {published} decompress[0]"),
+        ]),
+        line(&["geometric mean", "4.00x", "", "", "the rows above"]),
+        line(&["with dependent launch", "8.00x", "", "", "the rows above"]),
+        line(&[small, "0.90x", &format!("{invariant} gemm[0]")]),
+        line(&["geometric mean", "0.60x", "the rows above"]),
+        line(&[small, "2 / 1 / 1", &format!("{last} gemm[1]")]),
+        line(&["8", "2", "1", "12.00", "6.00", "2.000x"]),
+        line(&[
+            "2000 x 500",
+            "8",
+            "a kernel, 132 blocks",
+            "12.00",
+            "a kernel, 128 blocks",
+            "3.00",
+            "4.000x",
+        ])
+        .replace("a kernel", "zipgemm_n8"),
+        line(&[
+            small,
+            "2",
+            "1.500x",
+            "8",
+            "9",
+            &format!("{steps} layers[0]"),
+        ]),
+        line(&[
+            "&lt;theirs&gt;",
+            "1000 x 500",
+            "70.00 %",
+            "4.00",
+            "250",
+            &format!("{peers} rows[1]"),
+        ]),
+    ] {
+        assert!(html.contains(&text), "{text}");
+    }
+    // A launch that stayed what it was.
+    assert!(!html.contains("<td>1000 x 500</td><td>8</td><td>zipgemm_n8"));
+    // The charts are of the last file.
+    assert!(html.contains(&format!("N=8: 1.600x\n{last} gemm[0].kernels[0]")));
+}
+
+#[test]
+fn page_refuses_other_files() {
+    let folder = Folder::new();
+    let report = folder.write("report.json", &two_models());
+    let elsewhere = |mut file: Value, at: &str| {
+        *file.pointer_mut(at).unwrap() = json!("another device");
+        file
+    };
+    let mut inexact = peers();
+    inexact["rows"][1]["exact"] = json!(false);
+    let unlike = "of another device, unlike made up for a test";
+    for (bad, what) in [
+        (elsewhere(tuned(), "/key/device"), unlike),
+        (elsewhere(steps(), "/device"), unlike),
+        (elsewhere(peers(), "/device"), unlike),
+        (inexact, "<theirs>: its output was wrong"),
+        (json!({ "layers": 1 }), "not what `bench --steps` writes"),
+        (
+            json!({ "absent": [] }),
+            "not what `benches/peers/compare.py` writes",
+        ),
+    ] {
+        let bad = folder.write("bad.json", &bad);
+        let output = folder.path("page.html");
+        let refused = page(&[&report, &bad], &output).assert().code(2).stdout("");
+        refused.stderr(contains("bad.json: ").and(contains(what)));
+        assert!(!output.exists());
+    }
+    let alone = folder.write("peers.json", &peers());
+    let refused = page(&[&alone], &folder.path("page.html")).assert().code(2);
+    refused.stderr(contains("no file that `bench --json` wrote"));
+}
+
 #[test]
 fn says_what_is_wrong_with_which_file() {
     /// Makes a good report a bad one.
     type Spoil = fn(&mut Value);
     let folder = Folder::new();
     let good = folder.write("good.json", &two_models());
-    let cases: [(&str, Spoil); 13] = [
+    let cases: [(&str, Spoil); 14] = [
         ("not what `bench --json` writes", |r| *r = json!({})),
         ("not what `bench --json` writes", |r| {
             r["gemm"][1]["limit"] = Value::Null;
@@ -559,6 +748,11 @@ fn says_what_is_wrong_with_which_file() {
         }),
         ("the read ceiling: -3 cannot be", |r| {
             r["ceilings"]["read"] = json!(-3.0);
+        }),
+        ("small up, decompression: 0 cannot be", |r| {
+            r["decompress"] = json!([{
+                "layer": r["gemm"][0]["layer"], "us": 0.0, "tbs": 1.0, "of_copy": 1.0, "exact": true,
+            }]);
         }),
         ("of made up for a test (sm_90a, tuned), unlike", |r| {
             r["tuned"] = json!(true);

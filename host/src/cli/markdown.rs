@@ -1,10 +1,30 @@
-//! The tables of `results`.
+//! The tables of `results`, which `report` shows too.
 
+use std::fmt;
+
+use serde::Serialize;
 use zipserv::results::{
-    GemmRow, InvariantMean, LayerInfo, MEMORY_BOUND, Mean, PublishedMean, TuningMean, TuningTable,
+    GemmRow, InvariantMean, LayerInfo, MEMORY_BOUND, Mean, PublishedMean, StepRow, Steps, TunedRow,
+    TuningMean, TuningTable,
 };
 
-use super::measured::Measured;
+use super::{
+    inputs::{Peer, Peers},
+    measured::Measured,
+};
+
+/// Lines of cells below a header.
+#[derive(Serialize)]
+pub struct Table {
+    pub header: Vec<String>,
+    pub lines: Vec<Vec<String>>,
+}
+
+/// A table and what it is of.
+pub struct Titled {
+    pub title: String,
+    pub table: Table,
+}
 
 /// Tokens for which the first table says what bounds the speedup, and how near it is.
 const LIMIT_AT: usize = 8;
@@ -15,38 +35,33 @@ pub fn tables(measured: &Measured) -> String {
     let speedups = speedups(measured);
     let tuned = if measured.is_tuned() { ", tuned" } else { "" };
     let mut text = format!("ZipGEMM{tuned}, x cuBLAS, on {device}:\n\n{speedups}");
-    let many = measured.tokens().into_iter().filter(|&n| n > MEMORY_BOUND);
-    let many: Vec<_> = many.collect();
-    if !many.is_empty() {
-        let tflops = tflops(measured, &many);
-        text +=
-            &format!("\n\nTFLOP/s of ZipGEMM / decompression, then cuBLAS / cuBLAS:\n\n{tflops}");
+    if let Some(many) = measured.with_many_tokens() {
+        text += &format!("\n\n{}", tflops(&many));
     }
-    if let Some((row, regret)) = measured.worst_dispatch() {
-        let (layer, n) = (name(&row.layer), row.n);
-        text += &format!(
-            "\n\nWith memory for dense weights, the plan takes {regret:.3} times as long as the \
-             better of both ways at worst ({layer}, N={n}).",
-        );
+    if let Some(dispatch) = dispatch(measured) {
+        text += &format!("\n\n{dispatch}");
     }
-    let tokens = tokens_with(measured, |row| row.invariant.is_some());
-    if !tokens.is_empty() {
-        let invariant = invariant(measured, &tokens);
-        text += &format!("\n\nBatch-invariant, x cuBLAS:\n\n{invariant}");
+    if let Some(measured) = measured.with_invariant() {
+        text += &format!("\n\n{}", invariant(&measured));
     }
-    let tokens = tokens_with(measured, |row| row.published.is_some());
-    if !tokens.is_empty() {
-        let published = published(measured, &tokens);
-        text += &format!(
-            "\n\nx ZipServ as published, launched plainly like it; decompression in GB/s of BF16, \
-             and bits a weight, of ours / as published:\n\n{published}"
-        );
+    if let Some(measured) = measured.with_published() {
+        text += &format!("\n\n{}", published(&measured));
     }
     text
 }
 
+/// How far the plan is from the better of both ways, where that was measured.
+pub fn dispatch(measured: &Measured) -> Option<String> {
+    let (row, regret) = measured.worst_dispatch()?;
+    let (layer, n) = (name(&row.layer), row.n);
+    Some(format!(
+        "With memory for dense weights, the plan takes {regret:.3} times as long as the better of \
+         both ways at worst ({layer}, N={n})."
+    ))
+}
+
 /// What tuning lifts the geometric mean by: times, and so speedups over anything else.
-pub fn tuning(table: &TuningTable) -> String {
+pub fn tuning(table: &TuningTable) -> Titled {
     let header = [
         "tokens",
         "shapes",
@@ -65,22 +80,75 @@ pub fn tuning(table: &TuningTable) -> String {
             format!("{:.3}x", mean.gain()),
         ]
     };
-    let means = table.means().into_iter().map(line).collect();
-    let means = self::table(header.map(str::to_owned).to_vec(), means);
-    format!("Tuned launches on {}:\n\n{means}", table.key().device)
+    Titled {
+        title: format!("Tuned launches on {}", table.key().device),
+        table: Table::new(header, table.means().into_iter().map(line)),
+    }
 }
 
-/// Numbers of tokens of which some row is as asked for.
-fn tokens_with(measured: &Measured, is_wanted: impl Fn(&GemmRow) -> bool) -> Vec<usize> {
-    let tokens = measured.tokens().into_iter().filter(|&n| {
-        let layers = measured.layers().into_iter();
-        let mut rows = layers.filter_map(|layer| measured.row(layer, n));
-        rows.any(&is_wanted)
-    });
-    tokens.collect()
+/// The launches that tuning changes, each in the row of its shape and number of tokens.
+pub fn changed_launches(table: &TuningTable) -> Table {
+    let header = [
+        "shape (M x K)",
+        "tokens",
+        "before",
+        "us",
+        "tuned",
+        "us",
+        "lift",
+    ];
+    let line = |row: &TunedRow| {
+        vec![
+            format!("{} x {}", row.rows, row.cols),
+            row.n.to_string(),
+            row.default.to_string(),
+            format!("{:.2}", row.before_us),
+            row.launch.to_string(),
+            format!("{:.2}", row.after_us),
+            format!("{:.3}x", row.gain()),
+        ]
+    };
+    let changed = table.rows().iter().filter(|row| row.is_changed());
+    Table::new(header, changed.map(line))
 }
 
-fn speedups(measured: &Measured) -> String {
+/// The largest step of each layer from one number of tokens to the next that was measured.
+pub fn steps(steps: &Steps) -> Titled {
+    let header = ["layer (M x K)", "points", "largest step", "from N", "to N"];
+    let line = |row: &StepRow| {
+        let mut cells = vec![name(&row.layer), row.points.len().to_string()];
+        if let Some(step) = row.worst {
+            cells.push(format!("{:.3}x", step.ratio));
+            cells.extend([step.from, step.to].map(|n| n.to_string()));
+        }
+        cells
+    };
+    Titled {
+        title: format!("Largest step in time on {}", steps.device),
+        table: Table::new(header, steps.layers.iter().map(line)),
+    }
+}
+
+/// Decompression beside other codecs.
+pub fn peers(peers: &Peers) -> Titled {
+    let header = ["codec", "weights", "stored", "us", "GB/s of BF16"];
+    let line = |peer: &Peer| {
+        let [rows, cols] = peer.shape;
+        vec![
+            peer.peer.clone(),
+            format!("{rows} x {cols}"),
+            format!("{:.2} %", 100.0 * peer.stored_fraction),
+            format!("{:.2}", peer.us),
+            format!("{:.0}", peer.gb_s),
+        ]
+    };
+    Titled {
+        title: format!("Decompression beside other codecs on {}", peers.device),
+        table: Table::new(header, peers.rows.iter().map(line)),
+    }
+}
+
+fn speedups(measured: &Measured) -> Table {
     let tokens = measured.tokens();
     let with_limit = tokens.contains(&LIMIT_AT);
     let mut header = header(&tokens);
@@ -132,10 +200,12 @@ fn speedups(measured: &Measured) -> String {
         false,
         &|mean| (mean.n <= MEMORY_BOUND).then_some(mean.limit),
     );
-    table(header, lines)
+    Table::new(header, lines)
 }
 
-fn tflops(measured: &Measured, tokens: &[usize]) -> String {
+/// Beside both ways of cuBLAS.
+pub fn tflops(measured: &Measured) -> Titled {
+    let tokens = measured.tokens();
     let of_layer = |layer: &LayerInfo| {
         let cell = |&n: &usize| {
             cell(measured.row(layer, n).map(|row| {
@@ -150,12 +220,16 @@ fn tflops(measured: &Measured, tokens: &[usize]) -> String {
         cells.extend(tokens.iter().map(cell));
         cells
     };
-    let lines = measured.layers().into_iter().map(of_layer).collect();
-    table(header(tokens), lines)
+    let lines = measured.layers().into_iter().map(of_layer);
+    Titled {
+        title: "TFLOP/s of ZipGEMM / decompression, then cuBLAS / cuBLAS".to_owned(),
+        table: Table::new(header(&tokens), lines),
+    }
 }
 
 /// The batch-invariant plans, and beside those of the dispatch.
-fn invariant(measured: &Measured, tokens: &[usize]) -> String {
+pub fn invariant(measured: &Measured) -> Titled {
+    let tokens = measured.tokens();
     let of_layer = |layer: &LayerInfo| {
         let best = |&n: &usize| {
             let invariant = measured.row(layer, n)?.invariant.as_ref()?;
@@ -181,12 +255,16 @@ fn invariant(measured: &Measured, tokens: &[usize]) -> String {
     of_all("x the plan's own kernels", &|mean, invariant| {
         invariant.dependent / mean.dependent
     });
-    table(header(tokens), lines)
+    Titled {
+        title: "Batch-invariant, x cuBLAS".to_owned(),
+        table: Table::new(header(&tokens), lines),
+    }
 }
 
 /// Beside ZipServ as published.
-fn published(measured: &Measured, tokens: &[usize]) -> String {
-    let mut header = header(tokens);
+pub fn published(measured: &Measured) -> Titled {
+    let tokens = measured.tokens();
+    let mut header = header(&tokens);
     header.push("decompression".to_owned());
     header.push("bits a weight".to_owned());
     let of_layer = |layer: &LayerInfo| {
@@ -197,7 +275,8 @@ fn published(measured: &Measured, tokens: &[usize]) -> String {
         };
         let mut cells = vec![name(layer)];
         cells.extend(tokens.iter().map(|n| cell(row(n).and_then(ratio))));
-        let restored = measured.decompress(layer).and_then(|row| {
+        let restored = measured.decompress(layer).and_then(|found| {
+            let row = found.row;
             let speed = |us: f64| format!("{:.0}", layer.bf16_bytes() as f64 / us / 1e3);
             let published = row.published.as_ref()?;
             Some(format!("{} / {}", speed(row.us), speed(published.us)))
@@ -222,7 +301,12 @@ fn published(measured: &Measured, tokens: &[usize]) -> String {
     of_all("geometric mean", &|mean| mean.plain);
     of_all("with dependent launch", &|mean| mean.dependent);
     of_all("ZipServ as published, x cuBLAS", &|mean| mean.speedup);
-    table(header, lines)
+    let title = "x ZipServ as published, launched plainly like it; decompression in GB/s of BF16, \
+                 and bits a weight, of ours / as published";
+    Titled {
+        title: title.to_owned(),
+        table: Table::new(header, lines),
+    }
 }
 
 /// The first column's and those of the numbers of tokens.
@@ -253,14 +337,33 @@ fn cell(text: Option<String>) -> String {
     text.unwrap_or_default()
 }
 
-/// Lines shorter than the header are filled up.
-fn table(header: Vec<String>, lines: Vec<Vec<String>>) -> String {
-    let columns = header.len();
-    let rule = vec!["---".to_owned(); columns];
-    let line = |mut cells: Vec<String>| {
-        cells.resize(columns, String::new());
-        format!("| {} |", cells.join(" | "))
-    };
-    let lines = [header, rule].into_iter().chain(lines).map(line);
-    lines.collect::<Vec<_>>().join("\n")
+impl Table {
+    /// Lines shorter than the header are filled up.
+    pub fn new<Name: Into<String>>(
+        header: impl IntoIterator<Item = Name>,
+        lines: impl IntoIterator<Item = Vec<String>>,
+    ) -> Self {
+        let header: Vec<String> = header.into_iter().map(Into::into).collect();
+        let mut lines: Vec<_> = lines.into_iter().collect();
+        for line in &mut lines {
+            line.resize(header.len(), String::new());
+        }
+        Self { header, lines }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let line = |cells: &[String]| format!("| {} |", cells.join(" | "));
+        writeln!(f, "{}", line(&self.header))?;
+        write!(f, "{}", line(&vec!["---".to_owned(); self.header.len()]))?;
+        let mut lines = self.lines.iter();
+        lines.try_for_each(|cells| write!(f, "\n{}", line(cells)))
+    }
+}
+
+impl fmt::Display for Titled {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}:\n\n{}", self.title, self.table)
+    }
 }

@@ -5,14 +5,17 @@ use std::{
     error::Error,
     fs,
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
-use zipserv::results::{DecompressRow, Figure, GemmRow, LayerInfo, Mean, Report, means};
+use zipserv::results::{
+    DecompressRow, Figure, GemmRow, LayerInfo, MEMORY_BOUND, Mean, Report, means,
+};
 
 /// Multiplications from one file or several, all of one device.
 pub struct Measured {
     /// At least one.
-    files: Vec<File>,
+    files: Rc<[File]>,
     /// Each layer and number of tokens once, in the order of the files.
     places: Vec<Place>,
 }
@@ -30,14 +33,21 @@ struct Place {
     index: usize,
 }
 
-/// A multiplication, and where it was read.
-#[derive(Clone, Copy)]
-pub struct Found<'a> {
-    pub row: &'a GemmRow,
+/// A multiplication, or another row, and where it was read.
+pub struct Found<'a, Row = GemmRow> {
+    pub row: &'a Row,
     pub path: &'a Path,
-    /// Which of the file's `gemm` it is.
+    /// Which of the file's `gemm` it is, or of the list that has such rows.
     pub index: usize,
 }
+
+impl<Row> Clone for Found<'_, Row> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<Row> Copy for Found<'_, Row> {}
 
 impl Measured {
     /// Reads and merges files.
@@ -62,23 +72,34 @@ impl Measured {
             files.push(File { path, report });
         }
         if files.is_empty() {
-            return Err("no file".into());
+            return Err("no file that `bench --json` wrote".into());
         }
-        let mut places: Vec<Place> = Vec::new();
-        for (file, File { report, .. }) in files.iter().enumerate() {
-            for (index, row) in report.gemm.iter().enumerate() {
-                let place = Place { file, index };
-                let is_older = |old: &&mut Place| {
-                    let old = &files[old.file].report.gemm[old.index];
-                    old.n == row.n && is_same(&old.layer, &row.layer)
-                };
-                match places.iter_mut().find(is_older) {
-                    Some(old) => *old = place,
-                    None => places.push(place),
-                }
-            }
-        }
+        let places = places(&files, |_| true);
+        let files = files.into();
         Ok(Self { files, places })
+    }
+
+    /// The multiplications beside which the published kernel was measured, if there are any.
+    pub fn with_published(&self) -> Option<Self> {
+        self.only(|row| row.published.is_some())
+    }
+
+    /// Those beside which the batch-invariant plan was measured.
+    pub fn with_invariant(&self) -> Option<Self> {
+        self.only(|row| row.invariant.is_some())
+    }
+
+    /// Those of which floating-point operations set the pace.
+    pub fn with_many_tokens(&self) -> Option<Self> {
+        self.only(|row| row.n > MEMORY_BOUND)
+    }
+
+    /// What is left where only some rows count: a row that another one has replaced counts again if
+    /// the other one does not.
+    fn only(&self, counts: impl Fn(&GemmRow) -> bool) -> Option<Self> {
+        let files = self.files.clone();
+        let places = places(&files, counts);
+        (!places.is_empty()).then_some(Self { files, places })
     }
 
     /// The files, in order.
@@ -153,11 +174,16 @@ impl Measured {
         regrets.max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
-    /// How fast a layer was restored: what the last file says that has it.
-    pub fn decompress(&self, layer: &LayerInfo) -> Option<&DecompressRow> {
-        let files = self.files.iter().rev();
-        let mut rows = files.flat_map(|file| &file.report.decompress);
-        rows.find(|row| is_same(&row.layer, layer))
+    /// How fast a layer was restored, and from the published layout: what the last file says that
+    /// has both.
+    pub fn decompress(&self, layer: &LayerInfo) -> Option<Found<'_, DecompressRow>> {
+        self.files.iter().rev().find_map(|File { path, report }| {
+            let is_wanted =
+                |row: &DecompressRow| row.published.is_some() && is_same(&row.layer, layer);
+            let index = report.decompress.iter().position(is_wanted)?;
+            let row = &report.decompress[index];
+            Some(Found { row, path, index })
+        })
     }
 
     /// Means over the layers of a model, or over all, for those numbers of tokens that each of them
@@ -170,6 +196,26 @@ impl Measured {
         means.retain(|mean| mean.layers == layers);
         means
     }
+}
+
+/// Where the rows are that count, each layer and number of tokens once.
+fn places(files: &[File], counts: impl Fn(&GemmRow) -> bool) -> Vec<Place> {
+    let mut places: Vec<Place> = Vec::new();
+    for (file, File { report, .. }) in files.iter().enumerate() {
+        let rows = report.gemm.iter().enumerate();
+        for (index, row) in rows.filter(|(_, row)| counts(row)) {
+            let place = Place { file, index };
+            let is_older = |old: &&mut Place| {
+                let old = &files[old.file].report.gemm[old.index];
+                old.n == row.n && is_same(&old.layer, &row.layer)
+            };
+            match places.iter_mut().find(is_older) {
+                Some(old) => *old = place,
+                None => places.push(place),
+            }
+        }
+    }
+    places
 }
 
 /// What is in a file, if it is fit for tables; otherwise, what is wrong with it.
@@ -219,9 +265,25 @@ fn parse(json: &[u8]) -> Result<Report, String> {
             return Err(format!("{what}: {figure} cannot be a measurement"));
         }
     }
+    for DecompressRow {
+        layer,
+        us,
+        published,
+        ..
+    } in &report.decompress
+    {
+        let mut figures = [*us]
+            .into_iter()
+            .chain(published.map(|published| published.us));
+        if let Some(figure) = figures.find(|figure| !possible(figure)) {
+            let what = format!("{} {}, decompression", layer.model, layer.name);
+            return Err(format!("{what}: {figure} cannot be a measurement"));
+        }
+    }
     Ok(report)
 }
 
-fn is_same(a: &LayerInfo, b: &LayerInfo) -> bool {
+/// Whether a layer is the same, of whatever random weights.
+pub fn is_same(a: &LayerInfo, b: &LayerInfo) -> bool {
     (&a.model, &a.name, a.rows, a.cols) == (&b.model, &b.name, b.rows, b.cols)
 }

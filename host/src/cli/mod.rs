@@ -9,6 +9,7 @@ mod demo;
 mod generate;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod inputs;
 mod inspect;
 mod json;
 mod markdown;

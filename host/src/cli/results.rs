@@ -1,16 +1,9 @@
-use std::{
-    error::Error,
-    fmt::Display,
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
-
-use serde_json::Value;
-use zipserv::results::TuningTable;
+use std::{path::PathBuf, process::ExitCode};
 
 use super::{
-    Outcome, console, markdown,
+    Outcome, console,
+    inputs::Inputs,
+    markdown,
     measured::Measured,
     plot::{self, Speedup},
 };
@@ -18,8 +11,9 @@ use super::{
 /// Print what `bench` measured, and `tune` found, as Markdown tables, and plot the former
 #[derive(clap::Args)]
 pub struct Results {
-    /// Files that `bench --json` wrote, of one device, or `tune`; where several of the former have
-    /// the same layer and number of tokens, the last one counts
+    /// Files that `bench --json` wrote, of one device, `tune`, `bench --steps --json` or
+    /// `benches/peers/compare.py`; where several of the first have the same layer and number of
+    /// tokens, the last one counts
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Draw the speedup of each model over the number of tokens, as .svg or .png
@@ -33,34 +27,20 @@ pub struct Results {
 impl Results {
     pub fn run(&self) -> Outcome {
         let mut tables = Vec::new();
-        let mut reports = Vec::new();
-        for path in &self.files {
-            match tuning(path)? {
-                Some(tuning) => tables.push(markdown::tuning(&tuning)),
-                None => reports.push(path.clone()),
-            }
-        }
-        if !reports.is_empty() || self.plot.is_some() {
-            let measured = Measured::read(&reports)?;
+        let inputs = Inputs::read(&self.files)?;
+        if !inputs.reports.is_empty() || self.plot.is_some() {
+            let measured = Measured::read(&inputs.reports)?;
             if let Some(path) = &self.plot {
                 plot::save(&Speedup(&measured), path, self.force)?;
             }
-            tables.insert(0, markdown::tables(&measured));
+            tables.push(markdown::tables(&measured));
         }
+        let tunings = inputs.tunings.iter().map(|(_, t)| markdown::tuning(t));
+        let steps = inputs.steps.iter().map(|(_, s)| markdown::steps(s));
+        let peers = inputs.peers.iter().map(|(_, p)| markdown::peers(p));
+        let others = tunings.chain(steps).chain(peers);
+        tables.extend(others.map(|table| table.to_string()));
         console::print(tables.join("\n\n"))?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// What `tune` wrote, unless the file is something else.
-fn tuning(path: &Path) -> Result<Option<TuningTable>, Box<dyn Error>> {
-    let name = |error: &dyn Display| format!("{}: {error}", path.display());
-    let json = fs::read(path).map_err(|error| name(&error))?;
-    let is_table =
-        serde_json::from_slice(&json).is_ok_and(|json: Value| json.get("tuning_version").is_some());
-    if !is_table {
-        return Ok(None);
-    }
-    let table = TuningTable::from_json(&json).map_err(|error| name(&error))?;
-    Ok(Some(table))
 }

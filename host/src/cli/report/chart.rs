@@ -4,6 +4,8 @@ use std::fmt::Display;
 
 use serde::Serialize;
 
+use crate::cli::markdown::Table;
+
 /// Width and height, and the edges of the plane, in units of the SVG.
 const WIDTH: f64 = 440.0;
 const HEIGHT: f64 = 300.0;
@@ -159,13 +161,6 @@ struct Dot {
     x: String,
     y: String,
     title: String,
-}
-
-/// Lines of cells below a header.
-#[derive(Serialize)]
-pub struct Table {
-    pub header: Vec<String>,
-    pub lines: Vec<Vec<String>>,
 }
 
 /// How the points of a series are drawn.

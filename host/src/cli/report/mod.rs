@@ -1,6 +1,7 @@
 //! `report`: what was measured as one page, which loads nothing else.
 
 mod chart;
+mod tables;
 
 use std::{collections::BTreeMap, error::Error, fmt, fs, path::PathBuf, process::ExitCode};
 
@@ -10,16 +11,20 @@ use zipserv::results::{LayerInfo, MEMORY_BOUND};
 
 use super::{
     Outcome,
+    inputs::Inputs,
+    markdown::Table,
     measured::{File, Found, Measured},
     spare,
 };
-use chart::{Axis, Chart, Mark, Point, Table};
+use chart::{Axis, Chart, Mark, Point};
+use tables::Card;
 
-/// Make a page of what `bench` measured: speedups, pace, roofline, compression
+/// Make a page of what `bench` measured: speedups, pace, roofline, compression; beside what `tune` found
 #[derive(clap::Args)]
 pub struct Report {
-    /// Files that `bench --json` wrote, of one device; where several have the same layer and number
-    /// of tokens, the last one counts
+    /// Files that `bench --json` wrote, and others of the same device: of `tune`,
+    /// `bench --steps --json` and `benches/peers/compare.py`; where several of the first have the
+    /// same layer and number of tokens, the last one counts
     #[arg(required = true, value_name = "FILES")]
     files: Vec<PathBuf>,
     /// The page, as .html
@@ -32,7 +37,10 @@ pub struct Report {
 
 impl Report {
     pub fn run(&self) -> Outcome {
-        let page = page(&Measured::read(&self.files)?)?;
+        let inputs = Inputs::read(&self.files)?;
+        let measured = Measured::read(&inputs.reports)?;
+        inputs.check_device(measured.device())?;
+        let page = page(&measured, &inputs)?;
         spare(&self.output, self.force)?;
         fs::write(&self.output, page)
             .map_err(|error| format!("{}: {error}", self.output.display()))?;
@@ -46,16 +54,18 @@ struct Page<'a> {
     device: &'a str,
     files: Table,
     overview: Chart,
+    tables: Vec<Card>,
     sections: Vec<Section<'a>>,
 }
 
 /// The whole page.
-fn page(measured: &Measured) -> Result<String, Box<dyn Error>> {
+fn page(measured: &Measured, inputs: &Inputs) -> Result<String, Box<dyn Error>> {
     let models = measured.models();
     let page = Page {
         device: measured.device(),
         files: files(measured),
         overview: overview(measured, &models),
+        tables: tables::cards(measured, inputs),
         sections: models
             .iter()
             .map(|model| section(measured, model))
@@ -124,18 +134,20 @@ impl<'a> Rows<'a> {
     /// Where the rows with so many tokens are, which a mean is of.
     fn places(&self, n: usize) -> String {
         let rows = self.iter().filter(|(_, found)| found.row.n == n);
-        let mut by_file: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (_, Found { path, index, .. }) in rows {
-            let file = by_file.entry(path.display().to_string()).or_default();
-            file.push(format!("gemm[{index}]"));
-        }
-        let of_file = |(file, rows): (String, Vec<String>)| format!("{file} {}", rows.join(", "));
-        by_file
-            .into_iter()
-            .map(of_file)
-            .collect::<Vec<_>>()
-            .join("; ")
+        places(rows.map(|(_, found)| found))
     }
+}
+
+/// Where rows are, by file.
+fn places<'a>(rows: impl Iterator<Item = Found<'a>>) -> String {
+    let mut by_file: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for Found { path, index, .. } in rows {
+        let file = by_file.entry(path.display().to_string()).or_default();
+        file.push(format!("gemm[{index}]"));
+    }
+    let of_file = |(file, rows): (String, Vec<String>)| format!("{file} {}", rows.join(", "));
+    let files: Vec<_> = by_file.into_iter().map(of_file).collect();
+    files.join("; ")
 }
 
 fn name(layer: &LayerInfo) -> String {
