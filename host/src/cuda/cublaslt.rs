@@ -83,12 +83,12 @@ const F32: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
 pub const MISSING: &str = "the library libcublasLt.so is not found; it comes with the CUDA \
     toolkit, and LD_LIBRARY_PATH names the folder where it is looked for";
 
-/// Whether the library can be loaded; without it, its first call would panic. (cudarc asks only where
-/// no other crate has made it link to the library.)
+/// Whether the library can be loaded, by names for which cudarc looks; without it, its first call would
+/// panic. (cudarc itself tells only where no other crate has made it link to the library.)
 fn is_there() -> bool {
-    let names = cudarc::get_lib_name_candidates("cublasLt");
     // SAFETY: loading NVIDIA's library, as its first call would.
-    let load = |name: &String| unsafe { libloading::Library::new(name) };
+    let load = |name: &&str| unsafe { libloading::Library::new(name) };
+    let names = ["libcublasLt.so", "libcublasLt.so.12", "libcublasLt.so.11"];
     names.iter().any(|name| load(name).is_ok())
 }
 
