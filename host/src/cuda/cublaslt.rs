@@ -87,9 +87,9 @@ pub const MISSING: &str = "the library libcublasLt.so is not found; it comes wit
 /// panic. (cudarc itself tells only where no other crate has made it link to the library.)
 fn is_there() -> bool {
     // SAFETY: loading NVIDIA's library, as its first call would.
-    let load = |name: &&str| unsafe { libloading::Library::new(name) };
+    let load = |name: &str| unsafe { libloading::Library::new(name) };
     let names = ["libcublasLt.so", "libcublasLt.so.12", "libcublasLt.so.11"];
-    names.iter().any(|name| load(name).is_ok())
+    names.into_iter().any(|name| load(name).is_ok())
 }
 
 fn check<T>(call: &'static str, result: Result<T, result::CublasError>) -> Result<T, CudaError> {
