@@ -86,6 +86,16 @@ unsafe impl Send for Function {}
 // SAFETY: as above.
 unsafe impl Sync for Function {}
 
+/// CRC-32 of PTX but for comments on lines of their own, which change with each word in the sources.
+fn crc32(ptx: &str) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for line in ptx.lines().filter(|line| !line.starts_with("//")) {
+        hasher.update(line.as_bytes());
+        hasher.update(b"\n");
+    }
+    hasher.finalize()
+}
+
 impl Gpu {
     /// Opens device `ordinal` with the best kernels it can run.
     ///
@@ -172,7 +182,7 @@ impl Gpu {
             ordinal,
             family,
             multiprocessors: attribute(DeviceAttribute::MultiprocessorCount)? as u32,
-            ptx_crc32: crc32fast::hash(ptx.as_bytes()),
+            ptx_crc32: crc32(ptx),
         })
     }
 

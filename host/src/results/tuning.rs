@@ -25,7 +25,7 @@ pub struct TuningKey {
     pub multiprocessors: u32,
     /// The driver's version, and the CUDA version that it knows.
     pub driver: String,
-    /// CRC-32 of the kernels' PTX.
+    /// CRC-32 of the kernels' PTX, but for its comments.
     pub ptx_crc32: u32,
 }
 

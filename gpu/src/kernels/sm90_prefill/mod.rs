@@ -3,13 +3,13 @@
 //! ```text
 //!  two warps that copy                      two warpgroups that multiply
 //!
-//!  tiles; X, by tensor copies         full  A fragments from bytes, words and bases;  output tile:
-//!  into a stage --------------------------> wgmma: A in registers, X by descriptor -> epilogue,
-//!                                     empty                                           transpose,
-//!  two warps that write tables     <-------                                           store Y
-//!
-//!  patches, read ahead: the base of
-//!  each weight into a table -------------->
+//!  tiles; X, by tensor copies; sums   full  A fragments from bytes, words and bases;  output tile:
+//!  of other clusters, into a stage ------->  wgmma: A in registers, X by descriptor -> add others'
+//!                                     empty                                           sums, epilogue,
+//!  two warps that write tables        full                                            transpose,
+//!                                   ------->                                          store Y; or
+//!  patches, read ahead: the base of   empty                                           leave sums to
+//!  each weight into a table         <-------                                          another cluster
 //! ```
 //!
 //! An output tile is 128 features by `2 * SUMS` tokens. A warp decodes one band of one strip: 16
@@ -19,13 +19,15 @@
 //!
 //! Clusters are persistent. Each takes whole output tiles, in an order that lets the activations
 //! of those under way stay in the L2 cache; what does not go into the number of clusters is shared
-//! along K ([`crate::work`]), and sums are handed over as they lie in registers.
+//! along K ([`crate::schedule`]). Sums are left in memory as they lie in registers, with a flag, and
+//! come to the cluster that finishes the tile by bulk copies through its ring, behind its own units.
+//! A share of a tile begins with the ring's first stage, so that addresses of stages are constants.
 //!
 //! Every lane arrives at barriers for what it has read or written itself. Between the barrier that
 //! frees a table and the one that fills it there are stores only: all else is done before.
 //!
 //! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
-//! issues some 150 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
+//! issues some 120 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
 //! from the L2 cache for each block of a cluster of two.
 
 mod bases;
