@@ -18,14 +18,28 @@ use zipserv::{
 
 use super::{DIFFERENT, Outcome, console, gpu};
 
+/// The layers to work on.
 #[derive(clap::Args)]
-pub struct Bench {
-    /// Models whose layers to measure [default: all, unless --layers names others]
+pub struct Layers {
+    /// Models whose layers to take [default: all, unless --layers names others]
     #[arg(long, value_name = "MODELS", value_delimiter = ',', value_parser = models())]
-    shapes: Vec<String>,
+    pub shapes: Vec<String>,
     /// Other layers, as ROWSxCOLS
     #[arg(long, value_delimiter = ',')]
     layers: Vec<Shape>,
+}
+
+impl Layers {
+    /// Rows and columns of the other layers.
+    pub fn sizes(&self) -> Vec<(usize, usize)> {
+        self.layers.iter().map(|&Shape(r, c)| (r, c)).collect()
+    }
+}
+
+#[derive(clap::Args)]
+pub struct Bench {
+    #[command(flatten)]
+    layers: Layers,
     /// Numbers of tokens
     #[arg(
         long = "n",
@@ -93,7 +107,7 @@ pub struct Bench {
 
 /// Rows and columns.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Shape(pub usize, pub usize);
+struct Shape(usize, usize);
 
 impl FromStr for Shape {
     type Err = &'static str;
@@ -108,7 +122,7 @@ impl FromStr for Shape {
     }
 }
 
-pub fn models() -> PossibleValuesParser {
+fn models() -> PossibleValuesParser {
     MODELS
         .iter()
         .map(|model| model.name)
@@ -209,8 +223,8 @@ impl Bench {
         // Other kernels than those built in are of no commit that we know.
         let found = || self.ptx.is_none().then(checkout).flatten();
         let config = Config {
-            models: self.shapes.clone(),
-            layers: self.layers.iter().map(|&Shape(r, c)| (r, c)).collect(),
+            models: self.layers.shapes.clone(),
+            layers: self.layers.sizes(),
             tokens,
             kernels: self.kernels.clone(),
             all_kernels: self.all_kernels,

@@ -13,20 +13,12 @@ use zipserv::{
     results::{ReportFile, TuningTable},
 };
 
-use super::{
-    DIFFERENT, Outcome,
-    bench::{Shape, models},
-    console, gpu, markdown,
-};
+use super::{DIFFERENT, Outcome, bench::Layers, console, gpu, markdown};
 
 #[derive(clap::Args)]
 pub struct Tune {
-    /// Models whose layers to tune [default: all, unless --layers names others]
-    #[arg(long, value_name = "MODELS", value_delimiter = ',', value_parser = models())]
-    shapes: Vec<String>,
-    /// Other layers, as ROWSxCOLS
-    #[arg(long, value_delimiter = ',')]
-    layers: Vec<Shape>,
+    #[command(flatten)]
+    layers: Layers,
     /// Numbers of tokens
     #[arg(
         long = "n",
@@ -57,8 +49,8 @@ pub struct Tune {
 impl Tune {
     pub fn run(&self) -> Outcome {
         let config = Config {
-            models: self.shapes.clone(),
-            layers: self.layers.iter().map(|&Shape(r, c)| (r, c)).collect(),
+            models: self.layers.shapes.clone(),
+            layers: self.layers.sizes(),
             tokens: self.tokens.clone(),
             seed: self.seed,
             ..Config::default()

@@ -1,4 +1,4 @@
-use std::{fmt, ops::Range};
+use std::fmt;
 
 use zipserv_gpu::launch::{GEMMS, PREFILLS};
 
@@ -79,71 +79,46 @@ enum Choice {
 struct Measured {
     /// Tokens, at most.
     tokens: usize,
-    /// How many weights.
-    weights: Range<usize>,
+    /// Weights, at most.
+    weights: usize,
     /// Output features, at most.
     features: usize,
     /// The kernel.
     kernel: &'static str,
 }
 
-/// What measurements on an H100 say; the first row that fits counts, if the device has its kernel
-/// and that can read the activations. Where none fits, the kernels for many tokens have their own
-/// choice of tiles, and the order of [`GEMMS`] decides among those for few.
+impl Measured {
+    /// The kernel, for all weights.
+    const fn all(tokens: usize, kernel: &'static str) -> Self {
+        Self {
+            tokens,
+            weights: usize::MAX,
+            features: usize::MAX,
+            kernel,
+        }
+    }
+}
+
+/// What measurements on an H100 say; the first row that fits counts, if the device has its kernel.
+/// Where none fits, the kernels for many tokens have their own choice of tiles, and the order of
+/// [`GEMMS`] decides among those for few.
 const MEASURED: &[Measured] = &[
     // 3 to 7 % faster than the next for one token, up to 2 % slower for eight.
-    Measured {
-        tokens: 4,
-        weights: 0..usize::MAX,
-        features: usize::MAX,
-        kernel: "zipgemm_n8_1x8x2",
-    },
+    Measured::all(4, "zipgemm_n8_1x8x2"),
     // For eight tokens 2 to 3 % faster than the next where 128 blocks have a row block each (4096
     // features: results/tuned-h100.json), and 3 to 5 % where there are few weights (6144 x 4096 and
     // 6144 x 6144); up to 2 % slower elsewhere.
     Measured {
-        tokens: 8,
-        weights: 0..usize::MAX,
         features: 4096,
-        kernel: "zipgemm_n8_1x8x2",
+        ..Measured::all(8, "zipgemm_n8_1x8x2")
     },
     Measured {
-        tokens: 8,
-        weights: 0..40_000_000,
-        features: usize::MAX,
-        kernel: "zipgemm_n8_1x8x2",
+        weights: 40_000_000,
+        ..Measured::all(8, "zipgemm_n8_1x8x2")
     },
-    Measured {
-        tokens: 8,
-        weights: 0..usize::MAX,
-        features: usize::MAX,
-        kernel: "zipgemm_n8_2x4x2",
-    },
-    Measured {
-        tokens: 16,
-        weights: 0..usize::MAX,
-        features: usize::MAX,
-        kernel: "zipgemm_n16_2x4x2",
-    },
-    Measured {
-        tokens: 32,
-        weights: 0..usize::MAX,
-        features: usize::MAX,
-        kernel: "zipgemm_n32_2x2x2",
-    },
-    // 1.13x cuBLAS, where the N = 64 kernel for few tokens has 0.88x (geometric means).
-    Measured {
-        tokens: 64,
-        weights: 0..usize::MAX,
-        features: usize::MAX,
-        kernel: "prefill_n64",
-    },
-    Measured {
-        tokens: 128,
-        weights: 0..usize::MAX,
-        features: usize::MAX,
-        kernel: "prefill_n128",
-    },
+    Measured::all(8, "zipgemm_n8_2x4x2"),
+    Measured::all(16, "zipgemm_n16_2x4x2"),
+    Measured::all(32, "zipgemm_n32_2x2x2"),
 ];
 
 /// Chooses kernel and launch for `n` tokens, 1 to [`MAX_TOKENS`], whose activations follow one
@@ -218,10 +193,9 @@ pub(super) fn choose(
     let many = many && PREFILLS.iter().any(|(name, _)| gpu.has(name));
     let fits = |row: &&Measured| {
         n <= row.tokens
-            && row.weights.contains(&(weights.rows() * weights.cols()))
+            && weights.rows() * weights.cols() <= row.weights
             && weights.rows() <= row.features
             && gpu.has(row.kernel)
-            && (many || !is_prefill(row.kernel))
     };
     if let Some(row) = MEASURED.iter().find(fits) {
         let plan = Plan::with_kernel(gpu, weights, n, row.kernel)?;
