@@ -268,9 +268,11 @@ fn check_plans(
 
 #[test]
 fn every_combination() {
+    // The last ones are not for tensor copies.
+    let strides = [264, 272, 275];
+    let strides = if quick() { &strides[..1] } else { &strides };
     for lab in Lab::each() {
-        // The last ones are not for tensor copies.
-        check(&lab, 264, &[264, 272, 275], tokens());
+        check(&lab, 264, strides, tokens());
     }
 }
 
