@@ -59,6 +59,9 @@ pub struct PrefillArgs {
     /// cluster copies ([`crate::launch::Prefill::box_tokens`]), with the 128-byte swizzle. First,
     /// so that its address is the parameter's.
     pub x: TensorMap,
+    /// The dense part of the weights, in boxes of the tiles of a block's strips in one column, see
+    /// [`crate::launch::Prefill::DENSE_BOX`]. Behind the matrix there are zeros. Second, as above.
+    pub tiles: TensorMap,
     /// Outputs, N rows of M.
     pub output: Output,
     /// Dense part of the weights.

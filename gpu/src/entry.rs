@@ -29,10 +29,10 @@ macro_rules! prefill {
             /// As [`crate::kernels::sm90_prefill::prefill`].
             #[cfg(zipserv_sm = "90a")]
             fn $name(args: crate::args::PrefillArgs) {
-                // SAFETY: the caller's promise; the tensor map is the parameter's first field.
+                // SAFETY: the caller's promise; the tensor maps are the parameter's first fields.
                 unsafe {
-                    let x = parameter_address!($name);
-                    crate::kernels::sm90_prefill::prefill::<{ $tokens / 2 }, $stages, $cluster>(&args, x)
+                    let maps = parameter_address!($name);
+                    crate::kernels::sm90_prefill::prefill::<{ $tokens / 2 }, $stages, $cluster>(&args, maps)
                 }
             }
         }

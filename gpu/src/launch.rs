@@ -1,7 +1,7 @@
 //! What each kernel's launch looks like: one table for the kernels, the builder and the host.
 
 use crate::{
-    layout::{BANDS, TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS},
+    layout::{BAND_BYTES, BANDS, TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS},
     published::launch as published,
 };
 
@@ -182,7 +182,7 @@ pub struct Prefill {
 impl Prefill {
     /// Warps that multiply.
     pub const WARPS: usize = 8;
-    /// Warps that write tables of bases, with equal numbers of strips.
+    /// Warps that write tables of bases, each one table, for every so-many-th unit.
     pub const PATCHERS: usize = 2;
     /// Warps that do not multiply: those, one that copies dense tiles, and one activations.
     pub const HELPERS: usize = 2 + Self::PATCHERS;
@@ -192,6 +192,14 @@ impl Prefill {
     pub const STRIPS: usize = Self::WARPS / BANDS;
     /// Output features of an output tile.
     pub const ROWS: usize = TILE_ROWS * Self::STRIPS;
+    /// What one copy brings of the dense part, as a tensor of 8-byte elements: those of a band, the
+    /// bands of a tile, the tiles of a strip, strips.
+    pub const DENSE_BOX: [u32; 4] = [
+        (BAND_BYTES / 8) as u32,
+        BANDS as u32,
+        1,
+        Self::STRIPS as u32,
+    ];
     /// Bytes of a tile's bases: one BF16 exponent field for each weight.
     pub const STRIP_TABLE_BYTES: usize = 2 * TILE_WEIGHTS;
     /// Bytes of the bases of a unit.
@@ -273,14 +281,9 @@ impl Prefill {
         self.out_at() + Self::WARPS / 4 * Self::OUT_BYTES
     }
 
-    /// Offset of a word for each thread that does not multiply, where bases go that no weight needs.
-    pub const fn nowhere_at(self) -> usize {
-        self.barriers_at() + 16 * (self.stages + Self::TABLES)
-    }
-
     /// Dynamic shared memory of a block.
     pub const fn shared_bytes(self) -> usize {
-        self.nowhere_at() + 4 * 32 * Self::HELPERS
+        self.barriers_at() + 16 * (self.stages + Self::TABLES)
     }
 }
 

@@ -49,6 +49,18 @@ pub unsafe fn bulk(to: u32, from: *const u8, bytes: u32, barrier: u32, keep: Kee
     }
 }
 
+/// Brings a tensor map to where copies look for it first: a hint that has no other effect.
+///
+/// # Safety
+/// `map` as in [`tensor`].
+#[inline(always)]
+pub unsafe fn prefetch_map(map: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("prefetch.tensormap [{}];", in(reg64) map, options(nostack, preserves_flags));
+    }
+}
+
 /// Starts a copy of a box of a two-dimensional tensor, as `map` describes both; what lies outside
 /// the tensor becomes zeros. `barrier` counts the bytes of the whole box when they have landed.
 ///
@@ -89,6 +101,22 @@ pub unsafe fn tensor_multicast(
              .multicast::cluster [{}], [{}, {{{}, {}}}], [{}], {};",
             in(reg32) to, in(reg64) map, in(reg32) column, in(reg32) row, in(reg32) barrier,
             in(reg16) blocks, options(nostack, preserves_flags));
+    }
+}
+
+/// [`tensor`] of four dimensions, which the L2 cache keeps as `keep` says.
+///
+/// # Safety
+/// As [`tensor`].
+#[inline(always)]
+pub unsafe fn tensor4(to: u32, map: u64, at: [u32; 4], barrier: u32, keep: Keep) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes\
+             .L2::cache_hint [{}], [{}, {{{}, {}, {}, {}}}], [{}], {};",
+            in(reg32) to, in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2],
+            in(reg32) at[3], in(reg32) barrier, in(reg64) keep.0, options(nostack, preserves_flags));
     }
 }
 

@@ -52,6 +52,21 @@ pub fn shuffle(value: u32, lane: u32) -> u32 {
     result
 }
 
+/// Whether it is so in any lane.
+#[inline(always)]
+pub fn any(so: bool) -> bool {
+    let mut any: u32;
+    // SAFETY: all lanes of the warp run this.
+    unsafe {
+        asm!("{{ .reg .pred so;",
+            "setp.ne.u32 so, {}, 0;",
+            "vote.sync.any.pred so, so, 0xffffffff;",
+            "selp.u32 {}, 1, 0, so; }}",
+            in(reg32) u32::from(so), out(reg32) any, options(nomem, nostack, preserves_flags));
+    }
+    any != 0
+}
+
 /// [`lane`], for which the assembler, when it is short of registers, can ask again instead of keeping it.
 #[inline(always)]
 pub fn lane_id() -> u32 {

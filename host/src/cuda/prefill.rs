@@ -4,7 +4,7 @@ use cudarc::driver::sys::{self, CUdeviceptr};
 use zipserv_gpu::{
     args::{PrefillArgs, TensorMap},
     launch::{PREFILLS, Prefill},
-    layout::TILE_COLS,
+    layout::{TILE_BYTES, TILE_COLS, tile_grid},
 };
 
 use super::{CudaError, DeviceMatrix, GemmOperands, Gpu, RawStream, Workspace, check};
@@ -220,7 +220,8 @@ pub unsafe fn zipgemm_prefill_raw(
     }
     let (dense, offsets, patches) = weights.addresses();
     let args = PrefillArgs {
-        x: boxes(operands, weights.cols(), shape.box_tokens())?,
+        x: activations(operands, weights.cols(), shape.box_tokens())?,
+        tiles: dense_tiles(weights, dense)?,
         output: operands.output(),
         dense,
         offsets,
@@ -239,24 +240,61 @@ pub unsafe fn zipgemm_prefill_raw(
 
 /// Describes rows of `k` activations as boxes of 64 columns by `tokens`. What lies between rows is
 /// outside.
-fn boxes(operands: &GemmOperands, k: usize, tokens: usize) -> Result<TensorMap, CudaError> {
+fn activations(operands: &GemmOperands, k: usize, tokens: usize) -> Result<TensorMap, CudaError> {
     let &GemmOperands { x, x_stride, n, .. } = operands;
+    tensor_map(
+        sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        x,
+        [k as u64, n as u64],
+        &[2 * x_stride as u64],
+        [TILE_COLS as u32, tokens as u32],
+    )
+}
+
+/// Describes the dense part of a matrix, as [`Prefill::DENSE_BOX`] says.
+fn dense_tiles(weights: &DeviceMatrix, dense: *const u8) -> Result<TensorMap, CudaError> {
+    let (strips, tile_cols) = tile_grid(weights.rows(), weights.cols());
+    let [elements, bands, _, _] = Prefill::DENSE_BOX.map(u64::from);
+    let tile = TILE_BYTES as u64;
+    tensor_map(
+        sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_INT64,
+        sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+        dense as CUdeviceptr,
+        [elements, bands, tile_cols as u64, strips as u64],
+        &[tile / bands, tile, tile * tile_cols as u64],
+        Prefill::DENSE_BOX,
+    )
+}
+
+/// Describes a tensor of `sizes`, from the dimension without gaps on, and `strides` in bytes of the
+/// others, and boxes of it that are copied at a time.
+fn tensor_map<const RANK: usize>(
+    element: sys::CUtensorMapDataType,
+    swizzle: sys::CUtensorMapSwizzle,
+    address: CUdeviceptr,
+    sizes: [u64; RANK],
+    strides: &[u64],
+    boxes: [u32; RANK],
+) -> Result<TensorMap, CudaError> {
+    assert_eq!(strides.len() + 1, RANK);
     let mut map = MaybeUninit::<sys::CUtensorMap>::uninit();
-    // SAFETY: the call reads two dimensions, one stride between them, and writes the map.
+    // SAFETY: the call reads so many sizes, one stride less, and as many of the others as sizes; it
+    // writes the map.
     unsafe {
         check(
             "cuTensorMapEncodeTiled",
             sys::cuTensorMapEncodeTiled(
                 map.as_mut_ptr(),
-                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                2,
-                x as *mut _,
-                [k as u64, n as u64].as_ptr(),
-                [2 * x_stride as u64].as_ptr(),
-                [TILE_COLS as u32, tokens as u32].as_ptr(),
-                [1, 1].as_ptr(),
+                element,
+                RANK as u32,
+                address as *mut _,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                [1; RANK].as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             ),

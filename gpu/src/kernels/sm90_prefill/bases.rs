@@ -2,7 +2,7 @@
 
 use super::{
     Accumulator, Block,
-    patches::{Patches, Ready},
+    patches::{self, Patches, Ready},
 };
 use crate::{
     arch::{barrier, copy, memory, thread},
@@ -29,85 +29,64 @@ where
         }
     }
 
-    /// Keeps the tables of bases one unit or two ahead of the warps that multiply: puts the base of
+    /// Keeps one table ahead of the warps that multiply: of every so-many-th unit, puts the base of
     /// each patched weight in its place, and the matrix's base back when the unit is done with.
-    /// The warp does so for one half of the strips, or more, if there are fewer such warps.
     ///
-    /// Nothing waits for memory: a lane asks for the patch range of one strip of every sixteenth
-    /// unit, sixteen units ahead, and all of them for patches some units ahead.
+    /// Nothing waits for memory: a lane asks for the patch range of one strip of one of the warp's
+    /// next units, eight of them ahead, and all of them for patches one unit ahead.
     #[inline(always)]
     pub(super) unsafe fn write_bases(&self, patcher: u32) {
-        /// Strips of a warp, and units whose ranges its lanes hold.
-        const STRIPS: usize = Prefill::STRIPS / Prefill::PATCHERS;
-        const UNITS: usize = LANES / STRIPS;
-        const TABLES: usize = Prefill::TABLES;
-        const { assert!(TABLES == 2 && UNITS.is_multiple_of(TABLES)) };
+        const STRIPS: u32 = Prefill::STRIPS as u32;
+        const PATCHERS: u32 = Prefill::PATCHERS as u32;
+        const { assert!(Prefill::TABLES == Prefill::PATCHERS) };
+        /// Units from the first of those whose ranges the warp's lanes hold to the first that follows.
+        const UNITS: u32 = PATCHERS * LANES as u32 / STRIPS;
 
-        let (all, lane, nowhere) = (self.args.patches, self.lane, self.nowhere());
+        let (all, lane) = (self.args.patches, self.lane);
         let base = decode::base_pair(self.args.base as u8);
-        let first_strip = patcher * STRIPS as u32;
-        let own_strip = first_strip + lane % STRIPS as u32;
-        let table = |table: usize, strip: usize| {
-            self.table(table as u32)
-                + (first_strip + strip as u32) * Prefill::STRIP_TABLE_BYTES as u32
-        };
-        let mut left = self.schedule().units();
+        let table = self.table(patcher);
+        let strip_table = table + patches::strip_of(lane) * Prefill::STRIP_TABLE_BYTES as u32;
+        let mut left = (self.schedule().units() + PATCHERS - 1 - patcher) / PATCHERS;
         let mut ahead = self.cursor();
-        ahead.skip(lane / STRIPS as u32);
-        let mut ranges = self.patch_range(&ahead, own_strip);
+        ahead.skip(patcher + PATCHERS * (lane / STRIPS));
+        let mut ranges = self.patch_range(&ahead, lane % STRIPS);
         self.prefetch_patches(ranges);
-        ahead.skip(UNITS as u32);
-        let mut next_ranges = self.patch_range(&ahead, own_strip);
-        // The lane with the range that is due next.
+        ahead.skip(UNITS);
+        let mut next_ranges = self.patch_range(&ahead, lane % STRIPS);
+        // The lane with the first range that is due next.
         let mut due = 0;
-        let ask = |ranges: [u32; 2], due: &mut u32| {
-            let mut patches = [Patches::default(); STRIPS];
-            unroll!(S < STRIPS => {
-                let range = ranges.map(|end| thread::shuffle(end, *due + S as u32));
-                // SAFETY: `run`'s.
-                patches[S] = unsafe { Patches::load(all, range, lane) };
-            });
-            *due = (*due + STRIPS as u32) % LANES as u32;
-            patches
+        let ask = |ranges: [u32; 2], due: u32| {
+            let range = ranges.map(|end| thread::shuffle(end, due + patches::strip_of(lane)));
+            // SAFETY: `run`'s.
+            unsafe { Patches::load(all, range, lane) }
         };
-        // Of the units to come, one is ready, and the patches of two more are on their way.
-        let mut coming = [[Patches::default(); STRIPS]; TABLES];
-        unroll!(T < TABLES => { coming[T] = ask(ranges, &mut due); });
-        let mut ready = [Ready::none(nowhere); STRIPS];
-        unroll!(S < STRIPS => { ready[S] = coming[0][S].ready(lane, table(0, S), nowhere); });
-        coming[0] = ask(ranges, &mut due);
-        let mut stored = [[Ready::none(nowhere); STRIPS]; TABLES];
+        let mut coming = ask(ranges, due);
+        let mut stored = Ready::NONE;
         let mut parity = 1;
-        loop {
-            unroll!(T < TABLES => {
-                if left == 0 {
-                    return;
-                }
-                left -= 1;
-                const NEXT: usize = (T + 1) % TABLES;
-                // Between these two barriers there are stores only: the warps that multiply wait.
-                // SAFETY: `run`'s.
-                unsafe {
-                    barrier::wait(self.table_empty(T as u32), parity);
-                    unroll!(S < STRIPS => { stored[T][S].restore(table(T, S), base, lane); });
-                    // One lane's patch may be where another's was.
-                    thread::sync_warp();
-                    unroll!(S < STRIPS => { ready[S].store(table(T, S), all, lane); });
-                    barrier::arrive(self.table_full(T as u32));
-                }
-                stored[T] = ready;
-                unroll!(S < STRIPS => {
-                    ready[S] = coming[NEXT][S].ready(lane, table(NEXT, S), nowhere);
-                });
-                coming[NEXT] = ask(ranges, &mut due);
+        while left > 0 {
+            left -= 1;
+            due += STRIPS;
+            if due == LANES as u32 {
                 // All of these ranges have been used.
-                if NEXT == TABLES - 1 && due == 0 {
-                    ranges = next_ranges;
-                    self.prefetch_patches(ranges);
-                    ahead.skip(UNITS as u32);
-                    next_ranges = self.patch_range(&ahead, own_strip);
-                }
-            });
+                due = 0;
+                ranges = next_ranges;
+                self.prefetch_patches(ranges);
+                ahead.skip(UNITS);
+                next_ranges = self.patch_range(&ahead, lane % STRIPS);
+            }
+            let ready = coming.ready(lane, strip_table);
+            coming = ask(ranges, due);
+            // Between these two barriers there are stores only: the warps that multiply wait.
+            // SAFETY: `run`'s.
+            unsafe {
+                barrier::wait(self.table_empty(patcher), parity);
+                stored.restore(table, base, lane);
+                // One lane's patch may be where another's was.
+                thread::sync_warp();
+                ready.store(strip_table, all);
+                barrier::arrive(self.table_full(patcher));
+            }
+            stored = ready;
             parity ^= 1;
         }
     }

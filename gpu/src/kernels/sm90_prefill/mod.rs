@@ -24,7 +24,8 @@
 //! A share of a tile begins with the ring's first stage, so that addresses of stages are constants.
 //!
 //! Every lane arrives at barriers for what it has read or written itself. Between the barrier that
-//! frees a table and the one that fills it there are stores only: all else is done before.
+//! frees a table and the one that fills it there are stores only: all else is done before. A warp that
+//! multiplies has a unit's bases in registers, and frees their table, halfway through the unit.
 //!
 //! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
 //! issues some 120 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
@@ -37,11 +38,11 @@ mod patches;
 mod ring;
 mod stages;
 
-use core::ops::Range;
+use core::{mem::offset_of, ops::Range};
 
 use self::ring::Ring;
 use crate::{
-    arch::{barrier, cluster, grid, memory, thread, wgmma::Accumulator},
+    arch::{barrier, cluster, copy, grid, memory, thread, wgmma::Accumulator},
     args::PrefillArgs,
     launch::Prefill,
     layout::*,
@@ -59,16 +60,16 @@ const _: () = assert!(
 /// The kernel of one [`Prefill`] shape of `2 * SUMS` tokens.
 ///
 /// # Safety
-/// `args` describe a compressed matrix and buffers as the host's `zipgemm_prefill_raw` checks; `x`
-/// is the generic address of their tensor map; the launch is that of the shape.
+/// `args` describe a compressed matrix and buffers as the host's `zipgemm_prefill_raw` checks; `maps`
+/// is the generic address of their tensor maps; the launch is that of the shape.
 #[inline(always)]
 pub unsafe fn prefill<const SUMS: usize, const STAGES: usize, const CLUSTER: usize>(
     args: &PrefillArgs,
-    x: u64,
+    maps: u64,
 ) where
     [f32; SUMS]: Accumulator,
 {
-    let block = Block::<SUMS, STAGES, CLUSTER>::new(args, x);
+    let block = Block::<SUMS, STAGES, CLUSTER>::new(args, maps);
     // SAFETY: the caller's promise, passed on.
     unsafe { block.run() }
 }
@@ -76,7 +77,9 @@ pub unsafe fn prefill<const SUMS: usize, const STAGES: usize, const CLUSTER: usi
 /// A thread's view of its block.
 struct Block<'a, const SUMS: usize, const STAGES: usize, const CLUSTER: usize> {
     args: &'a PrefillArgs,
+    /// The tensor maps of activations and dense tiles.
     x: u64,
+    tiles: u64,
     shared: u32,
     lane: u32,
     warp: u32,
@@ -103,13 +106,14 @@ where
     pub(super) const STRIPS: u32 = Prefill::STRIPS as u32;
 
     #[inline(always)]
-    fn new(args: &'a PrefillArgs, x: u64) -> Self {
+    fn new(args: &'a PrefillArgs, maps: u64) -> Self {
         // SAFETY: every thread has a place in the grid.
         let (block, blocks) = unsafe { (thread::block() as u32, thread::blocks() as u32) };
         let cluster = block / CLUSTER as u32;
         Self {
             args,
-            x,
+            x: maps + offset_of!(PrefillArgs, x) as u64,
+            tiles: maps + offset_of!(PrefillArgs, tiles) as u64,
             shared: memory::shared(),
             lane: thread::fixed_lane(),
             warp: thread::warp(),
@@ -167,13 +171,6 @@ where
         self.shared + (Self::SHAPE.tables_at() + table as usize * Prefill::TABLE_BYTES) as u32
     }
 
-    /// Two bytes of this thread's own, if it writes tables, that nothing reads.
-    #[inline(always)]
-    pub(super) fn nowhere(&self) -> u32 {
-        let thread = self.warp * LANES as u32 + self.lane;
-        self.shared + Self::SHAPE.nowhere_at() as u32 + 4 * (thread - Self::WARPS * LANES as u32)
-    }
-
     #[inline(always)]
     pub(super) fn table_full(&self, table: u32) -> u32 {
         self.full(STAGES as u32 + table)
@@ -225,10 +222,12 @@ where
                 }
                 for table in 0..Prefill::TABLES as u32 {
                     // Every lane arrives for what it has written or read.
-                    barrier::init(self.table_full(table), (Prefill::PATCHERS * LANES) as u32);
+                    barrier::init(self.table_full(table), LANES as u32);
                     barrier::init(self.table_empty(table), Self::WARPS * LANES as u32);
                 }
                 barrier::fence_init();
+                copy::prefetch_map(self.tiles);
+                copy::prefetch_map(self.x);
             }
             self.clear_tables();
             Self::sync();

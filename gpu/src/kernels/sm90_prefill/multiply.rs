@@ -65,28 +65,37 @@ where
                     };
                     let x = wgmma::swizzled_rows(self.stage(stage));
                     let at = self.bases(table);
+                    // Asked at once, for the tensor cores' reads make all others wait.
+                    // SAFETY: `run`'s; the table is full, and stays so until it is released.
+                    let bases = unsafe {
+                        [
+                            memory::load_u32x4(at),
+                            memory::load_u32x4(at + 512),
+                            memory::load_u32x4(at + 2 * 512),
+                            memory::load_u32x4(at + 3 * 512),
+                        ]
+                    };
                     macro_rules! kstep {
-                        ($s:literal, $bytes:expr, $bases:expr) => {
-                            let bases = $bases;
+                        ($s:literal, $bytes:expr) => {
                             // Until then the registers of the fragment are the last unit's.
                             wgmma::wait::<IN_FLIGHT>();
                             if $s == IN_FLIGHT {
                                 self.release(stage_before, S > 0 || !first);
                             }
-                            let fragment = decode::kstep::<$s>($bytes, words, bases);
+                            let fragment = decode::kstep::<$s>($bytes, words, bases[$s]);
                             acc.multiply(fragment, wgmma::kstep(x, $s));
                             wgmma::commit();
                         };
                     }
                     // SAFETY: `run`'s; stage and table are full, and stay so until they are released.
                     unsafe {
-                        kstep!(0, [a, b], memory::load_u32x4(at));
-                        kstep!(1, [c, d], memory::load_u32x4(at + 512));
-                        kstep!(2, [e, f], memory::load_u32x4(at + 2 * 512));
+                        kstep!(0, [a, b]);
+                        kstep!(1, [c, d]);
+                        barrier::arrive(self.table_empty(table));
+                        kstep!(2, [e, f]);
                         // Asked ahead, for an answer takes some time.
                         ready = self.is_ready(next_stage, &ring, turn + 1);
-                        kstep!(3, [g, h], memory::load_u32x4(at + 3 * 512));
-                        barrier::arrive(self.table_empty(table));
+                        kstep!(3, [g, h]);
                     }
                     turn += 1;
                     ring.advance_from(stage);

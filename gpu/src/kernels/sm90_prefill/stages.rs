@@ -35,18 +35,27 @@ where
         let keep = self.keep();
         let mut ring = Ring::<STAGES>::FILLING;
         let mut schedule = self.schedule();
+        // Units that start before the tensor map is at hand, for which plain copies do not wait. Later
+        // they would: they take more of shared memory's time from the tensor cores.
+        let mut early = STAGES;
         while let Some(share) = schedule.next() {
             let place = self.tiles().place(share.tile);
+            let strip = self.row_block(place) * Self::STRIPS;
             for column in share.from..share.to {
                 let to = self.stage(ring.stage) + Self::SHAPE.dense_at() as u32;
                 // SAFETY: `run`'s.
                 unsafe {
                     let full = self.start(&ring, (Prefill::STRIPS * TILE_BYTES) as u32);
-                    unroll!(S < Prefill::STRIPS => {
-                        let tile = self.tile(&schedule, place, column, S as u32);
-                        let from = self.args.dense.add(tile * TILE_BYTES);
-                        copy::bulk(to + (S * TILE_BYTES) as u32, from, TILE_BYTES as u32, full, keep);
-                    });
+                    if early > 0 {
+                        early -= 1;
+                        unroll!(S < Prefill::STRIPS => {
+                            let tile = self.tile(&schedule, place, column, S as u32);
+                            let from = self.args.dense.add(tile * TILE_BYTES);
+                            copy::bulk(to + (S * TILE_BYTES) as u32, from, TILE_BYTES as u32, full, keep);
+                        });
+                    } else {
+                        copy::tensor4(to, self.tiles, [0, 0, column, strip], full, keep);
+                    }
                 }
                 ring.advance();
             }
