@@ -33,7 +33,8 @@ where
     /// each patched weight in its place, and the matrix's base back when the unit is done with.
     ///
     /// Nothing waits for memory: a lane asks for the patch range of one strip of one of the warp's
-    /// next units, eight of them ahead, and all of them for patches one unit ahead.
+    /// next units, eight of them ahead, and all of them for patches one unit ahead, or two where units
+    /// are short: two gained 1.5 % for up to 32 tokens.
     #[inline(always)]
     pub(super) unsafe fn write_bases(&self, patcher: u32) {
         const STRIPS: u32 = Prefill::STRIPS as u32;
@@ -60,7 +61,13 @@ where
             // SAFETY: `run`'s.
             unsafe { Patches::load(all, range, lane) }
         };
-        let mut coming = ask(ranges, due);
+        // Patches of the next unit, and where units are short of the one after it.
+        let two = SUMS <= 32;
+        let mut coming = [ask(ranges, due); 2];
+        if two {
+            due += STRIPS;
+            coming[1] = ask(ranges, due);
+        }
         let mut stored = Ready::NONE;
         let mut parity = 1;
         while left > 0 {
@@ -74,8 +81,9 @@ where
                 ahead.skip(UNITS);
                 next_ranges = self.patch_range(&ahead, lane % STRIPS);
             }
-            let ready = coming.ready(lane, strip_table);
-            coming = ask(ranges, due);
+            let ready = coming[0].ready(lane, strip_table);
+            coming[0] = coming[1];
+            coming[usize::from(two)] = ask(ranges, due);
             // Between these two barriers there are stores only: the warps that multiply wait.
             // SAFETY: `run`'s.
             unsafe {

@@ -35,9 +35,9 @@ where
         let keep = self.keep();
         let mut ring = Ring::<STAGES>::FILLING;
         let mut schedule = self.schedule();
-        // Units that start before the tensor map is at hand, for which plain copies do not wait. Later
-        // they would: they take more of shared memory's time from the tensor cores.
-        let mut early = STAGES;
+        // Plain copies do not wait for the tensor map, and were faster where memory sets the pace. Tensor
+        // copies take less of shared memory's time from the tensor cores.
+        let mut early = if SUMS <= 32 { u32::MAX } else { STAGES as u32 };
         while let Some(share) = schedule.next() {
             let place = self.tiles().place(share.tile);
             let strip = self.row_block(place) * Self::STRIPS;
