@@ -106,14 +106,14 @@ const MEASURED: &[Measured] = &[
     // 3 to 7 % faster than the next for one token, up to 2 % slower for eight.
     Measured::all(4, "zipgemm_n8_1x8x2"),
     // For eight tokens 2 to 3 % faster than the next where 128 blocks have a row block each (4096
-    // features: results/tuned-h100.json), and 3 to 5 % where there are few weights (6144 x 4096 and
-    // 6144 x 6144); up to 2 % slower elsewhere.
+    // features), and 1 to 5 % where there are few weights (6144 x 4096, 6144 x 6144, 12288 x 4096:
+    // results/tuned-h100.json); up to 2 % slower elsewhere.
     Measured {
         features: 4096,
         ..Measured::all(8, "zipgemm_n8_1x8x2")
     },
     Measured {
-        weights: 40_000_000,
+        weights: 55_000_000,
         ..Measured::all(8, "zipgemm_n8_1x8x2")
     },
     Measured::all(8, "zipgemm_n8_2x4x2"),
@@ -152,7 +152,7 @@ pub fn zipgemm_plan_within(
     check_tokens(n)?;
     let fused = zipgemm_plan(gpu, weights, n);
     if let Ok(plan) = &fused
-        && !is_decoupled_faster(plan.kernel(), n)
+        && !is_decoupled_faster(plan.kernel(), weights.cols(), n)
     {
         return fused;
     }
