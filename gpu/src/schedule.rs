@@ -177,12 +177,6 @@ impl Cursor {
         self.share.from == self.share.to
     }
 
-    /// Advances one unit.
-    #[inline(always)]
-    pub fn advance(&mut self) {
-        self.skip(1);
-    }
-
     /// Advances so many units.
     #[inline(always)]
     pub fn skip(&mut self, mut units: u32) {
@@ -244,7 +238,7 @@ mod tests {
                     let mut skipped = start;
                     skipped.skip(seen);
                     assert_eq!((skipped.share.tile, skipped.share.from), (share.tile, unit));
-                    cursor.advance();
+                    cursor.skip(1);
                     seen += 1;
                 }
             }

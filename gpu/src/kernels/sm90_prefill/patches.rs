@@ -17,7 +17,7 @@ const STEP: u32 = 2 * STRIP_LANES as u32;
 const HELD: u32 = STEP * PAIRS as u32;
 
 /// A lane's patches of a unit, from wherever in four bytes those of its strip start.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Patches {
     /// Those of the strip.
     from: u32,
