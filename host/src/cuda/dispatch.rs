@@ -16,8 +16,8 @@ struct Limit {
 /// tests compare it with `results`.
 const FUSED_UP_TO: &[Limit] = &[
     // results/gemm_many_tokens.json: fused takes 0.88 to 1.04 times as long at 2,048 tokens; 0.97 to
-    // 1.01 at 4,096 with many input features, which take long to sum before outputs are stored, 0.98
-    // to 1.12 with fewer; 1.00 to 1.08 at 8,192. Between them nothing was measured.
+    // 1.01 at 4,096 with many input features, 0.98 to 1.12 with fewer; 1.00 to 1.08 at 8,192. Between
+    // them nothing was measured.
     Limit {
         kernels: "prefill",
         cols: 13_824,

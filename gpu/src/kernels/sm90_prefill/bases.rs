@@ -62,7 +62,7 @@ where
             unsafe { Patches::load(all, range, lane) }
         };
         // Patches of the next unit, and where units are short of the one after it.
-        let two = SUMS <= 32;
+        let two = Self::FEW_TOKENS;
         let mut coming = [ask(ranges, due); 2];
         if two {
             due += STRIPS;

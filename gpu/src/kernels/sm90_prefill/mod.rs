@@ -28,7 +28,7 @@
 //! multiplies has a unit's bases in registers, and frees their table, halfway through the unit.
 //!
 //! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
-//! issues some 120 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
+//! issues some 130 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
 //! from the L2 cache for each block of a cluster of two.
 
 mod bases;
@@ -104,6 +104,8 @@ where
     };
     pub(super) const WARPS: u32 = Prefill::WARPS as u32;
     pub(super) const STRIPS: u32 = Prefill::STRIPS as u32;
+    /// Whether there are so few tokens that memory sets the pace.
+    pub(super) const FEW_TOKENS: bool = SUMS <= 32;
 
     #[inline(always)]
     fn new(args: &'a PrefillArgs, maps: u64) -> Self {

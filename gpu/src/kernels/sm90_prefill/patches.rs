@@ -85,7 +85,8 @@ impl Patches {
                 }
                 ready.at[P][H] = thread::opaque(ready.at[P][H]);
             });
-            ready.bases[P] = thread::opaque(self.pairs[P] >> 1 & 0x7C00_7C00);
+            let (a, b) = (patch(self.pairs[P], 0).base(), patch(self.pairs[P], 1).base());
+            ready.bases[P] = thread::opaque(u32::from(a) | u32::from(b) << 16);
         });
         ready.more = first + HELD;
         ready.to = self.to;
@@ -120,7 +121,7 @@ impl Ready {
                     let pair = all.add(index as usize).cast();
                     let pair = memory::load_global_u32_if(pair, index < self.to);
                     unroll!(H < 2 => {
-                        let base = Patch((pair >> (16 * H)) as u16).base();
+                        let base = patch(pair, H).base();
                         let own = index + (H as u32) < self.to;
                         memory::store_u16_if(place(table, pair, H), base, own);
                     });
@@ -152,5 +153,11 @@ impl Ready {
 /// Where the base of a pair's first or second patch goes.
 #[inline(always)]
 fn place(table: u32, pair: u32, second: usize) -> u32 {
-    table + 2 * u32::from(Patch((pair >> (16 * second)) as u16).position())
+    table + 2 * u32::from(patch(pair, second).position())
+}
+
+/// A pair's first or second patch.
+#[inline(always)]
+fn patch(pair: u32, second: usize) -> Patch {
+    Patch((pair >> (16 * second)) as u16)
 }

@@ -37,7 +37,11 @@ where
         let mut schedule = self.schedule();
         // Plain copies do not wait for the tensor map, and were faster where memory sets the pace. Tensor
         // copies take less of shared memory's time from the tensor cores.
-        let mut early = if SUMS <= 32 { u32::MAX } else { STAGES as u32 };
+        let mut early = if Self::FEW_TOKENS {
+            u32::MAX
+        } else {
+            STAGES as u32
+        };
         while let Some(share) = schedule.next() {
             let place = self.tiles().place(share.tile);
             let strip = self.row_block(place) * Self::STRIPS;
