@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Layer, Recording, data,
-    operands::{Copies, Operands},
+    operands::{Copies, Layout, Operands},
     stage::Stage,
 };
 use crate::cuda::{CudaError, Gpu, zipgemm_plan};
@@ -37,7 +37,7 @@ pub fn iterate_gemm(
         let y = Copies::unwritten(n * layer.rows, copies)?;
         let cublas = stage.cublas_gemm(&operands, None, n, &x, &y)?;
         each("cublas", n, &iterate(&stage, &cublas));
-        let decoupled = stage.decoupled(&operands, None, n, &x, &dense, &y)?;
+        let decoupled = stage.decoupled(&operands, (Layout::Ours, &dense), None, n, &x, &y)?;
         each("decompress, cublas", n, &iterate(&stage, &decoupled));
         let plain = stage.zipgemm(&operands, plan.with_dependent(false), n, &x, &y)?;
         each("zipgemm", n, &iterate(&stage, &plain));
@@ -68,7 +68,7 @@ pub fn iterate_decompress(
     let (dense, compressed) = (operands.info.bf16_bytes(), operands.info.compressed_bytes);
     let copy = stage.copy(&operands, &outputs)?;
     each("copy", 2 * dense, &iterate(&stage, &copy));
-    let decompress = stage.decompress(&operands, &outputs)?;
+    let decompress = stage.decompress(&operands, Layout::Ours, &outputs)?;
     each(
         "decompress",
         compressed + dense,

@@ -6,7 +6,7 @@ use super::{
     Algorithm, Config, Layer, Recording,
     check::{SameTokens, Sums},
     data,
-    operands::{Copies, Operands},
+    operands::{Copies, Layout, Operands},
     stage::Stage,
 };
 use crate::{
@@ -56,9 +56,12 @@ impl Measure<'_> {
         let outputs_of_published = published
             .map(|_| Copies::unwritten(operands.bits.len(), copies))
             .transpose()?;
-        let mut recordings = vec![self.stage.decompress(operands, &outputs)?];
+        let mut recordings = vec![self.stage.decompress(operands, Layout::Ours, &outputs)?];
         if let Some(outputs) = &outputs_of_published {
-            recordings.push(self.stage.published_decompress(operands, outputs)?);
+            recordings.push(
+                self.stage
+                    .decompress(operands, Layout::Published, outputs)?,
+            );
         }
         let timer = self.stage.timer();
         let times = timer.medians(&recordings, self.config.replays)?;
@@ -115,14 +118,17 @@ impl Measure<'_> {
         let algorithms = self.algorithms(operands, n)?;
         let choices = self.cublas_choices(operands, &algorithms, n, &x, &cublas_outputs)?;
         let (choices, cublas): (Vec<_>, Vec<_>) = choices.into_iter().unzip();
-        // What a user would have: one buffer for the weights of any layer.
-        let dense = Copies::unwritten(operands.bits.len(), 1)?;
         let many = n > MEMORY_BOUND;
         let wanted = self.config.decoupled || many;
-        let decoupled: Vec<_> = choices
-            .iter()
-            .filter(|_| wanted)
-            .map(|choice| Ok((choice, outputs()?)))
+        let layouts = operands.layouts().filter(|_| wanted);
+        let decoupled: Vec<_> = layouts
+            .map(|layout| {
+                // What a user would have: one buffer for the weights of any layer.
+                let dense = Copies::unwritten(operands.bits.len(), 1)?;
+                let outputs = choices.iter().map(|_| outputs());
+                let outputs = outputs.collect::<Result<Vec<_>, _>>()?;
+                Ok((layout, dense, outputs))
+            })
             .collect::<Result<_, CudaError>>()?;
 
         let published = match self.published_plan(operands, n, &x, &cublas_outputs)? {
@@ -152,12 +158,18 @@ impl Measure<'_> {
         };
 
         let mut recordings = cublas;
-        for (choice, y) in &decoupled {
-            let algorithm = choice.algorithm;
-            let recording = self
-                .stage
-                .decoupled(operands, algorithm, n, &x, &dense, y)?;
-            recordings.push(recording);
+        for (layout, dense, outputs) in &decoupled {
+            for (choice, y) in choices.iter().zip(outputs) {
+                let (stage, algorithm) = (self.stage, choice.algorithm);
+                recordings.push(stage.decoupled(
+                    operands,
+                    (*layout, dense),
+                    algorithm,
+                    n,
+                    &x,
+                    y,
+                )?);
+            }
         }
         if let Some((plan, y)) = &published {
             recordings.push(self.stage.published_gemm(operands, *plan, n, &x, y)?);
@@ -172,17 +184,18 @@ impl Measure<'_> {
         let timer = self.stage.timer();
         let times = timer.medians(&recordings, self.config.replays)?;
         let (cublas_times, times) = times.split_at(choices.len());
-        let (decoupled_times, times) = times.split_at(decoupled.len());
+        let (decoupled_times, times) = times.split_at(decoupled.len() * choices.len());
         let (published_times, times) = times.split_at(usize::from(published.is_some()));
         let (invariant_times, times) = times.split_at(invariants.len());
         let (best, cublas_us) = fastest(cublas_times).expect("cuBLAS's own choice is one");
         let cublas_choice = choices[best].name.clone();
 
-        let decoupled = fastest(decoupled_times).map(|(best, us)| {
-            let (choice, y) = &decoupled[best];
-            let check = reference.check(y.downloads(), Sums::Bf16)?;
+        let decoupled = decoupled.iter().zip(decoupled_times.chunks(choices.len()));
+        let mut decoupled = decoupled.map(|((_, dense, outputs), times)| {
+            let (best, us) = fastest(times).expect("cuBLAS's own choice is one");
+            let check = reference.check(outputs[best].downloads(), Sums::Bf16)?;
             Ok::<_, CudaError>(Decoupled {
-                cublas_choice: choice.name.clone(),
+                cublas_choice: choices[best].name.clone(),
                 us,
                 tflops: operands.info.tflops(n, us),
                 speedup: cublas_us / us,
@@ -190,6 +203,8 @@ impl Measure<'_> {
                 correct: check.correct && dense.all_are(&operands.bits)?,
             })
         });
+        // In the order of `Operands::layouts`.
+        let (of_ours, of_published) = (decoupled.next(), decoupled.next());
         let published = published.as_ref().map(|(plan, y)| {
             let check = reference.check(y.downloads(), Sums::Fp32)?;
             let compressed_bytes = operands.published[0].device_bytes();
@@ -273,8 +288,9 @@ impl Measure<'_> {
             cublas_tflops: operands.info.tflops(n, cublas_us),
             cublas_choice,
             limit: cublas_us * self.ceilings.read * 1e6 / compressed_bytes as f64,
-            decoupled: decoupled.transpose()?,
+            decoupled: of_ours.transpose()?,
             published: published.transpose()?,
+            published_decoupled: of_published.transpose()?,
             invariant: invariant.transpose()?,
             kernels,
             dispatch: dispatch.transpose()?,

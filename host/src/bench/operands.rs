@@ -52,6 +52,15 @@ impl Rotation {
     }
 }
 
+/// How compressed weights lie in memory.
+#[derive(Clone, Copy)]
+pub enum Layout {
+    /// Ours.
+    Ours,
+    /// ZipServ's as published.
+    Published,
+}
+
 /// A layer's weights on the device, dense and compressed, as often as it takes to find none of
 /// them in the cache.
 pub struct Operands {
@@ -99,6 +108,12 @@ impl Operands {
             compressed,
             published: Vec::new(),
         })
+    }
+
+    /// The layouts that the weights are there in, ours first.
+    pub fn layouts(&self) -> impl Iterator<Item = Layout> {
+        let published = (!self.published.is_empty()).then_some(Layout::Published);
+        [Layout::Ours].into_iter().chain(published)
     }
 
     /// Adds as many copies in the published layout as there are in ours.

@@ -13,7 +13,7 @@ use super::{
     Algorithm, Cublas, Problem, Recording, Timer,
     check::Reference,
     cublas,
-    operands::{Copies, Operands, Rotation},
+    operands::{Copies, Layout, Operands, Rotation},
 };
 use crate::{
     cuda::{
@@ -160,15 +160,15 @@ impl<'g> Stage<'g> {
         })
     }
 
-    /// The same with weights that are restored to `dense`, its one copy, before each
+    /// The same with weights that are restored from a layout to `dense`, its one copy, before each
     /// multiplication. Both count as one launch.
     pub fn decoupled<'a>(
         &'a self,
         operands: &'a Operands,
+        (layout, dense): (Layout, &'a Copies),
         algorithm: Option<&'a Algorithm>,
         n: usize,
         x: &'a Copies,
-        dense: &'a Copies,
         y: &'a Copies,
     ) -> Result<Recording<'a>, CudaError> {
         let problem = operands.problem(n);
@@ -182,23 +182,43 @@ impl<'g> Stage<'g> {
             // SAFETY: `dense` has the matrix's size, and copies have the problem's. One follows
             // the other in the stream.
             unsafe {
-                decompress_raw(self.gpu, self.raw, &operands.compressed[copy], at.w)?;
+                self.restore(operands, layout, copy, at.w)?;
                 multiply(cublas, algorithm, problem, at)
             }
         })
     }
 
-    /// Restoring the layer's copies to `outputs`.
+    /// Restoring the layer's copies from a layout to `outputs`.
     pub fn decompress<'a>(
         &'a self,
         operands: &'a Operands,
+        layout: Layout,
         outputs: &'a Copies,
     ) -> Result<Recording<'a>, CudaError> {
         self.rotate(operands.rotation(0), move |copy| {
-            let (matrix, output) = (&operands.compressed[copy], outputs.at(copy));
             // SAFETY: an output has the matrix's size.
-            unsafe { decompress_raw(self.gpu, self.raw, matrix, output) }
+            unsafe { self.restore(operands, layout, copy, outputs.at(copy)) }
         })
+    }
+
+    /// # Safety
+    /// `to` has the matrix's size.
+    unsafe fn restore(
+        &self,
+        operands: &Operands,
+        layout: Layout,
+        copy: usize,
+        to: CUdeviceptr,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match layout {
+                Layout::Ours => decompress_raw(self.gpu, self.raw, &operands.compressed[copy], to),
+                Layout::Published => {
+                    published_decompress_raw(self.gpu, self.raw, &operands.published[copy], to)
+                }
+            }
+        }
     }
 
     /// A plan of ZipServ's kernels as published over the layer's copies in that layout.
@@ -215,19 +235,6 @@ impl<'g> Stage<'g> {
             let (x, y) = (x.at(copy), y.at(copy));
             // SAFETY: copies have the problem's sizes; one stream uses the workspace.
             unsafe { published_gemm_raw(self.gpu, self.raw, &plan, weights, x, n, y, workspace) }
-        })
-    }
-
-    /// Restoring the layer's copies in the published layout to `outputs`.
-    pub fn published_decompress<'a>(
-        &'a self,
-        operands: &'a Operands,
-        outputs: &'a Copies,
-    ) -> Result<Recording<'a>, CudaError> {
-        self.rotate(operands.rotation(0), move |copy| {
-            let (matrix, output) = (&operands.published[copy], outputs.at(copy));
-            // SAFETY: an output has the matrix's size.
-            unsafe { published_decompress_raw(self.gpu, self.raw, matrix, output) }
         })
     }
 

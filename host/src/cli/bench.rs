@@ -65,7 +65,8 @@ pub struct Bench {
     /// Measure decompression followed by cuBLAS for up to 64 tokens too, not only for more
     #[arg(long)]
     decoupled: bool,
-    /// Measure ZipServ's kernels as published too, for up to 64 tokens; takes more memory
+    /// Measure ZipServ's kernels as published too: multiplication of up to 64 tokens, decompression,
+    /// and this followed by cuBLAS where it is measured for ours; takes more memory
     #[arg(long)]
     published: bool,
     /// Measure the batch-invariant plan too, and check that each token's bits are the same for all

@@ -130,6 +130,10 @@ pub struct GemmRow {
     pub decoupled: Option<Decoupled>,
     /// ZipServ's kernel as published, where that was measured.
     pub published: Option<Published>,
+    /// cuBLAS on weights that are restored from ZipServ's layout as published, where that was
+    /// measured.
+    #[serde(default)]
+    pub published_decoupled: Option<Decoupled>,
     /// The batch-invariant plan, where that was measured.
     #[serde(default)]
     pub invariant: Option<Invariant>,
@@ -341,7 +345,8 @@ impl Report {
     /// Whether every output was right.
     pub fn is_correct(&self) -> bool {
         let kernels = self.gemm.iter().flat_map(|row| &row.kernels);
-        let decoupled = self.gemm.iter().flat_map(|row| &row.decoupled);
+        let rows = self.gemm.iter();
+        let decoupled = rows.flat_map(|row| row.decoupled.iter().chain(&row.published_decoupled));
         let published = self.gemm.iter().flat_map(|row| &row.published);
         let dispatch = self.gemm.iter().flat_map(|row| &row.dispatch);
         let invariant = self.gemm.iter().flat_map(|row| &row.invariant);
@@ -505,6 +510,7 @@ mod tests {
                 deviation: 0.0,
                 correct: true,
             }),
+            published_decoupled: None,
             published: decoupled.map(|speedup| Published {
                 kernel: "another kernel".to_owned(),
                 split: 1,

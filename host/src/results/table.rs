@@ -55,8 +55,13 @@ impl fmt::Display for GemmRow {
         if many {
             write!(f, "  {}", operations(us))?;
         }
-        if let Some(decoupled) = &self.decoupled {
-            let name = format!("decompress, {}", decoupled.cublas_choice);
+        let both = [
+            ("decompress", &self.decoupled),
+            ("published_decompress", &self.published_decoupled),
+        ];
+        for (first, decoupled) in both {
+            let Some(decoupled) = decoupled else { continue };
+            let name = format!("{first}, {}", decoupled.cublas_choice);
             let Decoupled {
                 us,
                 speedup,
@@ -267,6 +272,7 @@ mod tests {
             cublas_choice: "cublasLt 1 of 8".to_owned(),
             limit: 1.5,
             published: None,
+            published_decoupled: None,
             invariant: None,
             decoupled: Some(Decoupled {
                 cublas_choice: "cublasLt 12 of 12".to_owned(),
@@ -368,7 +374,9 @@ llama-3-70b   gate+up  57344 x 8192   N=8   limit 1.500x
             correct: false,
         };
         few.published = Some(published);
+        few.published_decoupled = few.decoupled.clone();
         let line = "
+    published_decompress, cublasLt 12 of 12    25000.0 us                              0.500x  WRONG by 5.0e-1
     published_gemm_n8, 2 parts of K            25000.0 us   1.25 TB/s   38 % of read   0.500x, \
                     ours plainly 2.000x of that  WRONG by 2.5e-1
 ";
