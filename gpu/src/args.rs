@@ -1,5 +1,7 @@
 //! Kernel parameters, as the host passes them: one struct a kernel.
 
+use crate::schedule::Deal;
+
 /// Where the outputs of a multiplication go, and what is added to its sums on the way.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -82,8 +84,8 @@ pub struct PrefillArgs {
     pub k: u32,
     /// The matrix's base exponent.
     pub base: u32,
-    /// Output tiles, from the last back, that clusters share along K.
-    pub split: u32,
+    /// How clusters share output tiles along K.
+    pub deal: Deal,
 }
 
 /// The operands of one `decompress`.

@@ -5,10 +5,56 @@
 
 use core::ops::Range;
 
-use crate::work::{Segments, Work};
+use crate::work::{Segment, Segments, Work};
 
 /// Token blocks whose activations are to stay in the L2 cache.
 const TOKEN_BLOCKS: u32 = 8;
+
+/// How clusters share output tiles along K.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deal {
+    /// So many of the last tiles are shared.
+    pub split: u32,
+    /// If not 0, as many clusters share each of them, and all of those but the last have so many units;
+    /// else all clusters share all of them, in equal runs.
+    pub early: u32,
+}
+
+impl Deal {
+    /// Clusters that share a tile, where each has as many.
+    #[inline(always)]
+    fn parts(self, clusters: u32) -> u32 {
+        clusters.checked_div(self.split).unwrap_or(1)
+    }
+
+    /// What `cluster` of `clusters` has of the shared tiles.
+    #[inline(always)]
+    fn segments(self, tile_cols: u32, clusters: u32, cluster: u32) -> Segments {
+        if self.early == 0 {
+            return Work::new(self.split * tile_cols, clusters).segments(cluster, tile_cols);
+        }
+        let parts = self.parts(clusters);
+        let tile = cluster.checked_div(parts).unwrap_or(0);
+        let part = cluster - tile * parts;
+        let from = part * self.early;
+        let is_last = part + 1 == parts;
+        let to = if is_last {
+            tile_cols
+        } else {
+            from + self.early
+        };
+        let row_block = tile;
+        Segments::one(
+            Segment {
+                row_block,
+                from,
+                to,
+            },
+            tile_cols,
+        )
+    }
+}
 
 /// What a cluster has to do: its run of the split tiles, then every so-many-th of the whole ones.
 #[derive(Clone, Copy)]
@@ -88,13 +134,13 @@ impl Tiles {
 }
 
 impl Schedule {
-    /// What `cluster` of `clusters` has to do, where they share the last `split` tiles along K.
+    /// What `cluster` of `clusters` has to do.
     #[inline(always)]
-    pub fn new(tiles: Tiles, tile_cols: u32, split: u32, clusters: u32, cluster: u32) -> Self {
+    pub fn new(tiles: Tiles, tile_cols: u32, deal: Deal, clusters: u32, cluster: u32) -> Self {
         Self {
-            segments: Work::new(split * tile_cols, clusters).segments(cluster, tile_cols),
+            segments: deal.segments(tile_cols, clusters, cluster),
             next: cluster,
-            whole: tiles.count() - split,
+            whole: tiles.count() - deal.split,
             clusters,
             tile_cols,
         }
@@ -132,12 +178,15 @@ impl Schedule {
         self.segments.units(1) + tiles * self.tile_cols
     }
 
-    /// The clusters before `cluster` that have sums of a share which it finishes, of `split` tiles.
+    /// The clusters before `cluster` that have sums of a share which it finishes.
     #[inline(always)]
-    pub fn before(&self, split: u32, share: &Share, cluster: u32) -> Range<u32> {
+    pub fn before(&self, deal: Deal, share: &Share, cluster: u32) -> Range<u32> {
         if share.from > 0 && share.to == self.tile_cols {
             // Worked out again, for threads that multiply are short of registers.
-            let work = Work::new(split * self.tile_cols, self.clusters);
+            if deal.early > 0 {
+                return cluster + 1 - deal.parts(self.clusters)..cluster;
+            }
+            let work = Work::new(deal.split * self.tile_cols, self.clusters);
             let start = (share.tile - self.whole) * self.tile_cols;
             work.block_of(start)..cluster
         } else {
@@ -198,25 +247,25 @@ mod tests {
     use super::*;
 
     /// How often each unit of each output tile is done, by all clusters.
-    fn dealt(tiles: Tiles, tile_cols: u32, split: u32, clusters: u32) {
+    fn dealt(tiles: Tiles, tile_cols: u32, deal: Deal, clusters: u32) {
         const MOST: usize = 4096;
         let mut done = [0u8; MOST];
         let units = (tiles.count() * tile_cols) as usize;
         assert!(units <= MOST);
         for cluster in 0..clusters {
-            let mut schedule = Schedule::new(tiles, tile_cols, split, clusters, cluster);
+            let mut schedule = Schedule::new(tiles, tile_cols, deal, clusters, cluster);
             let (start, count) = (Cursor::new(schedule, tiles), schedule.units());
             let mut cursor = start;
             let mut seen = 0;
             while let Some(share) = schedule.next() {
                 assert!(share.from < share.to && share.to <= tile_cols);
                 // Whoever finishes a tile finds the sums of exactly those who have the rest of it.
-                let before = schedule.before(split, &share, cluster);
+                let before = schedule.before(deal, &share, cluster);
                 let finishes = share.to == tile_cols && share.from > 0;
                 assert_eq!(before.is_empty(), !finishes);
                 let mut from = 0;
                 for earlier in before {
-                    let mut earlier = Schedule::new(tiles, tile_cols, split, clusters, earlier);
+                    let mut earlier = Schedule::new(tiles, tile_cols, deal, clusters, earlier);
                     while let Some(other) = earlier.next() {
                         if other.tile == share.tile {
                             assert_eq!(other.from, from);
@@ -262,7 +311,15 @@ mod tests {
             let tiles = Tiles::new(m, n, 1, 1);
             for split in [0, 1, tiles.count() / 2, tiles.count()] {
                 for clusters in [1, 2, 3, 5, 8, 66] {
-                    dealt(tiles, tile_cols, split, clusters);
+                    dealt(tiles, tile_cols, Deal { split, early: 0 }, clusters);
+                }
+            }
+            let split = tiles.count();
+            for parts in 1..=tile_cols.min(4) {
+                for early in 1..=tile_cols.checked_div(parts - 1).unwrap_or(1) {
+                    if early * (parts - 1) < tile_cols {
+                        dealt(tiles, tile_cols, Deal { split, early }, split * parts);
+                    }
                 }
             }
         }

@@ -79,6 +79,26 @@ pub struct Segment {
 }
 
 impl Segments {
+    /// One segment: columns of one row block.
+    #[inline(always)]
+    pub fn one(
+        Segment {
+            row_block,
+            from,
+            to,
+        }: Segment,
+        tile_cols: u32,
+    ) -> Self {
+        let start = row_block * tile_cols;
+        Self {
+            start: start + from,
+            end: start + to,
+            tile_cols,
+            row_block,
+            left: to - from,
+        }
+    }
+
     /// Tile columns in all segments.
     #[inline(always)]
     pub fn columns(&self) -> u32 {

@@ -134,17 +134,15 @@ mod tests {
     /// for a group of `n` tokens. The first clusters' are added, in this order, to the last one's.
     fn parts(launch: &PrefillPlan, (m, k): (u32, u32), n: u32) -> Vec<Vec<(u32, u32)>> {
         let PrefillPlan {
-            shape,
-            clusters,
-            split,
-            ..
+            shape, clusters, ..
         } = *launch;
+        let deal = launch.deal(k as usize);
         let rows = (Prefill::ROWS * shape.cluster) as u32;
         let tiles = Tiles::new(m, n, rows, shape.tokens as u32);
         let tile_cols = k.div_ceil(TILE_COLS as u32);
         let mut parts = vec![Vec::new(); m.div_ceil(rows) as usize];
         for cluster in 0..clusters {
-            let mut schedule = Schedule::new(tiles, tile_cols, split, clusters, cluster);
+            let mut schedule = Schedule::new(tiles, tile_cols, deal, clusters, cluster);
             while let Some(share) = schedule.next() {
                 let place = tiles.place(share.tile);
                 assert_eq!(place.token_block, 0);

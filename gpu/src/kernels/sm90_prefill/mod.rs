@@ -46,7 +46,7 @@ use crate::{
     args::PrefillArgs,
     launch::Prefill,
     layout::*,
-    schedule::{Cursor, Place, Schedule, Share, Tiles},
+    schedule::{Cursor, Deal, Place, Schedule, Share, Tiles},
 };
 
 /// Registers of a thread that multiplies, and of one that does not; `.maxntid` gives each 168. There
@@ -135,7 +135,7 @@ where
         Schedule::new(
             self.tiles(),
             tile_cols,
-            self.args.split,
+            self.args.deal,
             self.clusters,
             cluster,
         )
@@ -186,7 +186,12 @@ where
     /// Earlier clusters whose sums are added to those of a share, which is the last of its tile.
     #[inline(always)]
     pub(super) fn before(&self, schedule: &Schedule, share: &Share) -> Range<u32> {
-        schedule.before(thread::opaque(self.args.split), share, self.cluster)
+        let Deal { split, early } = self.args.deal;
+        let deal = Deal {
+            split: thread::opaque(split),
+            early: thread::opaque(early),
+        };
+        schedule.before(deal, share, self.cluster)
     }
 
     /// How many times 64 tokens of an output tile there are.
