@@ -117,7 +117,7 @@ impl PrefillPlan {
         let tile_cols = k.div_ceil(TILE_COLS) as u32;
         let parts = self.clusters.checked_div(split).unwrap_or(1);
         let all = split == self.tiles && self.clusters == parts * split;
-        let early = if all && parts > 1 && tile_cols > 2 * HEAD_START * parts {
+        let early = if all && parts > 1 && tile_cols >= HEAD_START + parts {
             (tile_cols - HEAD_START) / parts
         } else {
             0
@@ -178,14 +178,20 @@ pub fn deal(tiles: usize, tile_cols: usize, most: usize) -> (usize, usize) {
     /// save each cluster a second piece of a tile, whose sums pass through memory: that took 7 to
     /// 13 units at 256 tokens, 3 to 10 at 64 and 128 (4096, 5120 and 6144 features).
     const SAVED: usize = 8;
+    /// Units of time that each part but one costs, as its sums are handed over: three parts of
+    /// 4096 x 4096 were 2 to 5 % faster than four at 64, 128 and 192 tokens.
+    const HANDED_OVER: usize = 6;
     let clusters = most_clusters(tiles, tile_cols, most);
-    // Some clusters for each tile, each with the same part of it.
-    let parts = clusters / tiles.max(1);
-    let even = parts > 0 && tile_cols.is_multiple_of(parts);
-    if even && tile_cols / parts <= (tiles * tile_cols).div_ceil(clusters) + SAVED {
-        return (tiles * parts, if parts > 1 { tiles } else { 0 });
+    // As many clusters for each tile, each with a part of it.
+    let parts = 1..=clusters / tiles.max(1);
+    let units = |parts: usize| tile_cols.div_ceil(parts);
+    let parts = parts.min_by_key(|&parts| units(parts) + (parts - 1) * HANDED_OVER);
+    match parts {
+        Some(parts) if units(parts) <= (tiles * tile_cols).div_ceil(clusters) + SAVED => {
+            (tiles * parts, if parts > 1 { tiles } else { 0 })
+        }
+        _ => (clusters, split(tiles, clusters)),
     }
-    (clusters, split(tiles, clusters))
 }
 
 /// How many of the output tiles to share along K. Whole tiles go round as often as they can, and
@@ -361,15 +367,20 @@ mod tests {
 
     #[test]
     fn few_tiles_fall_into_equal_parts() {
-        // 4096 x 4096, 4096 x 14336, 5120 x 13824, 8192 x 28672: four, three and two parts.
-        for (tiles, cols, clusters) in [(16, 64, 64), (16, 224, 64), (20, 216, 60), (32, 448, 64)] {
-            assert_eq!(deal(tiles, cols, 66), (clusters, tiles));
+        // 4096 x 4096, 4096 x 14336, 5120 x 5120, 5120 x 13824, 8192 x 28672.
+        for (tiles, cols, parts) in [
+            (16, 64, 3),
+            (16, 224, 4),
+            (20, 80, 3),
+            (20, 216, 3),
+            (32, 448, 2),
+        ] {
+            assert_eq!(deal(tiles, cols, 66), (tiles * parts, tiles));
         }
         // Two parts of 6144 x 24576 would leave 18 of 66 clusters idle for long; of 6144 x 4096 not.
         assert_eq!(deal(24, 384, 66), (66, 24));
         assert_eq!(deal(24, 64, 66), (48, 24));
-        // No equal parts, and more tiles than clusters.
-        assert_eq!(deal(20, 80, 66), (66, 20));
+        // More tiles than clusters.
         assert_eq!(deal(112, 64, 66), (66, 112));
         // Nearly all clusters have a whole tile.
         assert_eq!(deal(60, 80, 66), (60, 0));
