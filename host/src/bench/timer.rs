@@ -1,6 +1,7 @@
 use std::{marker::PhantomData, ptr};
 
 use cudarc::driver::sys;
+use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
 
 use crate::cuda::{CudaError, RawStream, check};
 
@@ -105,18 +106,22 @@ impl Timer {
     }
 
     /// Median microseconds of a launch of each recording, over `rounds` rounds in which each is
-    /// replayed once: what slows the device down slows all of them. Two rounds more warm up.
+    /// replayed once: what slows the device down slows all of them. Each round has an order of its own,
+    /// for clocks follow the power of what ran before. Two rounds more warm up.
     ///
     /// # Errors
     /// [`CudaError`] from the driver.
     pub fn medians(&self, recordings: &[Recording], rounds: usize) -> Result<Vec<f64>, CudaError> {
         const WARM_UP: usize = 2;
         let mut times = vec![Vec::with_capacity(rounds); recordings.len()];
+        let mut order: Vec<usize> = (0..recordings.len()).collect();
+        let mut rng = SmallRng::seed_from_u64(0);
         for round in 0..rounds + WARM_UP {
-            for (recording, times) in recordings.iter().zip(&mut times) {
-                let time = self.replay(recording)?;
+            order.shuffle(&mut rng);
+            for &index in &order {
+                let time = self.replay(&recordings[index])?;
                 if round >= WARM_UP {
-                    times.push(time);
+                    times[index].push(time);
                 }
             }
         }
