@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::{Layer, MODELS, layers};
 use crate::cuda::{CudaError, Tuning};
 
@@ -36,6 +38,11 @@ pub struct Config {
     pub decompress: bool,
     /// Replays that a median is of.
     pub replays: usize,
+    /// If set, each launch of a multiplication is replayed alone for so long, and the median is of the
+    /// replays in the second half of that: the clock is then what the device can keep up with this
+    /// launch, not with all that are compared. Of cuBLAS its own choice is replayed and the most
+    /// promising of cuBLASLt's.
+    pub sustained: Option<Duration>,
     /// Choices of cuBLASLt to try.
     pub algorithms: usize,
     /// What random data are made from; without it, each run makes its own.
@@ -59,6 +66,7 @@ impl Default for Config {
             invariant: false,
             decompress: true,
             replays: 15,
+            sustained: None,
             algorithms: 12,
             seed: None,
             commit: None,

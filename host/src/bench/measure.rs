@@ -182,7 +182,10 @@ impl Measure<'_> {
             recordings.push(stage.zipgemm_with(operands, *plan, n, &x, y, workspace)?);
         }
         let timer = self.stage.timer();
-        let times = timer.medians(&recordings, self.config.replays)?;
+        let times = match self.config.sustained {
+            Some(duration) => timer.sustained(&recordings, duration)?,
+            None => timer.medians(&recordings, self.config.replays)?,
+        };
         let (cublas_times, times) = times.split_at(choices.len());
         let (decoupled_times, times) = times.split_at(decoupled.len() * choices.len());
         let (published_times, times) = times.split_at(usize::from(published.is_some()));
@@ -431,8 +434,12 @@ impl Measure<'_> {
         x: &'b Copies,
         y: &'b Copies,
     ) -> Result<Vec<(Choice<'b>, Recording<'b>)>, CudaError> {
-        /// How many of cuBLASLt's are measured to the end.
-        const FINALISTS: usize = 3;
+        // How many of cuBLASLt's are measured to the end.
+        let finalists = if self.config.sustained.is_some() {
+            1
+        } else {
+            3
+        };
         let mut choices = Vec::new();
         let mut tried = Vec::new();
         for (index, algorithm) in algorithms.iter().enumerate() {
@@ -458,7 +465,7 @@ impl Measure<'_> {
         };
         let recording = self.stage.cublas_gemm(operands, None, n, x, y)?;
         let mut choices = vec![(own, recording)];
-        let finalists = ranked.into_iter().take(FINALISTS);
+        let finalists = ranked.into_iter().take(finalists);
         choices.extend(finalists.map(|(_, choice)| choice));
         Ok(choices)
     }

@@ -63,6 +63,7 @@ pub fn run(
         commit: config.commit.clone(),
         seed,
         replays: config.replays,
+        sustained_s: config.sustained.map(|duration| duration.as_secs_f64()),
         ceilings: measure.ceilings,
         gemm: Vec::new(),
         means: Vec::new(),

@@ -1,4 +1,8 @@
-use std::{marker::PhantomData, ptr};
+use std::{
+    marker::PhantomData,
+    ptr,
+    time::{Duration, Instant},
+};
 
 use cudarc::driver::sys;
 use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
@@ -126,6 +130,34 @@ impl Timer {
             }
         }
         Ok(times.into_iter().map(median).collect())
+    }
+
+    /// Median microseconds of a launch of each recording, when nothing else has run for a while: each is
+    /// replayed for `duration`, and what it took in the second half of that counts. So each has the
+    /// clock at which the device can keep it up. Their order is as good as any.
+    ///
+    /// # Errors
+    /// [`CudaError`] from the driver.
+    pub fn sustained(
+        &self,
+        recordings: &[Recording],
+        duration: Duration,
+    ) -> Result<Vec<f64>, CudaError> {
+        let mut order: Vec<usize> = (0..recordings.len()).collect();
+        order.shuffle(&mut SmallRng::seed_from_u64(0));
+        let mut medians = vec![f64::NAN; recordings.len()];
+        for index in order {
+            let mut times = Vec::new();
+            let start = Instant::now();
+            while start.elapsed() < duration {
+                let time = self.replay(&recordings[index])?;
+                if start.elapsed() >= duration / 2 {
+                    times.push(time);
+                }
+            }
+            medians[index] = median(times);
+        }
+        Ok(medians)
     }
 }
 

@@ -82,11 +82,15 @@ pub struct Bench {
     /// Less exact, and several times as fast
     #[arg(long)]
     quick: bool,
+    /// Replay each launch of a multiplication alone for so many seconds, and count the second half: at the
+    /// clock that the device can keep up with it, not in turn with others
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    sustained: Option<Duration>,
     /// Time the plan's kernel on 1 to 1,024 tokens in small steps, and say which is the largest
     /// [default layers: three of the first model]
     #[arg(
         long,
-        conflicts_with_all = ["tokens", "kernels", "all_kernels", "tuned", "blocks", "decoupled", "invariant", "no_gemm", "no_decompress", "quick"],
+        conflicts_with_all = ["tokens", "kernels", "all_kernels", "tuned", "blocks", "decoupled", "invariant", "no_gemm", "no_decompress", "quick", "sustained"],
     )]
     steps: bool,
     /// The same seed gives the same data [default: a new one]
@@ -121,6 +125,15 @@ impl FromStr for Shape {
         };
         Ok(Self(number(rows)?, number(cols)?))
     }
+}
+
+/// A duration of 10 ms to an hour.
+fn seconds(text: &str) -> Result<Duration, &'static str> {
+    let range = 0.01..=3600.0;
+    let seconds = text.parse().ok().filter(|seconds| range.contains(seconds));
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or("not 0.01 to 3600 seconds")
 }
 
 fn models() -> PossibleValuesParser {
@@ -234,6 +247,7 @@ impl Bench {
             published: self.published,
             invariant: self.invariant,
             decompress: !self.no_decompress,
+            sustained: self.sustained,
             seed: self.seed,
             commit: self.commit.clone().or_else(found),
             ..Config::default()
@@ -287,6 +301,14 @@ mod tests {
         assert_eq!("4096x14336".parse(), Ok(Shape(4096, 14336)));
         for wrong in ["4096", "x4096", "0x4096", "4096x-1", "4096xx"] {
             assert!(wrong.parse::<Shape>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["0", "-1", "NaN", "inf", "1e9", "1 s", ""] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
         }
     }
 }
