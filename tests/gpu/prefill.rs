@@ -95,6 +95,33 @@ fn prefill_outputs_anywhere() {
     }
 }
 
+/// Outputs to which no vectors can be stored keep a block's memory pipeline so busy that it reads the sums
+/// of other clusters late: units of its next tile must not have taken their place.
+#[test]
+fn prefill_slow_outputs() {
+    let Some(lab) = Lab::hopper() else {
+        return;
+    };
+    // Before that was so, one run in four went wrong.
+    let runs = if quick() { 1 } else { 40 };
+    // Tiles that are shared, and behind them others.
+    let (m, k, n) = (28672, 512, 512);
+    let bits = Kind::Gaussian.weights(m, k);
+    let weights = upload(m, k, &bits);
+    let x = Kind::Gaussian.activations(n, k);
+    let plan = Plan::with_kernel(lab.gpu, &weights, n, "prefill_n256").unwrap();
+    let fast = lab.multiply(&plan, &weights, &x, [0; 2]);
+    const SAMPLE: usize = 40;
+    for first in [0, n - SAMPLE] {
+        let product = Product::new(&x[first * k..][..SAMPLE * k], &bits, k);
+        product.check(&fast[first * m..][..SAMPLE * m], &plan.to_string());
+    }
+    for run in 0..runs {
+        let slow = lab.multiply(&plan, &weights, &x, [0, 1]);
+        assert!(slow == fast, "{plan}: other bits in run {run}");
+    }
+}
+
 #[test]
 fn prefill_outliers_and_extremes() {
     let Some(lab) = Lab::hopper() else {

@@ -120,6 +120,20 @@ pub unsafe fn tensor4(to: u32, map: u64, at: [u32; 4], barrier: u32, keep: Keep)
     }
 }
 
+/// Orders what this thread has read of shared memory before copies that others start there once they have waited
+/// for it. Its arrival at a barrier alone does not: that comes before the answers to loads which arithmetic
+/// has not waited for yet, and copies go another way than loads.
+#[inline(always)]
+pub fn finish_reads() {
+    // SAFETY: a fence.
+    unsafe {
+        asm!(
+            "fence.proxy.async.shared::cta;",
+            options(nostack, preserves_flags)
+        )
+    }
+}
+
 /// Starts a copy of 16 bytes of which the first `bytes` (0 to 16) are read and the others zero.
 ///
 /// # Safety

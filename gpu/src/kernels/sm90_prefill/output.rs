@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use super::{Accumulator, Block, Ring};
 use crate::{
-    arch::{barrier, grid, memory, mma, thread},
+    arch::{barrier, copy, grid, memory, mma, thread},
     kernels::epilogue::Epilogue,
     launch::Prefill,
     layout::*,
@@ -116,6 +116,7 @@ where
                 let at = 4 * (Self::PIECE_FOURS * PIECE + F);
                 unroll!(I < 4 => { sums[at + I] += f32::from_bits(four[I]); });
             });
+            copy::finish_reads();
             self.release(ring.stage, true);
         }
         ring.advance();
