@@ -757,6 +757,9 @@ fn says_what_is_wrong_with_which_file() {
         ("of made up for a test (sm_90a, tuned), unlike", |r| {
             r["tuned"] = json!(true);
         }),
+        ("of made up for a test (sm_90a, sustained), unlike", |r| {
+            r["sustained_s"] = json!(0.5);
+        }),
         ("of another device (sm_90a), unlike", |r| {
             r["device"] = json!("another device");
         }),

@@ -60,7 +60,11 @@ impl Measured {
             if let Some(first) = files.first() {
                 let on = |report: &Report| {
                     let tuned = if report.tuned { ", tuned" } else { "" };
-                    format!("{} ({}{tuned})", report.device, report.kernels)
+                    let sustained = match report.sustained_s {
+                        Some(_) => ", sustained",
+                        None => "",
+                    };
+                    format!("{} ({}{tuned}{sustained})", report.device, report.kernels)
                 };
                 let (this, other) = (on(&report), on(&first.report));
                 if this != other {

@@ -199,7 +199,10 @@ fn files(measured: &Measured) -> Table {
             line("date", &|file| file.report.date.clone()),
             line("driver", &|file| file.report.driver.clone()),
             line("kernels", &|file| file.report.kernels.clone()),
-            line("replays", &|file| file.report.replays.to_string()),
+            line("replays", &|file| match file.report.sustained_s {
+                Some(seconds) => format!("{seconds} s of each"),
+                None => file.report.replays.to_string(),
+            }),
             line("seed", &|file| file.report.seed.to_string()),
             line("read ceiling", &|file| ceiling(file.report.ceilings.read)),
             line("copy ceiling", &|file| ceiling(file.report.ceilings.copy)),
