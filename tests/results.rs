@@ -719,7 +719,7 @@ fn says_what_is_wrong_with_which_file() {
     type Spoil = fn(&mut Value);
     let folder = Folder::new();
     let good = folder.write("good.json", &two_models());
-    let cases: [(&str, Spoil); 14] = [
+    let cases: [(&str, Spoil); 15] = [
         ("not what `bench --json` writes", |r| *r = json!({})),
         ("not what `bench --json` writes", |r| {
             r["gemm"][1]["limit"] = Value::Null;
