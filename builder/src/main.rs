@@ -1,5 +1,6 @@
 //! Turns crates of kernels into PTX, and guards what `ptxas` makes of it.
 
+mod arrivals;
 mod budget;
 mod check;
 mod compile;
@@ -52,6 +53,8 @@ enum Command {
         #[arg(long)]
         update: bool,
     },
+    /// Fail where a kernel lets bulk copies write to shared memory before its loads have read it
+    Arrivals,
     /// Machine code of a kernel, and its instructions by loop and by pipe
     Sass {
         /// Name of the kernel
@@ -100,6 +103,7 @@ fn run() -> Result<()> {
         Command::Check => check::run(),
         Command::Report => ptxas::report(),
         Command::Budget { update } => budget::run(update),
+        Command::Arrivals => arrivals::run(),
         Command::Sass { kernel, arch } => show::sass(&kernel, arch.as_deref()),
         Command::Ptx { kernel, arch } => show::ptx(&kernel, arch.as_deref()),
         Command::Finish {
