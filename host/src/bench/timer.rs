@@ -132,9 +132,9 @@ impl Timer {
         Ok(times.into_iter().map(median).collect())
     }
 
-    /// Median microseconds of a launch of each recording, when nothing else has run for a while: each is
-    /// replayed for `duration`, and what it took in the second half of that counts. So each has the
-    /// clock at which the device can keep it up. Their order is as good as any.
+    /// Median microseconds of a launch of each recording while nothing else runs: each is replayed for
+    /// `duration`, and the second half of that counts. So each has the clock at which the device can
+    /// keep it up, whatever ran before.
     ///
     /// # Errors
     /// [`CudaError`] from the driver.
