@@ -178,6 +178,11 @@ Tuned launches on made up for a test:
     let with_plans = folder.write("with-plans.json", &with_plans);
     let heading = results(&[&with_plans]).assert().success();
     heading.stdout(contains("ZipGEMM, tuned, x cuBLAS, on made up"));
+    let mut alone = two_models();
+    alone["sustained_s"] = json!(0.5);
+    let alone = folder.write("alone.json", &alone);
+    let heading = results(&[&alone]).assert().success();
+    heading.stdout(contains("ZipGEMM, sustained, x cuBLAS, on made up"));
     let mut old = tuned();
     old["tuning_version"] = json!(0);
     let old = folder.write("old.json", &old);

@@ -23,7 +23,7 @@ use zipserv_gpu::{
 use crate::{
     ptxas,
     sass::{self, Instruction, Kernel, Loop},
-    target::{TARGETS, ZIPSERV, root},
+    target::root,
 };
 
 /// Weights that one warp handles with one marked instruction.
@@ -122,14 +122,11 @@ fn measure() -> Result<Budget> {
         ..Budget::default()
     };
     // The examples are there to be read.
-    let targets = TARGETS.iter().filter(|t| t.package.name == ZIPSERV.name);
-    for target in targets {
-        let assembled = ptxas::assemble(target, target.sm)?;
+    for (target, kernels) in sass::own()? {
         let mut figures = BTreeMap::new();
         // `read` only measures memory: it handles no weights.
-        let kernels = sass::disassemble(&assembled.cubin)?.into_iter();
-        for kernel in kernels.filter(|kernel| kernel.name != "read") {
-            figures.insert(kernel.name.clone(), Region::of(&kernel)?.figures());
+        for kernel in kernels.iter().filter(|kernel| kernel.name != "read") {
+            figures.insert(kernel.name.clone(), Region::of(kernel)?.figures());
         }
         budget
             .instructions_a_weight

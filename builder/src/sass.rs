@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::ptxas;
+use crate::{
+    ptxas,
+    target::{TARGETS, Target, ZIPSERV},
+};
 
 /// The parts of a multiprocessor that [`Instruction::pipe`] tells apart: integer and logic;
 /// multiply and add; tensor cores; conversions and special registers; what a warp does once for
@@ -99,6 +102,16 @@ pub fn disassemble(cubin: &Path) -> Result<Vec<Kernel>> {
     let nvdisasm = ptxas::find("nvdisasm")?;
     let output = ptxas::run(Command::new(nvdisasm).arg("-c").arg(cubin))?;
     parse(&String::from_utf8(output.stdout)?)
+}
+
+/// The kernels of zipserv's own targets, each on the architecture that it is named after.
+pub fn own() -> Result<Vec<(&'static Target, Vec<Kernel>)>> {
+    let targets = TARGETS.iter().filter(|t| t.package.name == ZIPSERV.name);
+    let kernels = |target: &'static Target| {
+        let assembled = ptxas::assemble(target, target.sm)?;
+        Ok((target, disassemble(&assembled.cubin)?))
+    };
+    targets.map(kernels).collect()
 }
 
 /// Reads `nvdisasm -c`.

@@ -135,4 +135,17 @@ impl Product {
             );
         }
     }
+    /// Whether the first and the last `sample` tokens of `y` are the product of all of `x` and `w`.
+    pub fn check_ends(
+        [x, w, y]: [&[u16]; 3],
+        k: usize,
+        sample: usize,
+        what: &dyn std::fmt::Display,
+    ) {
+        let m = w.len() / k;
+        for first in [0, x.len() / k - sample] {
+            let product = Self::new(&x[first * k..][..sample * k], w, k);
+            product.check(&y[first * m..][..sample * m], what);
+        }
+    }
 }

@@ -34,11 +34,7 @@ fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize)) {
     let all = lab.multiply(&plan, &weights, &x, [0; 2]);
 
     // The others have the same bits, as seen below.
-    const SAMPLE: usize = 80;
-    for first in [0, most - SAMPLE] {
-        let product = Product::new(&x[first * k..][..SAMPLE * k], &bits, k);
-        product.check(&all[first * m..][..SAMPLE * m], &what);
-    }
+    Product::check_ends([&x, &bits, &all], k, 80, &what);
     for &n in tokens() {
         let mut firsts = vec![0, 1, 63, 64, 200, 256, most / 2, most - 1];
         firsts

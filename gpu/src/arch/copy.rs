@@ -120,9 +120,9 @@ pub unsafe fn tensor4(to: u32, map: u64, at: [u32; 4], barrier: u32, keep: Keep)
     }
 }
 
-/// Orders what this thread has read of shared memory before copies that others start there once they have waited
-/// for it. Its arrival at a barrier alone does not: that comes before the answers to loads which arithmetic
-/// has not waited for yet, and copies go another way than loads.
+/// Orders what this thread has read of shared memory before copies that others start there when
+/// they have seen it arrive at a barrier. The arrival alone does not: it comes before the answers
+/// to loads which no arithmetic has waited for yet, and copies go another way than loads.
 #[inline(always)]
 pub fn finish_reads() {
     // SAFETY: a fence.

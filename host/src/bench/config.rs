@@ -38,10 +38,10 @@ pub struct Config {
     pub decompress: bool,
     /// Replays that a median is of.
     pub replays: usize,
-    /// If set, each launch of a multiplication is replayed alone for so long, and the median is of the
-    /// replays in the second half of that: the clock is then what the device can keep up with this
-    /// launch, not with all that are compared. Of cuBLAS its own choice is replayed and the most
-    /// promising of cuBLASLt's.
+    /// If set, each launch of a multiplication is replayed alone for so long, and the median is of
+    /// the replays in the second half of that: the clock then follows the power of this launch, not
+    /// of all that are compared. Of cuBLAS its own choice is replayed and the most promising of
+    /// cuBLASLt's.
     pub sustained: Option<Duration>,
     /// Choices of cuBLASLt to try.
     pub algorithms: usize,

@@ -434,11 +434,10 @@ impl Measure<'_> {
         x: &'b Copies,
         y: &'b Copies,
     ) -> Result<Vec<(Choice<'b>, Recording<'b>)>, CudaError> {
-        // How many of cuBLASLt's are measured to the end.
-        let finalists = if self.config.sustained.is_some() {
-            1
-        } else {
-            3
+        // How many of cuBLASLt's are measured to the end; sustained, each takes long.
+        let most = match self.config.sustained {
+            Some(_) => 1,
+            None => 3,
         };
         let mut choices = Vec::new();
         let mut tried = Vec::new();
@@ -465,7 +464,7 @@ impl Measure<'_> {
         };
         let recording = self.stage.cublas_gemm(operands, None, n, x, y)?;
         let mut choices = vec![(own, recording)];
-        let finalists = ranked.into_iter().take(finalists);
+        let finalists = ranked.into_iter().take(most);
         choices.extend(finalists.map(|(_, choice)| choice));
         Ok(choices)
     }

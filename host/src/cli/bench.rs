@@ -82,8 +82,8 @@ pub struct Bench {
     /// Less exact, and several times as fast
     #[arg(long)]
     quick: bool,
-    /// Replay each launch of a multiplication alone for so many seconds, and count the second half: at the
-    /// clock that the device can keep up with it, not in turn with others
+    /// Replay each launch of a multiplication alone for so many seconds, and count the second half:
+    /// at a clock that follows its own power, not in turn with others
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     sustained: Option<Duration>,
     /// Time the plan's kernel on 1 to 1,024 tokens in small steps, and say which is the largest

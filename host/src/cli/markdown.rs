@@ -33,8 +33,8 @@ const LIMIT_AT: usize = 8;
 pub fn tables(measured: &Measured) -> String {
     let device = measured.device();
     let speedups = speedups(measured);
-    let tuned = if measured.is_tuned() { ", tuned" } else { "" };
-    let mut text = format!("ZipGEMM{tuned}, x cuBLAS, on {device}:\n\n{speedups}");
+    let how = measured.how();
+    let mut text = format!("ZipGEMM{how}, x cuBLAS, on {device}:\n\n{speedups}");
     if let Some(many) = measured.with_many_tokens() {
         text += &format!("\n\n{}", tflops(&many));
     }

@@ -41,6 +41,13 @@ pub struct Found<'a, Row = GemmRow> {
     pub index: usize,
 }
 
+/// What sets a file's figures apart from a plain run's.
+fn how(report: &Report) -> String {
+    let tuned = report.tuned.then_some(", tuned");
+    let sustained = report.sustained_s.and(Some(", sustained"));
+    tuned.into_iter().chain(sustained).collect()
+}
+
 impl<Row> Clone for Found<'_, Row> {
     fn clone(&self) -> Self {
         *self
@@ -59,12 +66,7 @@ impl Measured {
             let report = parse(&json).map_err(at)?;
             if let Some(first) = files.first() {
                 let on = |report: &Report| {
-                    let tuned = if report.tuned { ", tuned" } else { "" };
-                    let sustained = match report.sustained_s {
-                        Some(_) => ", sustained",
-                        None => "",
-                    };
-                    format!("{} ({}{tuned}{sustained})", report.device, report.kernels)
+                    format!("{} ({}{})", report.device, report.kernels, how(report))
                 };
                 let (this, other) = (on(&report), on(&first.report));
                 if this != other {
@@ -116,9 +118,9 @@ impl Measured {
         &self.files[0].report.device
     }
 
-    /// Whether their plans were tuned.
-    pub fn is_tuned(&self) -> bool {
-        self.files[0].report.tuned
+    /// What sets their figures apart from a plain run's, to be put behind a name.
+    pub fn how(&self) -> String {
+        how(&self.files[0].report)
     }
 
     /// All multiplications that count.

@@ -32,8 +32,8 @@ pub struct Report {
     pub seed: u64,
     /// Replays that a median is of.
     pub replays: usize,
-    /// Seconds for which each launch of a multiplication was replayed alone, if it was; the median is then of the
-    /// replays in the second half.
+    /// Seconds for which each launch of a multiplication was replayed alone, if it was; the median
+    /// is then of the replays in the second half.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sustained_s: Option<f64>,
     /// What memory gives at most.
