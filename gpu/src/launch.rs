@@ -234,9 +234,9 @@ impl Prefill {
         self.tokens / self.cluster
     }
 
-    /// Bytes of the sums that one block hands over to a later one.
+    /// Bytes of the sums that one block hands over to a later one, by [`Self::CHUNK_TOKENS`].
     pub const fn partial_bytes(self) -> usize {
-        4 * Self::ROWS * self.tokens
+        4 * Self::ROWS * self.tokens.next_multiple_of(Self::CHUNK_TOKENS)
     }
 
     /// Parts in which the sums of [`Self::CHUNK_TOKENS`] tokens that another block has left come to
@@ -343,6 +343,9 @@ macro_rules! tables {
             PREFILLS[1].1.launch(PREFILLS[1].0),
             PREFILLS[2].1.launch(PREFILLS[2].0),
             PREFILLS[3].1.launch(PREFILLS[3].0),
+            PREFILLS[4].1.launch(PREFILLS[4].0),
+            PREFILLS[5].1.launch(PREFILLS[5].0),
+            PREFILLS[6].1.launch(PREFILLS[6].0),
             published::DECOMPRESS,
             published::GEMMS[0].1.launch(published::GEMMS[0].0),
             published::GEMMS[1].1.launch(published::GEMMS[1].0),
@@ -360,7 +363,10 @@ macro_rules! prefill_kernels {
         $use! {
             prefill_n64: 64 8 2;
             prefill_n128: 128 6 2;
+            prefill_n144: 144 6 2;
+            prefill_n176: 176 5 2;
             prefill_n192: 192 4 2;
+            prefill_n224: 224 4 2;
             prefill_n256: 256 4 2;
         }
     };

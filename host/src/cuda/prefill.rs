@@ -46,8 +46,9 @@ pub fn prefill_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Prefi
 
 /// Roughly the nanoseconds that weights of `m` x `k` and `n` tokens take in tiles of a shape: the units
 /// of the cluster that has most, which cost their tokens' multiplication, but also the weights'
-/// decoding, and what those that share a tile hand over. Of 66 choices that were measured (six layers
-/// with 96 to 1,024 tokens) all but one are the fastest, and that is 2 % slower.
+/// decoding, and what those that share a tile hand over. Of 66 choices between four shapes that
+/// were measured (six layers with 96 to 1,024 tokens) all but one were the fastest, and that was 2 % slower; of
+/// 56 between all (four layers, 96 to 896 tokens) all but two, and those were 1 and 2 % slower.
 fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, multiprocessors: usize) -> usize {
     /// For each token of a tile and each cluster that hands over.
     const HANDED_OVER: usize = 13;
@@ -55,7 +56,10 @@ fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, multiprocessors: usiz
     let unit = match shape.tokens {
         64 => 594,
         128 => 648,
+        144 => 668,
+        176 => 730,
         192 => 778,
+        224 => 847,
         _ => 889,
     };
     let (tiles, tile_cols) = (tiles(shape, m, n), k.div_ceil(TILE_COLS));
@@ -359,8 +363,9 @@ mod tests {
             best.unwrap().tokens
         };
         let tokens = |n| of((28672, 4096), n);
-        let chosen = [1, 65, 129, 193, 257, 385, 513, 577, 1024].map(tokens);
-        assert_eq!(chosen, [64, 128, 192, 256, 192, 256, 192, 256, 256]);
+        let chosen = [1, 65, 129, 192, 193, 257, 385, 513, 577, 769, 1024].map(tokens);
+        let tiles = [64, 128, 144, 192, 224, 144, 224, 176, 224, 224, 256];
+        assert_eq!(chosen, tiles);
         // Few tiles: two of 128 tokens hand over less than one of 256.
         assert_eq!([256, 512].map(|n| of((4096, 4096), n)), [128, 256]);
     }

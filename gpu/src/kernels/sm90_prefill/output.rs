@@ -27,6 +27,13 @@ macro_rules! each_sum {
     };
 }
 
+/// A thread's `index`-th four sums; of a chunk that is larger than what is left of the tile the others are
+/// nothing.
+#[inline(always)]
+fn four<const SUMS: usize>(acc: &[f32; SUMS], index: usize) -> [f32; 4] {
+    core::array::from_fn(|i| acc.get(4 * index + i).copied().unwrap_or(0.0))
+}
+
 /// Feature and token of a chunk's sum, from the thread's first ones on, see [`Accumulator`].
 const fn feature_of(at: usize) -> usize {
     at % 4 / 2 * 8
@@ -84,11 +91,11 @@ where
         let to = self
             .partial(self.cluster)
             .wrapping_add(self.own_sum() as usize);
-        unroll!(C < SUMS / CHUNK => {
+        unroll!(C < SUMS.div_ceil(CHUNK) => {
             if self.chunk(place, C).is_some() {
                 unroll!(F < FOURS => {
                     const FOUR: usize = FOURS * C + F;
-                    let sums = [acc[4 * FOUR], acc[4 * FOUR + 1], acc[4 * FOUR + 2], acc[4 * FOUR + 3]];
+                    let sums = four(acc, FOUR);
                     let to = to.wrapping_add(FOUR * Self::FOUR);
                     // SAFETY: the workspace has room for every block of the launch.
                     unsafe { memory::leave_u32x4(to, sums.map(f32::to_bits)) }
@@ -134,18 +141,24 @@ where
         ring: &mut Ring<STAGES>,
         acc: &[f32; SUMS],
     ) {
-        let epilogue = Epilogue::new(&self.args.output, self.args.m, self.args.n);
+        let mut end = self.args.n;
+        if !Self::SHAPE.tokens.is_multiple_of(Prefill::CHUNK_TOKENS) {
+            // The last chunk is partly the next tile's.
+            end = end.min((place.token_block + 1) * Self::SHAPE.tokens as u32);
+        }
+        let epilogue = Epilogue::new(&self.args.output, self.args.m, end);
         let group_feature = self.row_block(place) * Prefill::ROWS as u32 + 64 * (self.warp / 4);
         let feature = group_feature + 16 * (self.warp % 4) + self.lane / 4;
         if epilogue.has_bias() || epilogue.accumulates() {
             // This thread's own wait: it reads what the kernel before may have written.
             grid::wait_dependencies();
         }
-        unroll!(C < SUMS / CHUNK => {
+        unroll!(C < SUMS.div_ceil(CHUNK) => {
             if let Some(first) = self.chunk(place, C) {
                 let mut sums = [0.0; CHUNK];
                 unroll!(F < FOURS => {
-                    unroll!(I < 4 => { sums[4 * F + I] = acc[CHUNK * C + 4 * F + I]; });
+                    let four = four(acc, FOURS * C + F);
+                    unroll!(I < 4 => { sums[4 * F + I] = four[I]; });
                 });
                 let token = first + 2 * (self.lane % 4);
                 // SAFETY: `run`'s.

@@ -141,23 +141,32 @@ where
         if self.lane > 0 {
             return;
         }
-        let part = self.rank * Self::SHAPE.box_tokens() as u32;
+        let box_tokens = Self::SHAPE.box_tokens() as u32;
+        let part = self.rank * box_tokens;
         let mut ring = Ring::<STAGES>::FILLING;
         let mut schedule = self.schedule();
         while let Some(share) = schedule.next() {
             let place = self.tiles().place(share.tile);
-            let token = place.token_block * Self::SHAPE.tokens as u32 + part;
+            let first = place.token_block * Self::SHAPE.tokens as u32;
+            let token = first + part;
+            // Blocks with no tokens copy nothing, for zeros take longer than activations. What is in their
+            // place makes outputs that are not stored.
+            let boxes = (self.args.n - first)
+                .div_ceil(box_tokens)
+                .min(CLUSTER as u32);
+            let bytes = boxes * box_tokens * Prefill::LINE_BYTES as u32;
+            let has_tokens = token < self.args.n;
             for column in share.from..share.to {
                 let at = self.stage(ring.stage) + part * Prefill::LINE_BYTES as u32;
                 let column = column * TILE_COLS as u32;
                 // SAFETY: `run`'s. A stage that is empty here is empty in all blocks of the cluster;
                 // each expects the bytes of all parts.
                 unsafe {
-                    let full = self.start(&ring, Self::SHAPE.x_bytes() as u32);
-                    if CLUSTER > 1 {
+                    let full = self.start(&ring, bytes);
+                    if has_tokens && CLUSTER > 1 {
                         let all = (1 << CLUSTER) - 1;
                         copy::tensor_multicast(at, self.x, column, token, full, all);
-                    } else {
+                    } else if has_tokens {
                         copy::tensor(at, self.x, column, token, full);
                     }
                 }
