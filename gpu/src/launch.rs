@@ -331,27 +331,10 @@ macro_rules! tables {
             Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, teams: $teams, stages: $stages, sum_stages: $sum_stages, blocks: $blocks },
         ),)*)*];
 
-        /// Every kernel's launch.
-        pub const KERNELS: &[Launch] = &[
-            Launch { name: "decompress", threads: 256, min_blocks: 4, shared_bytes: 8 * DECOMPRESS_WARP_BYTES, cluster: 1 },
-            Launch { name: "read", threads: READ_THREADS, min_blocks: 2, shared_bytes: 0, cluster: 1 },
-            $($(
-                Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, teams: $teams, stages: $stages, sum_stages: $sum_stages, blocks: $blocks }
-                    .launch(stringify!($name), $sm),
-            )*)*
-            PREFILLS[0].1.launch(PREFILLS[0].0),
-            PREFILLS[1].1.launch(PREFILLS[1].0),
-            PREFILLS[2].1.launch(PREFILLS[2].0),
-            PREFILLS[3].1.launch(PREFILLS[3].0),
-            PREFILLS[4].1.launch(PREFILLS[4].0),
-            PREFILLS[5].1.launch(PREFILLS[5].0),
-            PREFILLS[6].1.launch(PREFILLS[6].0),
-            published::DECOMPRESS,
-            published::GEMMS[0].1.launch(published::GEMMS[0].0),
-            published::GEMMS[1].1.launch(published::GEMMS[1].0),
-            published::GEMMS[2].1.launch(published::GEMMS[2].0),
-            published::GEMMS[3].1.launch(published::GEMMS[3].0),
-        ];
+        const GEMM_LAUNCHES: &[Launch] = &[$($(
+            Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, teams: $teams, stages: $stages, sum_stages: $sum_stages, blocks: $blocks }
+                .launch(stringify!($name), $sm),
+        )*)*];
     };
 }
 gemm_kernels!(tables);
@@ -382,6 +365,47 @@ macro_rules! prefills {
     };
 }
 prefill_kernels!(prefills);
+
+/// Every kernel's launch.
+pub const KERNELS: &[Launch] = &{
+    let mut all = [DECOMPRESS; 3 + GEMMS.len() + PREFILLS.len() + published::GEMMS.len()];
+    all[1] = READ;
+    all[2] = published::DECOMPRESS;
+    let mut next = 3;
+    // Iterators are not for constants.
+    let mut i = 0;
+    while i < GEMM_LAUNCHES.len() {
+        all[next] = GEMM_LAUNCHES[i];
+        (i, next) = (i + 1, next + 1);
+    }
+    i = 0;
+    while i < PREFILLS.len() {
+        all[next] = PREFILLS[i].1.launch(PREFILLS[i].0);
+        (i, next) = (i + 1, next + 1);
+    }
+    i = 0;
+    while i < published::GEMMS.len() {
+        all[next] = published::GEMMS[i].1.launch(published::GEMMS[i].0);
+        (i, next) = (i + 1, next + 1);
+    }
+    all
+};
+
+const DECOMPRESS: Launch = Launch {
+    name: "decompress",
+    threads: 256,
+    min_blocks: 4,
+    shared_bytes: 8 * DECOMPRESS_WARP_BYTES,
+    cluster: 1,
+};
+
+const READ: Launch = Launch {
+    name: "read",
+    threads: READ_THREADS,
+    min_blocks: 2,
+    shared_bytes: 0,
+    cluster: 1,
+};
 
 /// Shared memory of one warp of `decompress`: a tile, its rows 16 bytes apart in banks.
 pub const DECOMPRESS_WARP_BYTES: usize = TILE_ROWS * (2 * TILE_COLS + 16);
