@@ -206,7 +206,7 @@ impl Prefill {
     pub const TABLE_BYTES: usize = Self::STRIPS * Self::STRIP_TABLE_BYTES;
     /// Depth of the ring of tables of bases.
     pub const TABLES: usize = 2;
-    /// Tokens that pass through shared memory at a time on their way out.
+    /// Tokens that pass through shared memory at a time on their way out, at most.
     pub const CHUNK_TOKENS: usize = 64;
     /// Bytes of a token's 64 features, and of 64 columns of its activations.
     pub const LINE_BYTES: usize = 128;
@@ -234,21 +234,38 @@ impl Prefill {
         self.tokens / self.cluster
     }
 
-    /// Bytes of the sums that one block hands over to a later one, by [`Self::CHUNK_TOKENS`].
-    pub const fn partial_bytes(self) -> usize {
-        4 * Self::ROWS * self.tokens.next_multiple_of(Self::CHUNK_TOKENS)
+    /// Tokens of a chunk: what an output tile is left in, the last one perhaps only in part its own.
+    pub const fn chunk_tokens(self) -> usize {
+        if self.tokens < Self::CHUNK_TOKENS {
+            self.tokens
+        } else {
+            Self::CHUNK_TOKENS
+        }
     }
 
-    /// Parts in which the sums of [`Self::CHUNK_TOKENS`] tokens that another block has left come to
-    /// a block, through stages of its ring.
+    /// Bytes of a chunk's sums.
+    const fn chunk_bytes(self) -> usize {
+        4 * Self::ROWS * self.chunk_tokens()
+    }
+
+    /// Bytes of the sums that one block hands over to a later one.
+    pub const fn partial_bytes(self) -> usize {
+        self.tokens.div_ceil(self.chunk_tokens()) * self.chunk_bytes()
+    }
+
+    /// Parts in which the sums of a chunk that another block has left come to a block, through stages
+    /// of its ring.
     pub const fn chunk_pieces(self) -> usize {
-        let chunk = 4 * Self::ROWS * Self::CHUNK_TOKENS;
-        if self.stage_bytes() < chunk { 2 } else { 1 }
+        if self.stage_bytes() < self.chunk_bytes() {
+            2
+        } else {
+            1
+        }
     }
 
     /// Bytes of such a part.
     pub const fn piece_bytes(self) -> usize {
-        4 * Self::ROWS * Self::CHUNK_TOKENS / self.chunk_pieces()
+        self.chunk_bytes() / self.chunk_pieces()
     }
 
     /// Bytes of the activations, which come first in a stage.
@@ -344,6 +361,8 @@ gemm_kernels!(tables);
 macro_rules! prefill_kernels {
     ($use:ident) => {
         $use! {
+            prefill_n16: 16 8 2;
+            prefill_n32: 32 8 2;
             prefill_n64: 64 8 2;
             prefill_n128: 128 6 2;
             prefill_n144: 144 6 2;

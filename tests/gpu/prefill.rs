@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Numbers of tokens, of which the first few are enough to see whether it works at all.
-const TOKENS: [usize; 10] = [65, 300, 100, 128, 200, 256, 512, 1000, 2049, 4095];
+const TOKENS: [usize; 12] = [65, 300, 7, 31, 100, 128, 200, 256, 512, 1000, 2049, 4095];
 
 fn tokens() -> &'static [usize] {
     if quick() { &TOKENS[..2] } else { &TOKENS }

@@ -128,7 +128,6 @@ const MEASURED: &[Measured] = &[
     },
     Measured::all(8, "zipgemm_n8_2x4x2"),
     Measured::all(16, "zipgemm_n16_2x4x2"),
-    Measured::all(32, "zipgemm_n32_2x2x2"),
 ];
 
 /// Chooses kernel and launch for `n` tokens, 1 to [`MAX_TOKENS`], whose activations follow one

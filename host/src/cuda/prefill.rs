@@ -54,6 +54,8 @@ fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, multiprocessors: usiz
     const HANDED_OVER: usize = 13;
     // Of 28672 x 4096, whose clusters have 109 units on average.
     let unit = match shape.tokens {
+        16 => 525,
+        32 => 540,
         64 => 594,
         128 => 648,
         144 => 668,
@@ -363,8 +365,8 @@ mod tests {
             best.unwrap().tokens
         };
         let tokens = |n| of((28672, 4096), n);
-        let chosen = [1, 65, 129, 192, 193, 257, 385, 513, 577, 769, 1024].map(tokens);
-        let tiles = [64, 128, 144, 192, 224, 144, 224, 176, 224, 224, 256];
+        let chosen = [17, 33, 65, 129, 192, 193, 257, 385, 513, 577, 769, 1024].map(tokens);
+        let tiles = [32, 64, 128, 144, 192, 224, 144, 224, 176, 224, 224, 256];
         assert_eq!(chosen, tiles);
         // Few tiles: two of 128 tokens hand over less than one of 256.
         assert_eq!([256, 512].map(|n| of((4096, 4096), n)), [128, 256]);

@@ -11,14 +11,14 @@ use crate::{
     schedule::Place,
 };
 
-/// Sums that a thread has of the 64 tokens which leave a tile at a time, and fours of them.
+/// Sums that a thread has of the up to 64 tokens which leave a tile at a time, and fours of them.
 const CHUNK: usize = Prefill::CHUNK_TOKENS / 2;
 const FOURS: usize = CHUNK / 4;
 
 /// Runs `$body` for each of a thread's sums of a chunk, `$at` their index.
 macro_rules! each_sum {
     ($at:ident => $body:block) => {
-        unroll!(J < 8 => {
+        unroll!(J < Self::SHAPE.chunk_tokens() / 8 => {
             unroll!(P < 4 => {
                 const $at: usize = 4 * J + P;
                 $body
@@ -77,7 +77,7 @@ where
     /// Floats from four sums of a thread to the next.
     const FOUR: usize = 4 * Prefill::WARPS * LANES;
     /// Fours of a thread that come in one stage.
-    const PIECE_FOURS: usize = FOURS / Self::SHAPE.chunk_pieces();
+    const PIECE_FOURS: usize = Self::SHAPE.chunk_tokens() / 8 / Self::SHAPE.chunk_pieces();
 
     /// This thread's first sum of a piece.
     #[inline(always)]
@@ -93,7 +93,7 @@ where
             .wrapping_add(self.own_sum() as usize);
         unroll!(C < SUMS.div_ceil(CHUNK) => {
             if self.chunk(place, C).is_some() {
-                unroll!(F < FOURS => {
+                unroll!(F < (SUMS - CHUNK * C) / 4 => {
                     const FOUR: usize = FOURS * C + F;
                     let sums = four(acc, FOUR);
                     let to = to.wrapping_add(FOUR * Self::FOUR);
@@ -227,7 +227,7 @@ where
         unsafe {
             // The lines before have been read.
             thread::sync_threads::<THREADS>(1 + group);
-            unroll!(Q < 4 => {
+            unroll!(Q < Self::SHAPE.chunk_tokens() / 16 => {
                 let pair = |i: usize| mma::to_bf16_pair(sums[8 * Q + i], sums[8 * Q + i + 1]);
                 mma::store_transposed_matrices(
                     to + Q as u32 * 16 * LINE,
@@ -235,7 +235,7 @@ where
                 );
             });
             thread::sync_threads::<THREADS>(1 + group);
-            unroll!(Q < 4 => {
+            unroll!(Q < Self::SHAPE.chunk_tokens() / 16 => {
                 let pairs = memory::load_u32x4(from + Q as u32 * 16 * LINE);
                 let token = first + 16 * Q as u32 + thread / 8;
                 epilogue.store_eight(token, feature + thread % 8 * 8, pairs);
