@@ -48,29 +48,40 @@ pub fn prefill_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Prefi
 /// of the cluster that has most, which cost their tokens' multiplication, but also the weights'
 /// decoding, and what those that share a tile hand over. Of 66 choices between four shapes that
 /// were measured (six layers with 96 to 1,024 tokens) all but one were the fastest, and that was 2 % slower; of
-/// 56 between all (four layers, 96 to 896 tokens) all but two, and those were 1 and 2 % slower.
+/// 56 between those for 64 tokens and more (four layers, 96 to 896 tokens) all but two, and those were 1 and 2 % slower.
 fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, multiprocessors: usize) -> usize {
     /// For each token of a tile and each cluster that hands over.
     const HANDED_OVER: usize = 13;
-    // Of 28672 x 4096, whose clusters have 109 units on average.
-    let unit = match shape.tokens {
-        16 => 525,
-        32 => 540,
-        64 => 594,
-        128 => 648,
-        144 => 668,
-        176 => 730,
-        192 => 778,
-        224 => 847,
-        _ => 889,
-    };
     let (tiles, tile_cols) = (tiles(shape, m, n), k.div_ceil(TILE_COLS));
     let (clusters, split) = deal(tiles, tile_cols, multiprocessors / shape.cluster);
     let (units, sharers) = match clusters.checked_div(split) {
         Some(parts) => ((tiles * tile_cols).div_ceil(clusters), parts.max(2)),
         None => (tiles.div_ceil(clusters.max(1)) * tile_cols, 1),
     };
-    units * unit + (sharers - 1) * HANDED_OVER * shape.tokens
+    units * unit_time(shape.tokens) + (sharers - 1) * HANDED_OVER * shape.tokens
+}
+
+/// Nanoseconds of a unit of so many tokens.
+fn unit_time(tokens: usize) -> usize {
+    /// Tokens, and what was measured on 28672 x 4096, whose clusters have 109 units on average.
+    const MEASURED: &[(usize, usize)] = &[
+        (16, 525),
+        (32, 540),
+        (64, 594),
+        (128, 648),
+        (144, 668),
+        (176, 730),
+        (192, 778),
+        (224, 847),
+        (256, 889),
+    ];
+    let between = MEASURED.windows(2).find(|pair| tokens <= pair[1].0);
+    match between {
+        Some(&[(few, short), (many, long)]) => {
+            short + (long - short) * tokens.saturating_sub(few) / (many - few)
+        }
+        _ => MEASURED[MEASURED.len() - 1].1,
+    }
 }
 
 impl PrefillPlan {
@@ -349,7 +360,7 @@ fn tensor_map<const RANK: usize>(
 
 #[cfg(test)]
 mod tests {
-    use super::{PREFILLS, cost, deal, split};
+    use super::{PREFILLS, cost, deal, split, unit_time};
 
     #[test]
     fn tiles_are_shared_where_it_pays() {
@@ -370,6 +381,17 @@ mod tests {
         assert_eq!(chosen, tiles);
         // Few tiles: two of 128 tokens hand over less than one of 256.
         assert_eq!([256, 512].map(|n| of((4096, 4096), n)), [128, 256]);
+    }
+
+    #[test]
+    fn units_of_more_tokens_take_longer_but_less_for_each() {
+        let known = [16, 32, 144, 256].map(unit_time);
+        assert_eq!(known, [525, 540, 668, 889]);
+        assert_eq!([1, 160, 300].map(unit_time), [525, 699, 889]);
+        for tokens in 16..256 {
+            let (less, more) = (unit_time(tokens), unit_time(tokens + 1));
+            assert!(less <= more && more * tokens <= less * (tokens + 1));
+        }
     }
 
     #[test]
