@@ -381,34 +381,38 @@ macro_rules! prefills {
             stringify!($name),
             Prefill { tokens: $tokens, stages: $stages, cluster: $cluster },
         )),*];
+        const PREFILL_LAUNCHES: &[Launch] = &[$(
+            Prefill { tokens: $tokens, stages: $stages, cluster: $cluster }.launch(stringify!($name))
+        ),*];
     };
 }
 prefill_kernels!(prefills);
 
 /// Every kernel's launch.
-pub const KERNELS: &[Launch] = &{
-    let mut all = [DECOMPRESS; 3 + GEMMS.len() + PREFILLS.len() + published::GEMMS.len()];
-    all[1] = READ;
-    all[2] = published::DECOMPRESS;
-    let mut next = 3;
-    // Iterators are not for constants.
-    let mut i = 0;
-    while i < GEMM_LAUNCHES.len() {
-        all[next] = GEMM_LAUNCHES[i];
-        (i, next) = (i + 1, next + 1);
+pub const KERNELS: &[Launch] =
+    &concat::<{ 3 + GEMMS.len() + PREFILLS.len() + published::GEMMS.len() }>(&[
+        &[DECOMPRESS, READ],
+        GEMM_LAUNCHES,
+        PREFILL_LAUNCHES,
+        &[published::DECOMPRESS],
+        published::GEMM_LAUNCHES,
+    ]);
+
+/// All `N` launches of some lists. (Iterators are not for constants.)
+const fn concat<const N: usize>(lists: &[&[Launch]]) -> [Launch; N] {
+    let mut all = [DECOMPRESS; N];
+    let (mut list, mut next) = (0, 0);
+    while list < lists.len() {
+        let mut i = 0;
+        while i < lists[list].len() {
+            all[next] = lists[list][i];
+            (i, next) = (i + 1, next + 1);
+        }
+        list += 1;
     }
-    i = 0;
-    while i < PREFILLS.len() {
-        all[next] = PREFILLS[i].1.launch(PREFILLS[i].0);
-        (i, next) = (i + 1, next + 1);
-    }
-    i = 0;
-    while i < published::GEMMS.len() {
-        all[next] = published::GEMMS[i].1.launch(published::GEMMS[i].0);
-        (i, next) = (i + 1, next + 1);
-    }
+    assert!(next == N);
     all
-};
+}
 
 const DECOMPRESS: Launch = Launch {
     name: "decompress",

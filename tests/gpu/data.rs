@@ -135,6 +135,7 @@ impl Product {
             );
         }
     }
+
     /// Whether the first and the last `sample` tokens of `y` are the product of all of `x` and `w`.
     pub fn check_ends(
         [x, w, y]: [&[u16]; 3],

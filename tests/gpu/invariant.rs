@@ -16,7 +16,10 @@ use crate::{
 };
 
 /// Numbers of tokens, of which the first few are enough to see whether it works at all.
-const TOKENS: [usize; 12] = [1, 65, 300, 7, 64, 128, 129, 193, 256, 257, 513, 4096];
+/// Each tile takes some of them.
+const TOKENS: [usize; 15] = [
+    1, 65, 300, 7, 17, 64, 128, 129, 145, 177, 193, 256, 257, 513, 4096,
+];
 
 fn tokens() -> &'static [usize] {
     if quick() { &TOKENS[..3] } else { &TOKENS }

@@ -97,6 +97,9 @@ macro_rules! gemms {
             stringify!($name),
             Gemm { n_tiles: $n_tiles, blocks: $blocks },
         )),*];
+        pub(crate) const GEMM_LAUNCHES: &[Launch] = &[$(
+            Gemm { n_tiles: $n_tiles, blocks: $blocks }.launch(stringify!($name))
+        ),*];
     };
 }
 published_gemm_kernels!(gemms);

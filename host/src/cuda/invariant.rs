@@ -126,8 +126,9 @@ mod tests {
 
     #[test]
     fn the_smallest_tile_takes_a_group() {
-        let tokens = [1, 16, 17, 64, 65, 129, 145, 193, GROUP].map(|n| kernel(n).1.tokens);
-        assert_eq!(tokens, [16, 16, 32, 64, 128, 144, 176, 224, 256]);
+        let tokens = [1, 16, 17, 64, 65, 128, 129, 145, 192, 193, GROUP];
+        let tokens = tokens.map(|n| kernel(n).1.tokens);
+        assert_eq!(tokens, [16, 16, 32, 64, 128, 128, 144, 176, 192, 224, 256]);
     }
 
     /// The parts into which clusters cut the sums of each row group along K, as its kernel finds them

@@ -49,7 +49,7 @@ pub fn prefill_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Prefi
 /// decoding, and what those that share a tile hand over. Of 66 choices between four shapes that
 /// were measured (six layers with 96 to 1,024 tokens) all but one were the fastest, and that was 2 % slower; of
 /// 56 between those for 64 tokens and more (four layers, 96 to 896 tokens) all but two, and those were 1 and 2 % slower.
-fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, multiprocessors: usize) -> usize {
+pub fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, multiprocessors: usize) -> usize {
     /// For each token of a tile and each cluster that hands over.
     const HANDED_OVER: usize = 13;
     let (tiles, tile_cols) = (tiles(shape, m, n), k.div_ceil(TILE_COLS));
@@ -376,8 +376,8 @@ mod tests {
             best.unwrap().tokens
         };
         let tokens = |n| of((28672, 4096), n);
-        let chosen = [17, 33, 65, 129, 192, 193, 257, 385, 513, 577, 769, 1024].map(tokens);
-        let tiles = [32, 64, 128, 144, 192, 224, 144, 224, 176, 224, 224, 256];
+        let chosen = [1, 17, 33, 65, 129, 192, 193, 257, 385, 513, 577, 769, 1024].map(tokens);
+        let tiles = [16, 32, 64, 128, 144, 192, 224, 144, 224, 176, 224, 224, 256];
         assert_eq!(chosen, tiles);
         // Few tiles: two of 128 tokens hand over less than one of 256.
         assert_eq!([256, 512].map(|n| of((4096, 4096), n)), [128, 256]);

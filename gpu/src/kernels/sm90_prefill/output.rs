@@ -93,7 +93,7 @@ where
             .wrapping_add(self.own_sum() as usize);
         unroll!(C < SUMS.div_ceil(CHUNK) => {
             if self.chunk(place, C).is_some() {
-                unroll!(F < (SUMS - CHUNK * C) / 4 => {
+                unroll!(F < FOURS.min((SUMS - CHUNK * C) / 4) => {
                     const FOUR: usize = FOURS * C + F;
                     let sums = four(acc, FOUR);
                     let to = to.wrapping_add(FOUR * Self::FOUR);
