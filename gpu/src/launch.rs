@@ -1,7 +1,7 @@
 //! What each kernel's launch looks like: one table for the kernels, the builder and the host.
 
 use crate::{
-    layout::{BAND_BYTES, BANDS, TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS},
+    layout::{BAND_BYTES, BAND_ROWS, BANDS, TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS},
     published::launch as published,
 };
 
@@ -192,6 +192,8 @@ impl Prefill {
     pub const STRIPS: usize = Self::WARPS / BANDS;
     /// Output features of an output tile.
     pub const ROWS: usize = TILE_ROWS * Self::STRIPS;
+    /// Output features of a warpgroup.
+    pub const GROUP_ROWS: usize = 4 * BAND_ROWS;
     /// What one copy brings of the dense part, as a tensor of 8-byte elements: those of a band, the
     /// bands of a tile, the tiles of a strip, strips.
     pub const DENSE_BOX: [u32; 4] = [
@@ -206,6 +208,10 @@ impl Prefill {
     pub const TABLE_BYTES: usize = Self::STRIPS * Self::STRIP_TABLE_BYTES;
     /// Depth of the ring of tables of bases.
     pub const TABLES: usize = 2;
+    /// Depth of the ring of descriptions of shares.
+    pub const SHARES: usize = 4;
+    /// Bytes of a description.
+    pub const SHARE_BYTES: usize = 32;
     /// Tokens that pass through shared memory at a time on their way out, at most.
     pub const CHUNK_TOKENS: usize = 64;
     /// Bytes of a token's 64 features, and of 64 columns of its activations.
@@ -293,14 +299,20 @@ impl Prefill {
         self.tables_at() + Self::TABLES * Self::TABLE_BYTES
     }
 
-    /// Offset of the barriers: *full* and *empty* for each stage, then for each table.
+    /// Offset of the barriers: *full* and *empty* for each stage, then for each table, then for each
+    /// description of a share.
     pub const fn barriers_at(self) -> usize {
         self.out_at() + Self::WARPS / 4 * Self::OUT_BYTES
     }
 
+    /// Offset of the descriptions of shares.
+    pub const fn shares_at(self) -> usize {
+        self.barriers_at() + 16 * (self.stages + Self::TABLES + Self::SHARES)
+    }
+
     /// Dynamic shared memory of a block.
     pub const fn shared_bytes(self) -> usize {
-        self.barriers_at() + 16 * (self.stages + Self::TABLES)
+        self.shares_at() + Self::SHARES * Self::SHARE_BYTES
     }
 }
 

@@ -83,6 +83,39 @@ pub unsafe fn load_byte_or_u16<const AT: usize>(is_byte: u32, byte: u32, whole: 
     value
 }
 
+/// Loads 128 bits from shared memory into `value` if `really`, without a branch.
+///
+/// # Safety
+/// As [`load_u32`], if `really`.
+#[inline(always)]
+pub unsafe fn load_u32x4_if(value: &mut [u32; 4], address: u32, really: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{{ .reg .pred really;",
+            "setp.ne.u32 really, {}, 0;",
+            "@really ld.volatile.shared.v4.u32 {{{}, {}, {}, {}}}, [{}]; }}",
+            in(reg32) u32::from(really),
+            inout(reg32) value[0], inout(reg32) value[1], inout(reg32) value[2], inout(reg32) value[3],
+            in(reg32) address, options(nostack, preserves_flags));
+    }
+}
+
+/// Loads 32 bits from shared memory into `value` if `really`, without a branch.
+///
+/// # Safety
+/// As [`load_u32`], if `really`.
+#[inline(always)]
+pub unsafe fn load_u32_if(value: &mut u32, address: u32, really: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{{ .reg .pred really;",
+            "setp.ne.u32 really, {}, 0;",
+            "@really ld.volatile.shared.u32 {}, [{}]; }}",
+            in(reg32) u32::from(really), inout(reg32) *value, in(reg32) address,
+            options(nostack, preserves_flags));
+    }
+}
+
 /// Loads 128 bits from shared memory.
 ///
 /// # Safety
@@ -210,6 +243,22 @@ pub unsafe fn store_global_u32x4(address: *mut u8, [a, b, c, d]: [u32; 4]) {
         asm!("st.global.cs.v4.u32 [{}], {{{}, {}, {}, {}}};",
             in(reg64) address, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d,
             options(nostack, preserves_flags));
+    }
+}
+
+/// Stores 128 bits to global memory if `really`, without a branch.
+///
+/// # Safety
+/// As [`store_global_u32x4`], if `really`.
+#[inline(always)]
+pub unsafe fn store_global_u32x4_if(address: *mut u8, [a, b, c, d]: [u32; 4], really: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("{{ .reg .pred really;",
+            "setp.ne.u32 really, {}, 0;",
+            "@really st.global.cs.v4.u32 [{}], {{{}, {}, {}, {}}}; }}",
+            in(reg32) u32::from(really), in(reg64) address, in(reg32) a, in(reg32) b, in(reg32) c,
+            in(reg32) d, options(nostack, preserves_flags));
     }
 }
 

@@ -50,35 +50,48 @@ pub fn wait<const LEFT: u32>() {
 /// A thread's part of a 64 x N accumulator, N = 2 * length. With `lane = 4 * g + t`, entry
 /// `4j + 2i + h` is row `16 * warp + g + 8i`, column `8j + 2t + h`.
 pub trait Accumulator: Sized {
-    /// The empty sum. (`[0.0; N]` at run time would be a loop over memory.)
-    const ZERO: Self;
+    /// Registers that hold anything, for a first multiplication that does not add.
+    fn undefined() -> Self;
 
-    /// Starts `self += a * b` for 64 x 16 BF16 times 16 x N BF16, in FP32. `a` is the warp's 16
-    /// rows as in [`crate::layout`], `b` as [`swizzled_rows`] describes it.
+    /// Starts `self += a * b`, or `self = a * b` if not `add`, for 64 x 16 BF16 times 16 x N BF16, in
+    /// FP32. `a` is the warp's 16 rows as in [`crate::layout`], `b` as [`swizzled_rows`] describes it.
     ///
     /// A in registers has just been written, so the fence that this asks for is part of it.
     ///
     /// # Safety
     /// `b` describes shared memory whose contents the asynchronous proxy sees, and that stays as
     /// it is until a wait has seen the group complete.
-    unsafe fn multiply(&mut self, a: [u32; 4], b: u64);
+    unsafe fn multiply(&mut self, a: [u32; 4], b: u64, add: bool);
 
     /// Waits for all multiplications, after which `self` may be read.
     fn finish(&mut self);
 }
 
+/// A register that holds anything, the `_I`-th.
+#[inline(always)]
+fn any<const _I: usize>() -> f32 {
+    let float;
+    // SAFETY: any bits are a float.
+    unsafe { asm!("// {}", out(reg32) float, options(nomem, nostack, preserves_flags)) }
+    float
+}
+
 macro_rules! accumulator {
     ($n:literal: $first:literal $($i:literal)*) => {
         impl Accumulator for [f32; $n / 2] {
-            const ZERO: Self = [0.0; $n / 2];
+            #[inline(always)]
+            fn undefined() -> Self {
+                // A loop would go over memory.
+                [any::<$first>(), $(any::<$i>(),)*]
+            }
 
             #[inline(always)]
-            unsafe fn multiply(&mut self, a: [u32; 4], b: u64) {
+            unsafe fn multiply(&mut self, a: [u32; 4], b: u64, add: bool) {
                 // SAFETY: the caller's promise.
                 unsafe {
                     asm!(
                         "{{ .reg .pred add;",
-                        "setp.ne.u32 add, 1, 0;",
+                        "setp.ne.u32 add, {add}, 0;",
                         "wgmma.fence.sync.aligned;",
                         concat!(
                             "wgmma.mma_async.sync.aligned.m64n", $n, "k16.f32.bf16.bf16 {{",
@@ -86,7 +99,7 @@ macro_rules! accumulator {
                         ),
                         inout(reg32) self[$first], $(inout(reg32) self[$i],)*
                         a0 = in(reg32) a[0], a1 = in(reg32) a[1], a2 = in(reg32) a[2], a3 = in(reg32) a[3],
-                        b = in(reg64) b,
+                        b = in(reg64) b, add = in(reg32) u32::from(add),
                         options(nostack, preserves_flags));
                 }
             }

@@ -37,6 +37,17 @@ impl<'a> Epilogue<'a> {
         }
     }
 
+    /// Where eight features from `feature` on of every `STEP`-th token from `token` on go, if outputs are
+    /// plain.
+    #[inline(always)]
+    pub fn lines<const STEP: u32>(&self, token: u32, feature: u32) -> Lines {
+        Lines {
+            to: self.row(token).wrapping_add(2 * feature as usize),
+            step: u64::from(STEP) * u64::from(self.pitch),
+            left: self.n as i32 - token as i32,
+        }
+    }
+
     /// Whether there is a bias to [add](Self::add_bias).
     #[inline(always)]
     pub fn has_bias(&self) -> bool {
@@ -53,6 +64,15 @@ impl<'a> Epilogue<'a> {
     #[inline(always)]
     pub fn is_f32(&self) -> bool {
         self.output.is_f32
+    }
+
+    /// Whether outputs are sums, rounded, and all of `features` from a multiple of eight on can be stored
+    /// eight at a time.
+    #[inline(always)]
+    pub fn is_plain(&self, feature: u32, features: u32) -> bool {
+        let aligned = (self.output.y as u64 | u64::from(self.pitch)).is_multiple_of(16);
+        let special = self.has_bias() | self.accumulates() | self.is_f32();
+        aligned & !special & (feature + features <= self.m)
     }
 
     /// How many features of a token there are from `feature` on.
@@ -187,6 +207,30 @@ impl<'a> Epilogue<'a> {
                 unroll!(I < 8 => { store_half(y, I, pairs[I / 2], left); });
             }
         }
+    }
+}
+
+/// Where a thread stores eight features of every so-many-th token of outputs that are
+/// [plain](Epilogue::is_plain).
+pub struct Lines {
+    to: *mut u8,
+    /// Bytes from one of these tokens to the next.
+    step: u64,
+    /// Tokens that are left, with the first.
+    left: i32,
+}
+
+impl Lines {
+    /// Stores the next token's.
+    ///
+    /// # Safety
+    /// The outputs are writable.
+    #[inline(always)]
+    pub unsafe fn store<const STEP: i32>(&mut self, pairs: [u32; 4]) {
+        // SAFETY: the caller's promise.
+        unsafe { memory::store_global_u32x4_if(self.to, pairs, self.left > 0) };
+        self.to = self.to.wrapping_add(self.step as usize);
+        self.left -= STEP;
     }
 }
 

@@ -12,6 +12,9 @@ use crate::{
     schedule::Cursor,
 };
 
+/// Times that a warp takes some strips' patches, for a unit.
+const PASSES: usize = Prefill::STRIPS / patches::STRIPS;
+
 impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
 where
     [f32; SUMS]: Accumulator,
@@ -33,15 +36,17 @@ where
     /// each patched weight in its place, and the matrix's base back when the unit is done with.
     ///
     /// Nothing waits for memory: a lane asks for the patch range of one strip of one of the warp's
-    /// next units, eight of them ahead, and all of them for patches one unit ahead, or two where units
-    /// are short: two gained 1.5 % for up to 32 tokens in tiles of 64.
+    /// next units, eight of them ahead, and all of them for patches one unit ahead. A warp waits for all
+    /// loads that it has asked for at once, whichever it needs; so what has come is used before more is
+    /// asked for, and ranges change in a place of their own, or each unit would copy them and wait.
     #[inline(always)]
     pub(super) unsafe fn write_bases(&self, patcher: u32) {
         const STRIPS: u32 = Prefill::STRIPS as u32;
         const PATCHERS: u32 = Prefill::PATCHERS as u32;
         const { assert!(Prefill::TABLES == Prefill::PATCHERS) };
-        /// Units from the first of those whose ranges the warp's lanes hold to the first that follows.
-        const UNITS: u32 = PATCHERS * LANES as u32 / STRIPS;
+        const PASS_BYTES: u32 = (patches::STRIPS * Prefill::STRIP_TABLE_BYTES) as u32;
+        /// Units whose ranges the warp's lanes hold.
+        const HELD: u32 = LANES as u32 / STRIPS;
 
         let (all, lane) = (self.args.patches, self.lane);
         let base = decode::base_pair(self.args.base as u8);
@@ -52,50 +57,64 @@ where
         ahead.skip(patcher + PATCHERS * (lane / STRIPS));
         let mut ranges = self.patch_range(&ahead, lane % STRIPS);
         self.prefetch_patches(ranges);
-        ahead.skip(UNITS);
+        ahead.skip(PATCHERS * HELD);
         let mut next_ranges = self.patch_range(&ahead, lane % STRIPS);
-        // The lane with the first range that is due next.
-        let mut due = 0;
-        let ask = |ranges: [u32; 2], due: u32| {
-            let range = ranges.map(|end| thread::shuffle(end, due + patches::strip_of(lane)));
-            // SAFETY: `run`'s.
-            unsafe { Patches::load(all, range, lane) }
+        let ask = |ranges: [u32; 2], unit: u32| {
+            let mut patches = [Patches::NONE; PASSES];
+            unroll!(P < PASSES => {
+                let from = unit * STRIPS + (P * patches::STRIPS) as u32 + patches::strip_of(lane);
+                let range = ranges.map(|end| thread::shuffle(end, from));
+                // SAFETY: `run`'s.
+                patches[P] = unsafe { Patches::load(all, range, lane) };
+            });
+            patches
         };
-        // Patches of the next unit, and where units are short of the one after it.
-        let two = Self::FEW_TOKENS;
-        let mut coming = [ask(ranges, due); 2];
-        if two {
-            due += STRIPS;
-            coming[1] = ask(ranges, due);
-        }
-        let mut stored = Ready::NONE;
+        let mut coming = ask(ranges, 0);
+        let mut stored = [Ready::NONE; PASSES];
         let mut parity = 1;
-        while left > 0 {
-            left -= 1;
-            due += STRIPS;
-            if due == LANES as u32 {
-                // All of these ranges have been used.
-                due = 0;
+        // One unit; the one after it is the `$next`-th of those whose ranges lanes hold, after `$change`.
+        macro_rules! unit {
+            ($next:expr, $change:block) => {
+                if left == 0 {
+                    break;
+                }
+                left -= 1;
+                let mut ready = [Ready::NONE; PASSES];
+                unroll!(P < PASSES => {
+                    ready[P] = coming[P].ready(lane, strip_table + P as u32 * PASS_BYTES);
+                });
+                $change
+                coming = ask(ranges, $next);
+                // Between these two barriers there are stores only: the warps that multiply wait.
+                // SAFETY: `run`'s.
+                unsafe {
+                    barrier::wait(self.table_empty(patcher), parity);
+                    unroll!(P < PASSES => {
+                        stored[P].restore(table + P as u32 * PASS_BYTES, base, lane);
+                    });
+                    // One lane's patch may be where another's was.
+                    thread::sync_warp();
+                    unroll!(P < PASSES => {
+                        ready[P].store(strip_table + P as u32 * PASS_BYTES, all);
+                    });
+                    barrier::arrive(self.table_full(patcher));
+                }
+                stored = ready;
+                parity ^= 1;
+            };
+        }
+        loop {
+            let mut next = 1;
+            while next < HELD {
+                unit!(next, {});
+                next += 1;
+            }
+            unit!(0, {
                 ranges = next_ranges;
                 self.prefetch_patches(ranges);
-                ahead.skip(UNITS);
+                ahead.skip(PATCHERS * HELD);
                 next_ranges = self.patch_range(&ahead, lane % STRIPS);
-            }
-            let ready = coming[0].ready(lane, strip_table);
-            coming[0] = coming[1];
-            coming[usize::from(two)] = ask(ranges, due);
-            // Between these two barriers there are stores only: the warps that multiply wait.
-            // SAFETY: `run`'s.
-            unsafe {
-                barrier::wait(self.table_empty(patcher), parity);
-                stored.restore(table, base, lane);
-                // One lane's patch may be where another's was.
-                thread::sync_warp();
-                ready.store(strip_table, all);
-                barrier::arrive(self.table_full(patcher));
-            }
-            stored = ready;
-            parity ^= 1;
+            });
         }
     }
 

@@ -36,6 +36,7 @@ mod multiply;
 mod output;
 mod patches;
 mod ring;
+mod shares;
 mod stages;
 
 use core::{mem::offset_of, ops::Range};
@@ -226,6 +227,10 @@ where
                 for stage in 0..STAGES as u32 {
                     barrier::init(self.full(stage), Self::FILLERS);
                     barrier::init(self.empty(stage), Self::EMPTIERS);
+                }
+                for share in 0..Prefill::SHARES as u32 {
+                    barrier::init(self.share_full(share), 1);
+                    barrier::init(self.share_empty(share), Self::WARPS * LANES as u32);
                 }
                 for table in 0..Prefill::TABLES as u32 {
                     // Every lane arrives for what it has written or read.

@@ -1,8 +1,8 @@
 //! The warps that multiply: bytes, bitmap words and bases to A fragments, and those into `wgmma`.
 
-use super::{Accumulator, Block, Ring};
+use super::{Accumulator, Block, Ring, shares::Turn};
 use crate::{
-    arch::{barrier, cluster, memory, thread, wgmma},
+    arch::{barrier, cluster, copy, memory, thread, wgmma},
     decode,
     launch::Prefill,
     layout::*,
@@ -11,10 +11,18 @@ use crate::{
 /// k-steps that the tensor cores work on, or have before them, while a warp decodes the next.
 const IN_FLIGHT: u32 = 2;
 
-/// What a lane needs to make its A fragments of a unit: bytes of each half, and bitmap words.
-struct Operands {
-    bytes: [[u32; 4]; 2],
+/// What a lane needs to make the A fragments of a unit's first two k-steps, and the bitmap words of all.
+#[derive(Clone, Copy)]
+struct FirstHalf {
+    bytes: [u32; 4],
     words: [u32; LANE_WORDS],
+    bases: [[u32; 4]; 2],
+}
+
+/// What it needs for the other two.
+struct SecondHalf {
+    bytes: [u32; 4],
+    bases: [[u32; 4]; 2],
 }
 
 /// The table that a unit takes, by how many come before it.
@@ -29,6 +37,15 @@ fn table_parity(turn: u32) -> u32 {
     turn / Prefill::TABLES as u32 % 2
 }
 
+impl FirstHalf {
+    /// Nothing yet.
+    const NONE: Self = Self {
+        bytes: [0; 4],
+        words: [0; LANE_WORDS],
+        bases: [[0; 4]; 2],
+    };
+}
+
 impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
 where
     [f32; SUMS]: Accumulator,
@@ -36,15 +53,21 @@ where
     /// Multiplies the warp's band of every unit, and finishes output tiles.
     #[inline(always)]
     pub(super) unsafe fn multiply(&self) {
-        let mut schedule = self.schedule();
+        let mut share = Turn::FIRST;
         let mut ring = Ring::<STAGES>::EMPTYING;
         // Units so far: they take the tables in turn.
         let mut turn = 0;
-        while let Some(share) = schedule.next() {
-            let mut acc = <[f32; SUMS]>::ZERO;
-            let mut units = share.to - share.from;
+        loop {
+            // SAFETY: `run`'s.
+            let mut units = unsafe { self.units(share) };
+            if units == 0 {
+                break;
+            }
+            let mut acc = <[f32; SUMS]>::undefined();
             let mut first = true;
+            // The next unit's first half, if it has come.
             let mut ready = false;
+            let mut half = FirstHalf::NONE;
             // For each stage once, so that addresses need not be worked out.
             let last = 'share: loop {
                 unroll!(S < STAGES => {
@@ -52,50 +75,47 @@ where
                     let next_stage = ((S + 1) % STAGES) as u32;
                     let stage_before = ((S + STAGES - 1) % STAGES) as u32;
                     let table = table_of(turn);
-                    // SAFETY: `run`'s; the stage is full, and stays so until it is released.
-                    let Operands {
-                        bytes: [[a, b, c, d], [e, f, g, h]],
-                        words,
-                    } = unsafe {
+                    // SAFETY: `run`'s; stage and table are full, and stay so until they are released.
+                    let second = unsafe {
                         if !ready {
                             barrier::wait(self.full(stage), ring.parity_of(stage));
                             barrier::wait(self.table_full(table), table_parity(turn));
                         }
-                        self.operands(stage)
+                        if !(Self::AHEAD && ready) {
+                            self.load_first(&mut half, stage, table, true);
+                        }
+                        self.load_second(stage, table)
                     };
+                    let FirstHalf { bytes: [a, b, c, d], words, bases: [bases0, bases1] } = half;
+                    let SecondHalf { bytes: [e, f, g, h], bases: [bases2, bases3] } = second;
                     let x = wgmma::swizzled_rows(self.stage(stage));
-                    let at = self.bases(table);
-                    // Asked at once, for the tensor cores' reads make all others wait.
-                    // SAFETY: `run`'s; the table is full, and stays so until it is released.
-                    let bases = unsafe {
-                        [
-                            memory::load_u32x4(at),
-                            memory::load_u32x4(at + 512),
-                            memory::load_u32x4(at + 2 * 512),
-                            memory::load_u32x4(at + 3 * 512),
-                        ]
-                    };
                     macro_rules! kstep {
-                        ($s:literal, $bytes:expr) => {
+                        ($s:literal, $bytes:expr, $bases:expr) => {
                             // Until then the registers of the fragment are the last unit's.
                             wgmma::wait::<IN_FLIGHT>();
+                            let fragment = decode::kstep::<$s>($bytes, words, $bases);
                             if $s == IN_FLIGHT {
+                                // By now all that was loaded from it has been used.
                                 self.release(stage_before, S > 0 || !first);
                             }
-                            let fragment = decode::kstep::<$s>($bytes, words, bases[$s]);
-                            acc.multiply(fragment, wgmma::kstep(x, $s));
+                            let add = S > 0 || $s > 0 || !first;
+                            acc.multiply(fragment, wgmma::kstep(x, $s), add);
                             wgmma::commit();
                         };
                     }
                     // SAFETY: `run`'s; stage and table are full, and stay so until they are released.
                     unsafe {
-                        kstep!(0, [a, b]);
-                        kstep!(1, [c, d]);
+                        kstep!(0, [a, b], bases0);
+                        kstep!(1, [c, d], bases1);
                         barrier::arrive(self.table_empty(table));
-                        kstep!(2, [e, f]);
+                        kstep!(2, [e, f], bases2);
                         // Asked ahead, for an answer takes some time.
-                        ready = self.is_ready(next_stage, &ring, turn + 1);
-                        kstep!(3, [g, h]);
+                        let more = units > 1;
+                        ready = more & self.is_ready(next_stage, &ring, turn + 1);
+                        if Self::AHEAD {
+                            self.load_first(&mut half, next_stage, table_of(turn + 1), ready);
+                        }
+                        kstep!(3, [g, h], bases3);
                     }
                     turn += 1;
                     ring.advance_from(stage);
@@ -109,6 +129,7 @@ where
             acc.finish();
             // SAFETY: `run`'s.
             unsafe {
+                copy::finish_reads();
                 self.release(last, true);
                 // What is worked out for this must not take up registers before.
                 let this = Self {
@@ -118,14 +139,14 @@ where
                     rank: thread::opaque(self.rank),
                     ..*self
                 };
-                let place = this.tiles().place(thread::opaque(share.tile));
-                if share.to < schedule.tile_cols {
-                    this.hand_over(place, &acc);
+                let order = this.order(share);
+                if order.finishes {
+                    this.store(order.place, order.before, &mut ring, &acc);
                 } else {
-                    let before = this.before(&schedule, &share);
-                    this.store(place, before, &mut ring, &acc);
+                    this.hand_over(order.place, &acc);
                 }
             }
+            share.advance();
             ring.restart();
         }
     }
@@ -147,24 +168,49 @@ where
         self.table(table) + self.warp * BAND + 16 * self.lane
     }
 
-    /// Loads what the lane needs to make its A fragments of the unit in a full stage.
+    /// Whether what is needed first of a unit is loaded before the last k-step of the one before. With more
+    /// tokens there are not enough registers.
+    const AHEAD: bool = SUMS <= 96;
+
+    /// The lane's bytes of a unit's first half in a stage.
     #[inline(always)]
-    unsafe fn operands(&self, stage: u32) -> Operands {
+    fn dense(&self, stage: u32) -> u32 {
         let dense_at = Self::SHAPE.dense_at() as u32 + self.warp * BAND_BYTES as u32;
-        let dense = self.stage(stage) + dense_at;
+        self.stage(stage) + dense_at + 16 * self.lane
+    }
+
+    /// Loads, if `really`, what the first two k-steps of a unit need from a full stage and table.
+    #[inline(always)]
+    unsafe fn load_first(&self, half: &mut FirstHalf, stage: u32, table: u32, really: bool) {
+        let (dense, bases) = (self.dense(stage), self.bases(table));
         // SAFETY: `run`'s.
         unsafe {
-            let bytes = |half: usize| {
-                memory::load_u32x4(dense + (half * HALF_BYTES) as u32 + 16 * self.lane)
-            };
-            let word = |w: usize| {
-                memory::load_u32(dense + (BITMAPS_AT + w * BITMAP_BYTES) as u32 + 4 * self.lane)
-            };
-            Operands {
-                words: [word(0), word(1), word(2)],
-                bytes: [bytes(0), bytes(1)],
-            }
+            unroll!(W < LANE_WORDS => {
+                let word = dense - 12 * self.lane + (BITMAPS_AT + W * BITMAP_BYTES) as u32;
+                memory::load_u32_if(&mut half.words[W], word, really);
+            });
+            memory::load_u32x4_if(&mut half.bytes, dense, really);
+            memory::load_u32x4_if(&mut half.bases[0], bases, really);
+            memory::load_u32x4_if(&mut half.bases[1], bases + 512, really);
         }
+    }
+
+    /// Loads what the other two need. What is used first comes last, so that nothing is on its way when the
+    /// stage before is released.
+    #[inline(always)]
+    unsafe fn load_second(&self, stage: u32, table: u32) -> SecondHalf {
+        let mut half = SecondHalf {
+            bytes: [0; 4],
+            bases: [[0; 4]; 2],
+        };
+        let (dense, bases) = (self.dense(stage), self.bases(table));
+        // SAFETY: `run`'s.
+        unsafe {
+            memory::load_u32x4_if(&mut half.bases[1], bases + 3 * 512, true);
+            memory::load_u32x4_if(&mut half.bytes, dense + HALF_BYTES as u32, true);
+            memory::load_u32x4_if(&mut half.bases[0], bases + 2 * 512, true);
+        }
+        half
     }
 
     /// Who arrives when a stage is full: the two lanes that start copies.

@@ -17,8 +17,8 @@ const FOURS: usize = CHUNK / 4;
 
 /// Runs `$body` for each of a thread's sums of a chunk, `$at` their index.
 macro_rules! each_sum {
-    ($at:ident => $body:block) => {
-        unroll!(J < Self::SHAPE.chunk_tokens() / 8 => {
+    ($chunk:ident, $at:ident => $body:block) => {
+        unroll!(J < Self::chunk_sums($chunk) / 4 => {
             unroll!(P < 4 => {
                 const $at: usize = 4 * J + P;
                 $body
@@ -34,6 +34,17 @@ fn four<const SUMS: usize>(acc: &[f32; SUMS], index: usize) -> [f32; 4] {
     core::array::from_fn(|i| acc.get(4 * index + i).copied().unwrap_or(0.0))
 }
 
+/// A thread's sums of a chunk.
+#[inline(always)]
+fn chunk_of<const SUMS: usize>(acc: &[f32; SUMS], chunk: usize) -> [f32; CHUNK] {
+    let mut sums = [0.0; CHUNK];
+    unroll!(F < FOURS => {
+        let four = four(acc, FOURS * chunk + F);
+        unroll!(I < 4 => { sums[4 * F + I] = four[I]; });
+    });
+    sums
+}
+
 /// Feature and token of a chunk's sum, from the thread's first ones on, see [`Accumulator`].
 const fn feature_of(at: usize) -> usize {
     at % 4 / 2 * 8
@@ -46,6 +57,12 @@ impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUM
 where
     [f32; SUMS]: Accumulator,
 {
+    /// Sums that a thread has of the `chunk`-th 64 tokens of an output tile: the last ones may be fewer.
+    const fn chunk_sums(chunk: usize) -> usize {
+        let left = SUMS.saturating_sub(CHUNK * chunk);
+        if left < CHUNK { left } else { CHUNK }
+    }
+
     /// First token of the `chunk`-th 64 of an output tile, if there is one.
     #[inline(always)]
     pub(super) fn chunk(&self, place: Place, chunk: usize) -> Option<u32> {
@@ -141,25 +158,20 @@ where
         ring: &mut Ring<STAGES>,
         acc: &[f32; SUMS],
     ) {
-        let mut end = self.args.n;
-        if !Self::SHAPE.tokens.is_multiple_of(Prefill::CHUNK_TOKENS) {
-            // The last chunk is partly the next tile's.
-            end = end.min((place.token_block + 1) * Self::SHAPE.tokens as u32);
-        }
-        let epilogue = Epilogue::new(&self.args.output, self.args.m, end);
+        let epilogue = Epilogue::new(&self.args.output, self.args.m, self.args.n);
         let group_feature = self.row_block(place) * Prefill::ROWS as u32 + 64 * (self.warp / 4);
         let feature = group_feature + 16 * (self.warp % 4) + self.lane / 4;
         if epilogue.has_bias() || epilogue.accumulates() {
             // This thread's own wait: it reads what the kernel before may have written.
             grid::wait_dependencies();
         }
+        if epilogue.is_plain(group_feature, Prefill::GROUP_ROWS as u32) {
+            // SAFETY: `run`'s.
+            return unsafe { self.store_plain(place, before, ring, acc, &epilogue, group_feature) };
+        }
         unroll!(C < SUMS.div_ceil(CHUNK) => {
             if let Some(first) = self.chunk(place, C) {
-                let mut sums = [0.0; CHUNK];
-                unroll!(F < FOURS => {
-                    let four = four(acc, FOURS * C + F);
-                    unroll!(I < 4 => { sums[4 * F + I] = four[I]; });
-                });
+                let mut sums = chunk_of(acc, C);
                 let token = first + 2 * (self.lane % 4);
                 // SAFETY: `run`'s.
                 unsafe {
@@ -172,74 +184,152 @@ where
                     let mut old = [0; CHUNK];
                     if epilogue.accumulates() {
                         if epilogue.is_f32() {
-                            each_sum!(AT => {
+                            each_sum!(C, AT => {
                                 old[AT] = epilogue.old::<true, { feature_of(AT) }>(token + token_of(AT), feature);
                             });
                         } else {
-                            each_sum!(AT => {
+                            each_sum!(C, AT => {
                                 old[AT] = epilogue.old::<false, { feature_of(AT) }>(token + token_of(AT), feature);
                             });
                         }
                     }
                     if epilogue.has_bias() {
-                        each_sum!(AT => { epilogue.add_bias(&mut sums[AT], bias[feature_of(AT) / 8]); });
+                        each_sum!(C, AT => { epilogue.add_bias(&mut sums[AT], bias[feature_of(AT) / 8]); });
                     }
                     if epilogue.accumulates() {
-                        each_sum!(AT => { epilogue.add_old(&mut sums[AT], old[AT]); });
+                        each_sum!(C, AT => { epilogue.add_old(&mut sums[AT], old[AT]); });
                     }
                     if epilogue.is_f32() {
                         // Computed anew, or the addresses of old outputs would stay in registers.
                         let token = thread::opaque(token);
-                        each_sum!(AT => {
+                        each_sum!(C, AT => {
                             epilogue.store_f32::<{ feature_of(AT) }>(token + token_of(AT), feature, sums[AT]);
                         });
                     } else {
-                        self.store_bf16(&epilogue, first, group_feature, &sums);
+                        self.store_bf16::<C>(&epilogue, first, group_feature, &sums);
                     }
                 }
             }
         });
     }
 
-    /// Rounds and stores 64 tokens from `first` on, and the warpgroup's features, from `feature` on.
-    /// A warp puts its 16 features of each token into a line of shared memory, and reads whole lines
-    /// of four tokens at a time. So no thread stores before all have read old outputs.
-    /// The 16-byte pieces of a line lie in an order that keeps both free of bank conflicts.
+    /// [`store`](Self::store) where outputs are plain, as they mostly are: with nothing to decide, nor to
+    /// jump over, it takes a third of the instructions.
     #[inline(always)]
-    unsafe fn store_bf16(
+    unsafe fn store_plain(
+        &self,
+        place: Place,
+        before: Range<u32>,
+        ring: &mut Ring<STAGES>,
+        acc: &[f32; SUMS],
+        epilogue: &Epilogue,
+        feature: u32,
+    ) {
+        let out = self.out();
+        // Opaque, or what other ways have in common with this one would be in registers before they part.
+        let first = thread::opaque(place.token_block) * Self::SHAPE.tokens as u32;
+        let tokens = self.args.n - first;
+        let thread = 32 * (self.warp % 4) + self.lane;
+        let mut lines = epilogue.lines::<16>(first + thread / 8, feature + thread % 8 * 8);
+        unroll!(C < SUMS.div_ceil(CHUNK) => {
+            if tokens > (C * Prefill::CHUNK_TOKENS) as u32 {
+                let mut sums = chunk_of(acc, C);
+                // SAFETY: `run`'s.
+                unsafe {
+                    for _ in before.clone() {
+                        unroll!(P < Self::SHAPE.chunk_pieces() => {
+                            self.take_over::<P>(ring, &mut sums);
+                        });
+                    }
+                    self.put::<C>(&out, &sums);
+                    // Read before any is stored; lines that are not there hold anything.
+                    let pairs = [
+                        self.line::<0>(&out),
+                        self.line::<1>(&out),
+                        self.line::<2>(&out),
+                        self.line::<3>(&out),
+                    ];
+                    unroll!(Q < 4 => {
+                        if Q < Self::chunk_sums(C) / 8 {
+                            lines.store::<16>(pairs[Q]);
+                        }
+                    });
+                }
+            }
+        });
+    }
+
+    /// Rounds and stores 64 tokens from `first` on, and the warpgroup's features, from `feature` on. No
+    /// thread stores before all have read old outputs.
+    #[inline(always)]
+    unsafe fn store_bf16<const C: usize>(
         &self,
         epilogue: &Epilogue,
         first: u32,
         feature: u32,
         sums: &[f32; CHUNK],
     ) {
+        let out = self.out();
+        let thread = 32 * (self.warp % 4) + self.lane;
+        // SAFETY: `run`'s.
+        unsafe {
+            self.put::<C>(&out, sums);
+            unroll!(Q < Self::chunk_sums(C) / 8 => {
+                let token = first + 16 * Q as u32 + thread / 8;
+                epilogue.store_eight(token, feature + thread % 8 * 8, self.line::<Q>(&out));
+            });
+        }
+    }
+
+    /// Where a warp puts its 16 features of each token into a line of shared memory, and whole lines of
+    /// four tokens are read at a time. The 16-byte pieces of a line lie in an order that keeps both free
+    /// of bank conflicts.
+    #[inline(always)]
+    fn out(&self) -> Out {
         const LINE: u32 = Prefill::LINE_BYTES as u32;
-        const THREADS: u32 = 128;
         let (group, warp) = (self.warp / 4, self.warp % 4);
         let out = self.shared + Self::SHAPE.out_at() as u32 + group * Prefill::OUT_BYTES as u32;
         let piece = |token: u32, piece: u32| out + token * LINE + ((piece ^ token % 8) << 4);
         // The matrices of a store are features 0..8 and 8..16 of 8 tokens, then of the next 8.
         let (matrix, row) = (self.lane / 8, self.lane % 8);
-        let to = piece(matrix / 2 * 8 + row, 2 * warp + matrix % 2);
-        let thread = warp * LANES as u32 + self.lane;
-        let from = piece(thread / 8, thread % 8);
+        let thread = 32 * warp + self.lane;
+        Out {
+            group,
+            to: piece(matrix / 2 * 8 + row, 2 * warp + matrix % 2),
+            from: piece(thread / 8, thread % 8),
+        }
+    }
+
+    /// Rounds sums and puts them into lines, of which all may then be read.
+    #[inline(always)]
+    unsafe fn put<const C: usize>(&self, out: &Out, sums: &[f32; CHUNK]) {
+        const THREADS: u32 = 128;
         // SAFETY: inside the warpgroup's lines; the rest is `run`'s.
         unsafe {
             // The lines before have been read.
-            thread::sync_threads::<THREADS>(1 + group);
-            unroll!(Q < Self::SHAPE.chunk_tokens() / 16 => {
+            thread::sync_threads::<THREADS>(1 + out.group);
+            unroll!(Q < Self::chunk_sums(C) / 8 => {
                 let pair = |i: usize| mma::to_bf16_pair(sums[8 * Q + i], sums[8 * Q + i + 1]);
                 mma::store_transposed_matrices(
-                    to + Q as u32 * 16 * LINE,
+                    out.to + (Q * 16 * Prefill::LINE_BYTES) as u32,
                     [pair(0), pair(2), pair(4), pair(6)],
                 );
             });
-            thread::sync_threads::<THREADS>(1 + group);
-            unroll!(Q < Self::SHAPE.chunk_tokens() / 16 => {
-                let pairs = memory::load_u32x4(from + Q as u32 * 16 * LINE);
-                let token = first + 16 * Q as u32 + thread / 8;
-                epilogue.store_eight(token, feature + thread % 8 * 8, pairs);
-            });
+            thread::sync_threads::<THREADS>(1 + out.group);
         }
     }
+
+    /// Eight features of one of each 16 tokens of the lines.
+    #[inline(always)]
+    unsafe fn line<const Q: usize>(&self, out: &Out) -> [u32; 4] {
+        // SAFETY: inside the warpgroup's lines.
+        unsafe { memory::load_u32x4(out.from + (Q * 16 * Prefill::LINE_BYTES) as u32) }
+    }
+}
+
+/// Where a thread writes, and where it reads, outputs of its warpgroup on their way out.
+struct Out {
+    group: u32,
+    to: u32,
+    from: u32,
 }

@@ -8,10 +8,12 @@ use crate::{
     layout::*,
 };
 
+/// Strips whose patches a warp takes at a time.
+pub const STRIPS: usize = 2;
 /// Lanes that take a strip's patches.
-const STRIP_LANES: usize = LANES / Prefill::STRIPS;
-/// Pairs of patches that a lane holds.
-const PAIRS: usize = 4;
+const STRIP_LANES: usize = LANES / STRIPS;
+/// Pairs of patches that a lane holds. Most strips have no more than one for each lane.
+const PAIRS: usize = 2;
 /// Patches from one pair of a lane to the next, and all that a strip's lanes hold.
 const STEP: u32 = 2 * STRIP_LANES as u32;
 const HELD: u32 = STEP * PAIRS as u32;
@@ -25,27 +27,42 @@ pub struct Patches {
     pairs: [u32; PAIRS],
 }
 
+/// A pair of patches that can be stored as they are.
+#[derive(Clone, Copy)]
+struct Pair {
+    /// Where the bases go; 0 if they are none of the strip's.
+    at: [u32; 2],
+    /// The bases, as patches lie in their pair.
+    bases: u32,
+}
+
 /// Patches that can be stored as they are: a lane's, for one table.
 #[derive(Clone, Copy)]
 pub struct Ready {
-    /// Where the bases of each pair go; 0 if they are none of the strip's.
-    at: [[u32; 2]; PAIRS],
-    /// The bases, as patches lie in their pairs.
-    bases: [u32; PAIRS],
+    pairs: [Pair; PAIRS],
     /// Patches of the strip that no lane has: from here on, every so-many-th pair.
     more: u32,
     to: u32,
-    /// Whether any strip has some. The same in all lanes, and seldom.
+    /// Whether any strip has more than a pair for each lane, and more than lanes hold, which is seldom. The
+    /// same in all lanes.
+    is_second: bool,
     is_long: bool,
 }
 
-/// The strip whose patches a lane takes.
+/// Which of the strips is the one whose patches a lane takes.
 #[inline(always)]
 pub fn strip_of(lane: u32) -> u32 {
     lane / STRIP_LANES as u32
 }
 
 impl Patches {
+    /// None at all.
+    pub const NONE: Self = Self {
+        from: 0,
+        to: 0,
+        pairs: [0; PAIRS],
+    };
+
     /// Index of the lane's first.
     #[inline(always)]
     fn first(&self, lane: u32) -> u32 {
@@ -61,47 +78,79 @@ impl Patches {
             pairs: [0; PAIRS],
         };
         let first = patches.first(lane);
+        let at = all.wrapping_add(first as usize);
         unroll!(P < PAIRS => {
-            let index = first + STEP * P as u32;
+            let ahead = STEP * P as u32;
             // SAFETY: sections of patches start and end at multiples of four bytes.
             patches.pairs[P] = unsafe {
-                memory::load_global_u32_if(all.add(index as usize).cast(), index < to)
+                memory::load_global_u32_if(at.wrapping_add(ahead as usize).cast(), first + ahead < to)
             };
         });
         patches
     }
 
+    /// The lane's `P`-th pair, which goes to the strip's `table`.
+    #[inline(always)]
+    fn pair<const P: usize>(&self, lane: u32, table: u32) -> Pair {
+        let pair = self.pairs[P];
+        let mut at = [0; 2];
+        unroll!(H < 2 => {
+            let index = self.first(lane) + STEP * P as u32 + H as u32;
+            // Opaque, or the compiler would work it out where it is needed: between two barriers.
+            if index.wrapping_sub(self.from) < self.to - self.from {
+                at[H] = place(table, pair, H);
+            }
+            at[H] = thread::opaque(at[H]);
+        });
+        let (a, b) = (patch(pair, 0).base(), patch(pair, 1).base());
+        Pair {
+            at,
+            bases: thread::opaque(u32::from(a) | u32::from(b) << 16),
+        }
+    }
+
     /// Works out where in the strip's `table` they go.
     #[inline(always)]
     pub fn ready(&self, lane: u32, table: u32) -> Ready {
-        let first = self.first(lane);
         let mut ready = Ready::NONE;
-        unroll!(P < PAIRS => {
-            unroll!(H < 2 => {
-                let index = first + STEP * P as u32 + H as u32;
-                // Opaque, or the compiler would work it out where it is needed: between two barriers.
-                if index.wrapping_sub(self.from) < self.to - self.from {
-                    ready.at[P][H] = place(table, self.pairs[P], H);
-                }
-                ready.at[P][H] = thread::opaque(ready.at[P][H]);
-            });
-            let (a, b) = (patch(self.pairs[P], 0).base(), patch(self.pairs[P], 1).base());
-            ready.bases[P] = thread::opaque(u32::from(a) | u32::from(b) << 16);
-        });
-        ready.more = first + HELD;
-        ready.to = self.to;
-        ready.is_long = thread::any((self.from & !1) + HELD < self.to);
+        ready.pairs[0] = self.pair::<0>(lane, table);
+        ready.is_second = thread::any((self.from & !1) + STEP < self.to);
+        if ready.is_second {
+            ready.pairs[1] = self.pair::<1>(lane, table);
+            ready.more = self.first(lane) + HELD;
+            ready.to = self.to;
+            ready.is_long = thread::any((self.from & !1) + HELD < self.to);
+        }
         ready
+    }
+}
+
+impl Pair {
+    /// None.
+    const NONE: Self = Self {
+        at: [0; 2],
+        bases: 0,
+    };
+
+    /// Stores the bases.
+    #[inline(always)]
+    unsafe fn store(&self, bases: u32) {
+        let [a, b] = self.at;
+        // SAFETY: inside the table.
+        unsafe {
+            memory::store_u16_if(a, bases as u16, a > 0);
+            memory::store_u16_if(b, (bases >> 16) as u16, b > 0);
+        }
     }
 }
 
 impl Ready {
     /// None at all.
     pub const NONE: Self = Self {
-        at: [[0; 2]; PAIRS],
-        bases: [0; PAIRS],
+        pairs: [Pair::NONE; PAIRS],
         more: 0,
         to: 0,
+        is_second: false,
         is_long: false,
     };
 
@@ -110,40 +159,48 @@ impl Ready {
     pub unsafe fn store(&self, table: u32, all: *const u16) {
         // SAFETY: inside the table; pairs are in the section, which ends at a multiple of four bytes.
         unsafe {
-            unroll!(P < PAIRS => {
-                let [a, b] = self.at[P];
-                memory::store_u16_if(a, self.bases[P] as u16, a > 0);
-                memory::store_u16_if(b, (self.bases[P] >> 16) as u16, b > 0);
-            });
-            if self.is_long {
-                let mut index = self.more;
-                while thread::any(index < self.to) {
-                    let pair = all.add(index as usize).cast();
-                    let pair = memory::load_global_u32_if(pair, index < self.to);
-                    unroll!(H < 2 => {
-                        let base = patch(pair, H).base();
-                        let own = index + (H as u32) < self.to;
-                        memory::store_u16_if(place(table, pair, H), base, own);
-                    });
-                    index += STEP;
+            self.pairs[0].store(self.pairs[0].bases);
+            if self.is_second {
+                self.pairs[1].store(self.pairs[1].bases);
+                if self.is_long {
+                    self.store_more(table, all);
                 }
             }
         }
     }
 
-    /// Puts the matrix's `base` back, in the unit's `table`.
+    /// Stores those that no lane holds.
+    #[inline(always)]
+    unsafe fn store_more(&self, table: u32, all: *const u16) {
+        let mut index = self.more;
+        // SAFETY: `store`'s.
+        unsafe {
+            while thread::any(index < self.to) {
+                let pair = all.add(index as usize).cast();
+                let pair = memory::load_global_u32_if(pair, index < self.to);
+                unroll!(H < 2 => {
+                    let base = patch(pair, H).base();
+                    let own = index + (H as u32) < self.to;
+                    memory::store_u16_if(place(table, pair, H), base, own);
+                });
+                index += STEP;
+            }
+        }
+    }
+
+    /// Puts the matrix's `base` back, in the strips' `table`.
     #[inline(always)]
     pub unsafe fn restore(&self, table: u32, base: u32, lane: u32) {
+        const BYTES: u32 = (STRIPS * Prefill::STRIP_TABLE_BYTES) as u32;
         // SAFETY: inside the table.
         unsafe {
-            unroll!(P < PAIRS => {
-                let [a, b] = self.at[P];
-                memory::store_u16_if(a, base as u16, a > 0);
-                memory::store_u16_if(b, base as u16, b > 0);
-            });
-            if self.is_long {
-                for i in 0..Prefill::TABLE_BYTES as u32 / 512 {
-                    memory::store_u32x4(table + 512 * i + 16 * lane, [base; 4]);
+            self.pairs[0].store(base);
+            if self.is_second {
+                self.pairs[1].store(base);
+                if self.is_long {
+                    for i in 0..BYTES / 512 {
+                        memory::store_u32x4(table + 512 * i + 16 * lane, [base; 4]);
+                    }
                 }
             }
         }

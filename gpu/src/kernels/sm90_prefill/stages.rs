@@ -2,12 +2,12 @@
 
 use core::ops::Range;
 
-use super::{Accumulator, Block, Ring};
+use super::{Accumulator, Block, Ring, shares::Turn};
 use crate::{
     arch::{barrier, copy, grid, memory},
     launch::Prefill,
     layout::*,
-    schedule::Place,
+    schedule::{Place, Share},
 };
 
 impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
@@ -42,6 +42,7 @@ where
         } else {
             STAGES as u32
         };
+        let mut turn = Turn::FIRST;
         while let Some(share) = schedule.next() {
             let place = self.tiles().place(share.tile);
             let strip = self.row_block(place) * Self::STRIPS;
@@ -60,6 +61,11 @@ where
                     } else {
                         copy::tensor4(to, self.tiles, [0, 0, column, strip], full, keep);
                     }
+                    if column == share.from {
+                        // Only now, for the first copy should not wait.
+                        self.tell(turn, &schedule, &share);
+                        turn.advance();
+                    }
                 }
                 ring.advance();
             }
@@ -70,6 +76,8 @@ where
             }
             ring.restart();
         }
+        // SAFETY: `run`'s.
+        unsafe { self.tell(turn, &schedule, &Share::default()) };
     }
 
     /// Copies the sums that earlier clusters have of an output tile: of each chunk of tokens those of
