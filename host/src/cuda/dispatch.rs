@@ -15,18 +15,11 @@ struct Limit {
 /// What measurements on an H100 say, and for slices an estimate; the first row that fits counts. The
 /// tests compare it with `results`.
 const FUSED_UP_TO: &[Limit] = &[
-    // results/gemm_many_tokens.json: fused takes 0.89 to 1.00 times as long at 2,048 tokens; 0.98 and
-    // 1.02 at 4,096 with the most input features, 0.99 to 1.13 with fewer; 1.01 to 1.11 at 8,192.
-    // Between them nothing was measured.
-    Limit {
-        kernels: "prefill",
-        cols: 24_576,
-        tokens: 4096,
-    },
+    // results/gemm_many_tokens.json. More than 8,192 tokens were not measured.
     Limit {
         kernels: "prefill",
         cols: 0,
-        tokens: 2560,
+        tokens: 8192,
     },
     // Slices of 64 tokens, each of which reads all weights. An estimate: on large layers,
     // `zipgemm_sm80_n64` has up to 0.96x cuBLAS (results/gemm_portable.json), two slices half of that, three

@@ -65,15 +65,15 @@ pub fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, multiprocessors: 
 fn unit_time(tokens: usize) -> usize {
     /// Tokens, and what was measured on 28672 x 4096, whose clusters have 109 units on average.
     const MEASURED: &[(usize, usize)] = &[
-        (16, 525),
-        (32, 540),
-        (64, 594),
-        (128, 648),
-        (144, 668),
-        (176, 730),
-        (192, 778),
-        (224, 847),
-        (256, 889),
+        (16, 536),
+        (32, 546),
+        (64, 587),
+        (128, 630),
+        (144, 645),
+        (176, 700),
+        (192, 748),
+        (224, 809),
+        (256, 856),
     ];
     let between = MEASURED.windows(2).find(|pair| tokens <= pair[1].0);
     match between {
@@ -207,25 +207,32 @@ pub fn deal(tiles: usize, tile_cols: usize, most: usize) -> (usize, usize) {
         Some(parts) if units(parts) <= (tiles * tile_cols).div_ceil(clusters) + SAVED => {
             (tiles * parts, if parts > 1 { tiles } else { 0 })
         }
-        _ => (clusters, split(tiles, clusters)),
+        _ => (clusters, split(tiles, tile_cols, clusters)),
     }
 }
 
-/// How many of the output tiles to share along K. Whole tiles go round as often as they can, and
-/// some that are left over are shared.
-fn split(tiles: usize, clusters: usize) -> usize {
+/// How many of the output tiles of `tile_cols` units to share along K. Whole tiles go round as often as
+/// they can, and some that are left over are shared.
+fn split(tiles: usize, tile_cols: usize, clusters: usize) -> usize {
     /// Rounds from which on sharing more than what is left over was 19 % slower than sharing
     /// nothing (28672 x 4096, 2048 tokens, 13 rounds); at three rounds (512 tokens) it was 10 % faster.
     const MANY: usize = 8;
+    /// Units of a tile from which on sharing is to save 4 % of the time: then what clusters need at a
+    /// time is more than the L2 cache holds. 3.9 rounds of 4096 x 14336 took 4 to 14 % less time with a
+    /// fifth one that was nearly full (4096 tokens), 5.8 rounds of 6144 x 4096 and 11.6 of
+    /// 12288 x 4096 some 4 and 8 % more.
+    const LONG: usize = 128;
     let (rounds, rest) = (tiles / clusters, tiles % clusters);
-    if rest * 10 >= clusters * 9 {
-        // A round that is nearly full.
+    // What is idle while whole tiles go round once more, of all that time.
+    let idle = (clusters - rest) as f64 / (clusters * (rounds + 1)) as f64;
+    let is_nearly_full = rest * 10 >= clusters * 9;
+    if rest == 0 || is_nearly_full || (tile_cols >= LONG && rounds > 0 && idle < 0.04) {
         0
     } else if rounds == 0 {
         rest
     } else if rounds < MANY {
         // As many again, so that no tile has more than two or three sharers.
-        if rest > 0 { rest + clusters } else { 0 }
+        rest + clusters
     } else if rest * 4 >= clusters {
         rest
     } else {
@@ -364,8 +371,11 @@ mod tests {
 
     #[test]
     fn tiles_are_shared_where_it_pays() {
-        let shared = [16, 64, 66, 112, 132, 224, 896, 1792].map(|tiles| split(tiles, 66));
+        let shared = [16, 64, 66, 112, 132, 224, 896, 1792].map(|tiles| split(tiles, 64, 66));
         assert_eq!(shared, [16, 0, 0, 112, 0, 92, 38, 0]);
+        // With many input features only where much is left over.
+        let shared = [16, 112, 224, 256, 896].map(|tiles| split(tiles, 224, 66));
+        assert_eq!(shared, [16, 112, 92, 0, 0]);
     }
 
     #[test]
@@ -386,8 +396,8 @@ mod tests {
     #[test]
     fn units_of_more_tokens_take_longer_but_less_for_each() {
         let known = [16, 32, 144, 256].map(unit_time);
-        assert_eq!(known, [525, 540, 668, 889]);
-        assert_eq!([1, 160, 300].map(unit_time), [525, 699, 889]);
+        assert_eq!(known, [536, 546, 645, 856]);
+        assert_eq!([1, 160, 300].map(unit_time), [536, 672, 856]);
         for tokens in 16..256 {
             let (less, more) = (unit_time(tokens), unit_time(tokens + 1));
             assert!(less <= more && more * tokens <= less * (tokens + 1));
