@@ -83,7 +83,8 @@ pub unsafe fn load_byte_or_u16<const AT: usize>(is_byte: u32, byte: u32, whole: 
     value
 }
 
-/// Loads 128 bits from shared memory into `value` if `really`, without a branch.
+/// Loads 128 bits from shared memory into `value` if `really`, without a branch, and where it is
+/// written: the assembler keeps volatile loads in order, and would put others off.
 ///
 /// # Safety
 /// As [`load_u32`], if `really`.
@@ -100,7 +101,7 @@ pub unsafe fn load_u32x4_if(value: &mut [u32; 4], address: u32, really: bool) {
     }
 }
 
-/// Loads 32 bits from shared memory into `value` if `really`, without a branch.
+/// Loads 32 bits from shared memory into `value` if `really`, as [`load_u32x4_if`] does.
 ///
 /// # Safety
 /// As [`load_u32`], if `really`.

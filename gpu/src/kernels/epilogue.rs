@@ -38,9 +38,9 @@ impl<'a> Epilogue<'a> {
     }
 
     /// Where eight features from `feature` on of every `STEP`-th token from `token` on go, if outputs are
-    /// plain.
+    /// [plain](Self::is_plain).
     #[inline(always)]
-    pub fn lines<const STEP: u32>(&self, token: u32, feature: u32) -> Lines {
+    pub fn lines<const STEP: u32>(&self, token: u32, feature: u32) -> Lines<STEP> {
         Lines {
             to: self.row(token).wrapping_add(2 * feature as usize),
             step: u64::from(STEP) * u64::from(self.pitch),
@@ -210,9 +210,8 @@ impl<'a> Epilogue<'a> {
     }
 }
 
-/// Where a thread stores eight features of every so-many-th token of outputs that are
-/// [plain](Epilogue::is_plain).
-pub struct Lines {
+/// Where a thread stores eight features of every `STEP`-th token.
+pub struct Lines<const STEP: u32> {
     to: *mut u8,
     /// Bytes from one of these tokens to the next.
     step: u64,
@@ -220,17 +219,17 @@ pub struct Lines {
     left: i32,
 }
 
-impl Lines {
+impl<const STEP: u32> Lines<STEP> {
     /// Stores the next token's.
     ///
     /// # Safety
     /// The outputs are writable.
     #[inline(always)]
-    pub unsafe fn store<const STEP: i32>(&mut self, pairs: [u32; 4]) {
+    pub unsafe fn store(&mut self, pairs: [u32; 4]) {
         // SAFETY: the caller's promise.
         unsafe { memory::store_global_u32x4_if(self.to, pairs, self.left > 0) };
         self.to = self.to.wrapping_add(self.step as usize);
-        self.left -= STEP;
+        self.left -= STEP as i32;
     }
 }
 

@@ -21,14 +21,15 @@
 //! of those under way stay in the L2 cache; what does not go into the number of clusters is shared
 //! along K ([`crate::schedule`]). Sums are left in memory as they lie in registers, with a flag, and
 //! come to the cluster that finishes the tile by bulk copies through its ring, behind its own units.
-//! A share of a tile begins with the ring's first stage, so that addresses of stages are constants.
+//! A share of a tile begins with the ring's first stage, so that addresses of stages are constants. The
+//! warp that copies dense tiles describes each share to those that multiply.
 //!
 //! Every lane arrives at barriers for what it has read or written itself. Between the barrier that
 //! frees a table and the one that fills it there are stores only: all else is done before. A warp that
 //! multiplies has a unit's bases in registers, and frees their table, halfway through the unit.
 //!
 //! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
-//! issues some 130 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
+//! issues some 140 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
 //! from the L2 cache for each block of a cluster of two.
 
 mod bases;

@@ -251,7 +251,7 @@ where
                     ];
                     unroll!(Q < 4 => {
                         if Q < Self::chunk_sums(C) / 8 {
-                            lines.store::<16>(pairs[Q]);
+                            lines.store(pairs[Q]);
                         }
                     });
                 }
