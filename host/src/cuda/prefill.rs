@@ -46,9 +46,10 @@ pub fn prefill_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Prefi
 
 /// Roughly the nanoseconds that weights of `m` x `k` and `n` tokens take in tiles of a shape: the units
 /// of the cluster that has most, which cost their tokens' multiplication, but also the weights'
-/// decoding, and what those that share a tile hand over. Of 66 choices between four shapes that
-/// were measured (six layers with 96 to 1,024 tokens) all but one were the fastest, and that was 2 % slower; of
-/// 56 between those for 64 tokens and more (four layers, 96 to 896 tokens) all but two, and those were 1 and 2 % slower.
+/// decoding, and what those that share a tile hand over. With the kernels of an earlier commit (599db7d116), and
+/// their times, of 66 choices between four shapes that were measured (six layers with 96 to 1,024 tokens) all but
+/// one were the fastest, and that was 2 % slower; of 56 between those for 64 tokens and more (four layers, 96 to 896
+/// tokens) all but two, and those were 1 and 2 % slower. It was not compared so with the kernels since.
 pub fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, multiprocessors: usize) -> usize {
     /// For each token of a tile and each cluster that hands over.
     const HANDED_OVER: usize = 13;
@@ -63,7 +64,8 @@ pub fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, multiprocessors: 
 
 /// Nanoseconds of a unit of so many tokens.
 fn unit_time(tokens: usize) -> usize {
-    /// Tokens, and what was measured on 28672 x 4096, whose clusters have 109 units on average.
+    /// Tokens, and what was measured on 28672 x 4096, whose clusters have 109 units on average; those for
+    /// 16, 176 and 192 moved by up to 2 %, so that no token costs more than those before.
     const MEASURED: &[(usize, usize)] = &[
         (16, 536),
         (32, 546),
@@ -217,16 +219,16 @@ fn split(tiles: usize, tile_cols: usize, clusters: usize) -> usize {
     /// Rounds from which on sharing more than what is left over was 19 % slower than sharing
     /// nothing (28672 x 4096, 2048 tokens, 13 rounds); at three rounds (512 tokens) it was 10 % faster.
     const MANY: usize = 8;
-    /// Units of a tile from which on sharing is to save 4 % of the time: then what clusters need at a
-    /// time is more than the L2 cache holds. 3.9 rounds of 4096 x 14336 took 4 to 14 % less time with a
-    /// fifth one that was nearly full (4096 tokens), 5.8 rounds of 6144 x 4096 and 11.6 of
-    /// 12288 x 4096 some 4 and 8 % more.
+    /// Units of a tile from which on one part in so many of all clusters' time may be idle: then what clusters that share need at a time is probably more than the L2 cache holds.
+    /// Against cuBLAS in runs of their own, at 4,096 tokens, not to share was 4 and 14 % faster for
+    /// 4096 x 14336 (3.9 rounds), 4 and 8 % slower for 6144 x 4096 and 12288 x 4096 (5.8 and 11.6).
     const LONG: usize = 128;
+    const IDLE: usize = 25;
     let (rounds, rest) = (tiles / clusters, tiles % clusters);
-    // What is idle while whole tiles go round once more, of all that time.
-    let idle = (clusters - rest) as f64 / (clusters * (rounds + 1)) as f64;
-    let is_nearly_full = rest * 10 >= clusters * 9;
-    if rest == 0 || is_nearly_full || (tile_cols >= LONG && rounds > 0 && idle < 0.04) {
+    let idle = clusters - rest;
+    let is_nearly_full = idle * 10 <= clusters
+        || tile_cols >= LONG && rounds > 0 && idle * IDLE < clusters * (rounds + 1);
+    if rest == 0 || is_nearly_full {
         0
     } else if rounds == 0 {
         rest

@@ -11,6 +11,9 @@ use crate::{
 /// k-steps that the tensor cores work on, or have before them, while a warp decodes the next.
 const IN_FLIGHT: u32 = 2;
 
+/// Bytes of a band's bases of one k-step.
+const KSTEP_BASES: u32 = 16 * LANES as u32;
+
 /// What a lane needs to make the A fragments of a unit's first two k-steps, and the bitmap words of all.
 #[derive(Clone, Copy)]
 struct FirstHalf {
@@ -186,12 +189,13 @@ where
         // SAFETY: `run`'s.
         unsafe {
             unroll!(W < LANE_WORDS => {
-                let word = dense - 12 * self.lane + (BITMAPS_AT + W * BITMAP_BYTES) as u32;
+                // Four bytes a lane, where the others are 16.
+                let word = dense - (16 - 4) * self.lane + (BITMAPS_AT + W * BITMAP_BYTES) as u32;
                 memory::load_u32_if(&mut half.words[W], word, really);
             });
             memory::load_u32x4_if(&mut half.bytes, dense, really);
             memory::load_u32x4_if(&mut half.bases[0], bases, really);
-            memory::load_u32x4_if(&mut half.bases[1], bases + 512, really);
+            memory::load_u32x4_if(&mut half.bases[1], bases + KSTEP_BASES, really);
         }
     }
 
@@ -206,9 +210,9 @@ where
         let (dense, bases) = (self.dense(stage), self.bases(table));
         // SAFETY: `run`'s.
         unsafe {
-            memory::load_u32x4_if(&mut half.bases[1], bases + 3 * 512, true);
+            memory::load_u32x4_if(&mut half.bases[1], bases + 3 * KSTEP_BASES, true);
             memory::load_u32x4_if(&mut half.bytes, dense + HALF_BYTES as u32, true);
-            memory::load_u32x4_if(&mut half.bases[0], bases + 2 * 512, true);
+            memory::load_u32x4_if(&mut half.bases[0], bases + 2 * KSTEP_BASES, true);
         }
         half
     }

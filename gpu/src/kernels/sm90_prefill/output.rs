@@ -110,7 +110,7 @@ where
             .wrapping_add(self.own_sum() as usize);
         unroll!(C < SUMS.div_ceil(CHUNK) => {
             if self.chunk(place, C).is_some() {
-                unroll!(F < FOURS.min((SUMS - CHUNK * C) / 4) => {
+                unroll!(F < Self::chunk_sums(C) / 4 => {
                     const FOUR: usize = FOURS * C + F;
                     let sums = four(acc, FOUR);
                     let to = to.wrapping_add(FOUR * Self::FOUR);
@@ -146,6 +146,22 @@ where
         ring.advance();
     }
 
+    /// Adds the sums of a chunk that earlier clusters have.
+    #[inline(always)]
+    unsafe fn add_earlier(
+        &self,
+        before: Range<u32>,
+        ring: &mut Ring<STAGES>,
+        sums: &mut [f32; CHUNK],
+    ) {
+        for _ in before {
+            // SAFETY: `run`'s.
+            unsafe {
+                unroll!(P < Self::SHAPE.chunk_pieces() => { self.take_over::<P>(ring, sums); });
+            }
+        }
+    }
+
     /// Finishes an output tile, 64 tokens at a time: adds what earlier clusters have of it, then
     /// what the epilogue adds, and stores. All this is done as sums lie in registers, by which a
     /// warp reads and writes sectors of eight features of four tokens; only BF16 outputs, where
@@ -159,7 +175,8 @@ where
         acc: &[f32; SUMS],
     ) {
         let epilogue = Epilogue::new(&self.args.output, self.args.m, self.args.n);
-        let group_feature = self.row_block(place) * Prefill::ROWS as u32 + 64 * (self.warp / 4);
+        let group_feature = self.row_block(place) * Prefill::ROWS as u32
+            + Prefill::GROUP_ROWS as u32 * (self.warp / 4);
         let feature = group_feature + 16 * (self.warp % 4) + self.lane / 4;
         if epilogue.has_bias() || epilogue.accumulates() {
             // This thread's own wait: it reads what the kernel before may have written.
@@ -175,11 +192,7 @@ where
                 let token = first + 2 * (self.lane % 4);
                 // SAFETY: `run`'s.
                 unsafe {
-                    for _ in before.clone() {
-                        unroll!(P < Self::SHAPE.chunk_pieces() => {
-                            self.take_over::<P>(ring, &mut sums);
-                        });
-                    }
+                    self.add_earlier(before.clone(), ring, &mut sums);
                     let bias = [epilogue.bias::<0>(feature), epilogue.bias::<8>(feature)];
                     let mut old = [0; CHUNK];
                     if epilogue.accumulates() {
@@ -214,7 +227,7 @@ where
     }
 
     /// [`store`](Self::store) where outputs are plain, as they mostly are: with nothing to decide, nor to
-    /// jump over, it takes a third of the instructions.
+    /// jump over, it takes two fifths of the instructions.
     #[inline(always)]
     unsafe fn store_plain(
         &self,
@@ -229,18 +242,14 @@ where
         // Opaque, or what other ways have in common with this one would be in registers before they part.
         let first = thread::opaque(place.token_block) * Self::SHAPE.tokens as u32;
         let tokens = self.args.n - first;
-        let thread = 32 * (self.warp % 4) + self.lane;
+        let thread = self.thread_of_group();
         let mut lines = epilogue.lines::<16>(first + thread / 8, feature + thread % 8 * 8);
         unroll!(C < SUMS.div_ceil(CHUNK) => {
             if tokens > (C * Prefill::CHUNK_TOKENS) as u32 {
                 let mut sums = chunk_of(acc, C);
                 // SAFETY: `run`'s.
                 unsafe {
-                    for _ in before.clone() {
-                        unroll!(P < Self::SHAPE.chunk_pieces() => {
-                            self.take_over::<P>(ring, &mut sums);
-                        });
-                    }
+                    self.add_earlier(before.clone(), ring, &mut sums);
                     self.put::<C>(&out, &sums);
                     // Read before any is stored; lines that are not there hold anything.
                     let pairs = [
@@ -270,7 +279,7 @@ where
         sums: &[f32; CHUNK],
     ) {
         let out = self.out();
-        let thread = 32 * (self.warp % 4) + self.lane;
+        let thread = self.thread_of_group();
         // SAFETY: `run`'s.
         unsafe {
             self.put::<C>(&out, sums);
@@ -279,6 +288,12 @@ where
                 epilogue.store_eight(token, feature + thread % 8 * 8, self.line::<Q>(&out));
             });
         }
+    }
+
+    /// Which of its warpgroup's threads this one is.
+    #[inline(always)]
+    fn thread_of_group(&self) -> u32 {
+        LANES as u32 * (self.warp % 4) + self.lane
     }
 
     /// Where a warp puts its 16 features of each token into a line of shared memory, and whole lines of
@@ -292,7 +307,7 @@ where
         let piece = |token: u32, piece: u32| out + token * LINE + ((piece ^ token % 8) << 4);
         // The matrices of a store are features 0..8 and 8..16 of 8 tokens, then of the next 8.
         let (matrix, row) = (self.lane / 8, self.lane % 8);
-        let thread = 32 * warp + self.lane;
+        let thread = self.thread_of_group();
         Out {
             group,
             to: piece(matrix / 2 * 8 + row, 2 * warp + matrix % 2),

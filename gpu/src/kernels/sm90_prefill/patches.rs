@@ -132,7 +132,7 @@ impl Pair {
         bases: 0,
     };
 
-    /// Stores the bases.
+    /// Stores `bases`, its own or the matrix's, where its own go.
     #[inline(always)]
     unsafe fn store(&self, bases: u32) {
         let [a, b] = self.at;
