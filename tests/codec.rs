@@ -106,28 +106,32 @@ proptest! {
     /// The very function that the kernels inline, as compiled for the host.
     #[test]
     fn lanes_decode_as_the_reference(
-        bytes: [u8; 32],
+        low: [u8; 32],
         words: [u32; 3],
-        bases in prop::array::uniform32(0u8..=31),
+        patches in prop::array::uniform32(0u8..=31),
+        base in 0u8..=248,
     ) {
-        let word = |i: usize| u32::from_le_bytes(bytes[4 * i..][..4].try_into().unwrap());
-        // Any multiple of eight may be the base of a weight that has a patch.
-        let base = |pair: usize, second: usize| u32::from(bases[2 * pair + second]) << 10;
-        let pair_bases = |pair: usize| base(pair, 0) | base(pair, 1) << 16;
-        let step_bases = |step: usize| [0, 1, 2, 3].map(|r| pair_bases(4 * step + r));
-        let step_bytes = |step: usize| [word(2 * step), word(2 * step + 1)];
+        let word = |bytes: &[u8; 32], i: usize| {
+            u32::from_le_bytes(bytes[4 * i..][..4].try_into().unwrap())
+        };
+        let high = patches.map(|patch| patch << 2);
+        let step = |bytes: &[u8; 32], step: usize| {
+            [word(bytes, 2 * step), word(bytes, 2 * step + 1)]
+        };
+        let base_pair = lanes::base_pair(base);
         let decoded = [
-            lanes::kstep::<0>(step_bytes(0), words, step_bases(0)),
-            lanes::kstep::<1>(step_bytes(1), words, step_bases(1)),
-            lanes::kstep::<2>(step_bytes(2), words, step_bases(2)),
-            lanes::kstep::<3>(step_bytes(3), words, step_bases(3)),
+            lanes::kstep::<0>(step(&low, 0), words, step(&high, 0), base_pair),
+            lanes::kstep::<1>(step(&low, 1), words, step(&high, 1), base_pair),
+            lanes::kstep::<2>(step(&low, 2), words, step(&high, 2), base_pair),
+            lanes::kstep::<3>(step(&low, 3), words, step(&high, 3), base_pair),
         ];
         for (pair, weights) in decoded.into_iter().flatten().enumerate() {
             for second in [0, 1] {
-                let byte = u16::from(bytes[2 * pair + second]);
-                let exponent = u16::from(bases[2 * pair + second]) << 3
-                    | reference::code(words, pair, second);
-                let expected = (byte & 0x80) << 8 | exponent << 7 | byte & 0x7F;
+                let (sign, exponent) = reference::code(words, pair, second);
+                let patch = u16::from(patches[2 * pair + second]);
+                let low = u16::from(low[2 * pair + second]);
+                let relative = sign << 15 | patch << 10 | exponent << 8 | low;
+                let expected = relative.wrapping_add(u16::from(base) << 7);
                 prop_assert_eq!((weights >> (16 * second)) as u16, expected);
             }
         }
@@ -135,11 +139,14 @@ proptest! {
 
     #[test]
     fn lane_words_hold_their_codes(words: [u32; 3]) {
-        let codes = std::array::from_fn(|pair| {
-            let code = |second| u32::from(reference::code(words, pair, second));
-            code(0) | code(1) << 16
+        let high = std::array::from_fn(|quad| {
+            let byte = |i: usize| {
+                let (sign, exponent) = reference::code(words, 2 * quad + i / 2, i % 2);
+                u32::from(sign << 7 | exponent) << (8 * i)
+            };
+            byte(0) | byte(1) | byte(2) | byte(3)
         });
-        prop_assert_eq!(lanes::bitmap_words(&codes), words);
+        prop_assert_eq!(lanes::code_words(&high), words);
     }
 }
 
@@ -275,7 +282,8 @@ fn forgeries_with_right_checksums_are_refused() {
     let cases = [
         (forged(0, b"z"), Error::Magic),
         (forged(8, &[2]), Error::Version(2)),
-        (forged(10, &[2]), Error::Layout(2)),
+        (forged(10, &[1]), Error::Layout(1)),
+        (forged(10, &[3]), Error::Layout(3)),
         (forged(12, &[249]), field("base", 12, 249)),
         (forged(16, &huge), field("rows", 16, u64::MAX)),
         (forged(24, &huge), field("cols", 24, u64::MAX)),

@@ -21,7 +21,7 @@ pub fn decode(blob: &[u8]) -> Result<Weights, &'static str> {
     if u16_at(blob, 8) != 1 {
         return Err("version");
     }
-    if u16_at(blob, 10) != 1 {
+    if u16_at(blob, 10) != 2 {
         return Err("layout");
     }
     if u32_at(blob, 44) != crc32(&blob[..44]) {
@@ -86,18 +86,15 @@ pub fn decode(blob: &[u8]) -> Result<Weights, &'static str> {
         let place = Place::of(row % 32, col % 64);
         let band = &blob[128 + 2816 * tile + 1408 * place.band..][..1408];
 
-        let byte = u16::from(band[place.byte()]);
+        let low = u16::from(band[place.byte()]);
         let words = [0, 1, 2].map(|w| u32_at(band, 1024 + 128 * w + 4 * place.lane));
-        let code = code(words, place.pair, place.second);
+        let (sign, exponent) = code(words, place.pair, place.second);
         let mut of_tile = (offset(tile)..offset(tile + 1)).map(patch);
-        let exponent = match of_tile.find(|patch| patch & 2047 == place.position()) {
-            Some(patch) => {
-                used += 1;
-                patch >> 11 << 3 | code
-            }
-            None => base as u16 + code,
-        };
-        bits.push((byte & 0x80) << 8 | exponent << 7 | byte & 0x7F);
+        let patch = of_tile.find(|patch| patch & 2047 == place.position());
+        used += usize::from(patch.is_some());
+        let patched = patch.map_or(0, |patch| patch >> 11);
+        let relative = sign << 15 | patched << 10 | exponent << 8 | low;
+        bits.push((u32::from(relative) + (base << 7)) as u16);
     }
     if used != patches {
         return Err("a patch outside the matrix");
@@ -125,24 +122,38 @@ impl Place {
         }
     }
 
-    /// Offset of the sign and mantissa byte in the band.
+    /// Offset of the low byte in the band.
     fn byte(&self) -> usize {
         512 * (self.pair / 8) + 16 * self.lane + 2 * (self.pair % 8) + self.second
     }
 
     /// What a patch of the weight has in its low eleven bits.
     fn position(&self) -> u16 {
-        let (kstep, register) = (self.pair / 4, self.pair % 4);
-        (1024 * self.band + 256 * kstep + 8 * self.lane + 2 * register + self.second) as u16
+        (1024 * self.band + self.byte()) as u16
     }
 }
 
-/// The three-bit code of one weight of a lane.
-pub fn code(words: [u32; 3], pair: usize, second: usize) -> u16 {
-    let half = words.map(|word| (word >> (16 * second)) as u16);
-    match pair {
-        15 => half[0] >> 15 | half[1] >> 15 << 1 | half[2] >> 15 << 2,
-        _ => half[pair / 5] >> (3 * (pair % 5)) & 7,
+/// The code of one weight of a lane: its sign, and bits 9 and 8.
+pub fn code(words: [u32; 3], pair: usize, second: usize) -> (u16, u16) {
+    let bit = |word: usize, bit: usize| (words[word] >> (bit % 32) & 1) as u16;
+    let (quad, first) = (pair / 2, 8 * (2 * (pair % 2) + second));
+    match quad {
+        0 | 2 | 4 => (
+            bit(quad / 2, first + 7),
+            bit(quad / 2, first + 1) << 1 | bit(quad / 2, first),
+        ),
+        1 | 3 | 5 => (
+            bit(quad / 2, first + 10),
+            bit(quad / 2, first + 4) << 1 | bit(quad / 2, first + 3),
+        ),
+        6 => (
+            bit(2, first + 6),
+            bit(0, first + 6) << 1 | bit(0, first + 5),
+        ),
+        _ => (
+            bit(2, first + 5),
+            bit(1, first + 6) << 1 | bit(1, first + 5),
+        ),
     }
 }
 

@@ -1,11 +1,13 @@
-use zipserv::HEADER_BYTES;
+use zipserv::{HEADER_BYTES, LAYOUT_ID, VERSION};
 
 /// Makes all right that a mutation is unlikely to: magic, versions, length, checksums.
 pub fn sign(blob: &mut Vec<u8>, crc32: fn(&[u8]) -> u32) {
     if blob.len() < HEADER_BYTES {
         blob.resize(HEADER_BYTES, 0);
     }
-    blob[..12].copy_from_slice(b"ZIPSERV\0\x01\0\x01\0");
+    blob[..8].copy_from_slice(b"ZIPSERV\0");
+    blob[8..10].copy_from_slice(&VERSION.to_le_bytes());
+    blob[10..12].copy_from_slice(&LAYOUT_ID.to_le_bytes());
     if let Some(len) = declared_len(blob) {
         blob.resize(len, 0);
     }

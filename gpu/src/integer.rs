@@ -18,24 +18,46 @@ pub fn multiply_add<const FACTOR: u32>(value: u32, addend: u32) -> u32 {
     value.wrapping_mul(FACTOR).wrapping_add(addend)
 }
 
-/// Each of bytes 0 and 1 of `value` twice, or of bytes 2 and 3 with `HIGH`.
+/// The low two bytes of `low`, each with that of `high` above it, or the high two with `HIGH`.
 #[inline(always)]
-pub fn double_bytes<const HIGH: bool>(value: u32) -> u32 {
+pub fn interleave<const HIGH: bool>(low: u32, high: u32) -> u32 {
     #[cfg(target_arch = "nvptx64")]
     {
         let mut result: u32;
         // SAFETY: arithmetic.
         unsafe {
-            core::arch::asm!("prmt.b32 {}, {}, 0, {};",
-                out(reg32) result, in(reg32) value, const if HIGH { 0x3322 } else { 0x1100 },
+            core::arch::asm!("prmt.b32 {}, {}, {}, {};",
+                out(reg32) result, in(reg32) low, in(reg32) high, const if HIGH { 0x7362 } else { 0x5140 },
                 options(pure, nomem, nostack, preserves_flags));
         }
         result
     }
     #[cfg(not(target_arch = "nvptx64"))]
     {
-        let low = if HIGH { value >> 16 } else { value };
-        ((low & 0xFF) * 0x0101) | ((low >> 8 & 0xFF) * 0x0101_0000)
+        let at = if HIGH { 16 } else { 0 };
+        let half = |value: u32| (value >> at & 0xFF) | (value >> at & 0xFF00) << 8;
+        half(low) | half(high) << 8
+    }
+}
+
+/// Adds the two halves, each modulo 2^16. Those of `addend` are less than 2^15.
+#[inline(always)]
+pub fn add_halves(value: u32, addend: u32) -> u32 {
+    #[cfg(zipserv_sm = "90a")]
+    {
+        let mut result: u32;
+        // SAFETY: arithmetic.
+        unsafe {
+            core::arch::asm!("add.u16x2 {}, {}, {};",
+                out(reg32) result, in(reg32) value, in(reg32) addend,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        result
+    }
+    #[cfg(not(zipserv_sm = "90a"))]
+    {
+        const TOP: u32 = 0x8000_8000;
+        ((value & !TOP) + addend) ^ (value & TOP)
     }
 }
 

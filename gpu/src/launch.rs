@@ -36,8 +36,8 @@ impl Gemm {
     pub const HELPERS: usize = 2 + Self::WRITERS;
     /// What a place for partial sums holds while there are none: a NaN that no sum is.
     pub const EMPTY: u32 = u32::MAX;
-    /// Bytes of one warp's table of bases: one BF16 exponent field for each weight of a tile.
-    pub const BASES_BYTES: usize = 2 * TILE_WEIGHTS;
+    /// Bytes of one warp's patch table: one for each weight of a tile.
+    pub const TABLE_BYTES: usize = TILE_WEIGHTS;
 
     /// The launch of the kernel called `name`, of the PTX for `sm`.
     const fn launch(self, name: &'static str, sm: &str) -> Launch {
@@ -133,14 +133,14 @@ impl Gemm {
         (self.x_at() + 8 * self.n_tiles * self.x_stride()).next_multiple_of(128)
     }
 
-    /// Offset of the warps' tables of bases, behind the ring.
-    pub const fn bases_at(self) -> usize {
+    /// Offset of the warps' patch tables, behind the ring.
+    pub const fn tables_at(self) -> usize {
         self.stages * self.stage_bytes()
     }
 
     /// Offset of the ring of sums, of eight tokens each.
     pub const fn sums_at(self) -> usize {
-        self.bases_at() + self.warps() * Self::BASES_BYTES
+        self.tables_at() + self.warps() * Self::TABLE_BYTES
     }
 
     /// Floats between tokens in a stage of sums; the four more keep stores in different banks.
@@ -182,7 +182,7 @@ pub struct Prefill {
 impl Prefill {
     /// Warps that multiply.
     pub const WARPS: usize = 8;
-    /// Warps that write tables of bases, each one table, for every so-many-th unit.
+    /// Warps that write patch tables, each one table, for every so-many-th unit.
     pub const PATCHERS: usize = 2;
     /// Warps that do not multiply: those, one that copies dense tiles, and one activations.
     pub const HELPERS: usize = 2 + Self::PATCHERS;
@@ -202,11 +202,11 @@ impl Prefill {
         1,
         Self::STRIPS as u32,
     ];
-    /// Bytes of a tile's bases: one BF16 exponent field for each weight.
-    pub const STRIP_TABLE_BYTES: usize = 2 * TILE_WEIGHTS;
-    /// Bytes of the bases of a unit.
+    /// Bytes of a tile's patch table: one for each weight.
+    pub const STRIP_TABLE_BYTES: usize = TILE_WEIGHTS;
+    /// Bytes of a unit's patch table.
     pub const TABLE_BYTES: usize = Self::STRIPS * Self::STRIP_TABLE_BYTES;
-    /// Depth of the ring of tables of bases.
+    /// Depth of the ring of patch tables.
     pub const TABLES: usize = 2;
     /// Depth of the ring of descriptions of shares.
     pub const SHARES: usize = 4;
@@ -289,7 +289,7 @@ impl Prefill {
         (self.dense_at() + Self::STRIPS * TILE_BYTES).next_multiple_of(1024)
     }
 
-    /// Offset of the tables of bases, behind the ring.
+    /// Offset of the patch tables, behind the ring.
     pub const fn tables_at(self) -> usize {
         self.stages * self.stage_bytes()
     }

@@ -18,9 +18,9 @@
 //! One band of 1024 weights takes 1408 bytes at a fixed address, 11 bits a weight:
 //!
 //! ```text
-//!    0  1024 B  sign and mantissa bytes: for each half h (k-steps 2h, 2h + 1),
-//!               for each lane 16 bytes, in the order of its 8 pairs
-//! 1024   384 B  bitmaps: for each word w of three, for each lane one u32
+//!    0  1024 B  low bytes: for each half h (k-steps 2h, 2h + 1), for each lane 16
+//!               bytes, in the order of its 8 pairs
+//! 1024   384 B  codes: for each word w of three, for each lane one u32
 //! ```
 //!
 //! The layout extends the TCA-TBE format of ZipServ (ASPLOS'26); `docs/FORMAT.md` lists what
@@ -46,24 +46,26 @@ pub const LANES: usize = 32;
 pub const REGISTERS: usize = 4;
 /// Pairs of weights that a lane owns in one band.
 pub const LANE_PAIRS: usize = KSTEPS * REGISTERS;
-/// Bitmap words that hold the exponent codes of a lane's pairs.
+/// Quads of weights, two pairs each, that a lane owns in one band.
+pub const LANE_QUADS: usize = LANE_PAIRS / 2;
+/// Words that hold the codes of a lane's weights.
 pub const LANE_WORDS: usize = 3;
 
-/// Stride, in bytes, between the two halves of a band's sign and mantissa bytes.
+/// Stride, in bytes, between the two halves of a band's low bytes.
 pub const HALF_BYTES: usize = LANES * 16;
-/// Offset, in bytes, of the bitmaps in a band.
-pub const BITMAPS_AT: usize = 2 * HALF_BYTES;
-/// Stride, in bytes, between a band's three bitmap planes.
-pub const BITMAP_BYTES: usize = LANES * 4;
+/// Offset, in bytes, of the codes in a band.
+pub const CODES_AT: usize = 2 * HALF_BYTES;
+/// Stride, in bytes, between a band's three planes of code words.
+pub const CODE_BYTES: usize = LANES * 4;
 /// Dense bytes of a band.
-pub const BAND_BYTES: usize = BITMAPS_AT + LANE_WORDS * BITMAP_BYTES;
+pub const BAND_BYTES: usize = CODES_AT + LANE_WORDS * CODE_BYTES;
 /// Dense bytes of a tile: its address in the dense part is its index times this.
 pub const TILE_BYTES: usize = BANDS * BAND_BYTES;
 
-/// Bits of a code: the window holds `1 << CODE_BITS` consecutive exponents.
+/// Bits of a code.
 pub const CODE_BITS: u32 = 3;
 /// Exponents in the window.
-pub const WINDOW: u32 = 1 << CODE_BITS;
+pub const WINDOW: u32 = 8;
 /// The largest base, such that every code is a valid exponent.
 pub const MAX_BASE: u8 = (256 - WINDOW) as u8;
 
@@ -84,59 +86,74 @@ pub const fn pair_position(lane: usize, pair: usize) -> (usize, usize) {
     )
 }
 
-/// A weight whose exponent lies outside the window.
+/// A weight less the base: its bit pattern minus `base << 7`, modulo 2^16.
 ///
-/// Its code holds the low three bits of its exponent and its patch the high five, so a patch
-/// gives one weight a base of its own, a multiple of eight. Packed into 16 bits:
+/// Its low byte is stored as it is. Of its high byte the *code* keeps the sign (bit 15) and two bits
+/// (9 and 8), and a [`Patch`] the other five, which are zero if and only if the exponent lies in the window.
+#[inline(always)]
+pub const fn relative(weight: u16, base: u8) -> u16 {
+    weight.wrapping_sub((base as u16) << 7)
+}
+
+/// The bits of a [`relative`] weight that are not zero outside the window alone.
+pub const OUTLIER: u16 = 0x7C00;
+
+/// What the code of a weight outside the window leaves out, in 16 bits:
 ///
 /// ```text
-/// bit 15..11  high five bits of the exponent
+/// bit 15..11  bits 14..10 of the relative weight
 /// bit     10  band
-/// bit   9..8  k-step
-/// bit   7..3  lane
-/// bit   2..0  2 * register + which of the pair
+/// bit      9  half
+/// bit   8..4  lane
+/// bit   3..1  pair of the half
+/// bit      0  which of the pair
 /// ```
 ///
-/// The low 11 bits count weights in the order in which lanes hold them. A kernel keeps one BF16
-/// exponent base per weight of a tile in that order in shared memory, stores a patched base at
-/// `2 * position`, and each lane reads its four bases of a k-step with one 128-bit load.
+/// The low 11 bits count a tile's low bytes in the order in which they are stored. A kernel keeps one byte
+/// for each of them in shared memory, in the same order, what patches add to high bytes, and each lane
+/// reads its 16 of a half with one 128-bit load, like the low bytes themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patch(pub u16);
 
 impl Patch {
-    /// The patch of the weight at `position`, whose biased exponent is `exponent`.
+    /// The patch of the weight at `position`.
     #[inline(always)]
-    pub const fn new(position: u16, exponent: u8) -> Self {
-        Self(((exponent as u16 >> CODE_BITS) << 11) | position)
+    pub const fn new(position: u16, relative: u16) -> Self {
+        Self((relative & OUTLIER) << 1 | position)
     }
 
-    /// Position in the tile, in fragment order: `0..2048`.
+    /// Position in the tile, in the order of its low bytes: `0..2048`.
     #[inline(always)]
     pub const fn position(self) -> u16 {
         self.0 & 0x7FF
     }
 
-    /// The weight's own base, in place in a BF16 exponent field.
+    /// What it adds to the relative weight.
     #[inline(always)]
-    pub const fn base(self) -> u16 {
-        (self.0 >> 1) & 0x7C00
+    pub const fn bits(self) -> u16 {
+        self.0 >> 1 & OUTLIER
+    }
+
+    /// What it adds to the high byte of the relative weight.
+    #[inline(always)]
+    pub const fn high(self) -> u8 {
+        (self.bits() >> 8) as u8
     }
 }
 
-/// Position of a weight in a tile in fragment order, see [`Patch`]. `pair` counts within the
-/// band (`0..16`); `second` picks the second weight of the pair.
+/// Position of a weight in a tile, see [`Patch`]. `pair` counts within the band (`0..16`); `second`
+/// picks the second weight of the pair.
 #[inline(always)]
 pub const fn patch_position(band: usize, lane: usize, pair: usize, second: bool) -> u16 {
-    let (kstep, register) = (pair / REGISTERS, pair % REGISTERS);
-    (band << 10 | kstep << 8 | lane << 3 | register << 1 | second as usize) as u16
+    (band << 10 | (pair / 8) << 9 | lane << 4 | (pair % 8) << 1 | second as usize) as u16
 }
 
 /// The inverse of [`patch_position`]: row and column of a weight in its tile.
 #[inline(always)]
 pub const fn patch_row_col(position: u16) -> (usize, usize) {
     let p = position as usize;
-    let (band, kstep, lane) = (p >> 10, p >> 8 & 3, p >> 3 & 31);
-    let (row, col) = pair_position(lane, REGISTERS * kstep + (p >> 1 & 3));
+    let (band, half, lane) = (p >> 10, p >> 9 & 1, p >> 4 & 31);
+    let (row, col) = pair_position(lane, 8 * half + (p >> 1 & 7));
     (BAND_ROWS * band + row, col + (p & 1))
 }
 

@@ -223,15 +223,15 @@ pub const ERRORS: &[(&str, &str)] = &[
     ),
     (
         "blob_layout",
-        "tensor `w` at offset 382: layout 2 at offset 10 is not supported; this build reads layout 1",
+        "tensor `w` at offset 382: layout 1 at offset 10 is not supported; this build reads layout 2",
     ),
     (
         "blob_header_checksum",
-        "tensor `w` at offset 382: checksum of the header is 788cdaaa, but 793927b7 was stored: the data is damaged",
+        "tensor `w` at offset 382: checksum of the header is c870ae55, but c9c55348 was stored: the data is damaged",
     ),
     (
         "blob_payload_checksum",
-        "tensor `w` at offset 382: checksum of the payload is 9d527d9d, but 49aef921 was stored: the data is damaged",
+        "tensor `w` at offset 382: checksum of the payload is 39912b50, but ed6dafec was stored: the data is damaged",
     ),
     (
         "blob_base",

@@ -305,7 +305,7 @@ pub fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         ("blob_long", container(|c| c.blob.resize(2992, 0))),
         ("blob_magic", container(|c| c.blob[0] = b'z')),
         ("blob_version", forged(|blob| blob[8] = 2)),
-        ("blob_layout", forged(|blob| blob[10] = 2)),
+        ("blob_layout", forged(|blob| blob[10] = 1)),
         ("blob_header_checksum", container(|c| c.blob[16] ^= 1)),
         ("blob_payload_checksum", container(|c| c.blob[200] ^= 1)),
         ("blob_base", forged(|blob| blob[12] = 249)),

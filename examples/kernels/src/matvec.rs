@@ -3,12 +3,12 @@
 
 use zipserv_gpu::{launch::Launch, layout::*};
 
-/// A warp for each band, and in shared memory a base exponent for each weight of a tile.
+/// A warp for each band, and in shared memory what patches add to each weight of a tile.
 pub const LAUNCH: Launch = Launch {
     name: "matvec",
     threads: LANES * BANDS,
     min_blocks: 16,
-    shared_bytes: 2 * TILE_WEIGHTS,
+    shared_bytes: TILE_WEIGHTS,
     cluster: 1,
 };
 
@@ -58,26 +58,26 @@ mod device {
             unsafe {
                 let (strip, thread) = (block() as usize, thread() as usize);
                 for column in 0..tiles {
-                    // The table of bases: the matrix's for all weights, then the patches'.
-                    for at in (thread..TILE_WEIGHTS / 8).step_by(super::LAUNCH.threads) {
-                        store_u32x4(table + 16 * at as u32, [base_pair(args.base as u8); 4]);
+                    // What patches add: nothing to most weights.
+                    for at in (thread..TILE_WEIGHTS / 16).step_by(super::LAUNCH.threads) {
+                        store_u32x4(table + 16 * at as u32, [0; 4]);
                     }
                     sync_block();
                     let tile = strip * tiles + column;
                     let patch = |tile| load_global_u32(args.offsets.add(tile)) as usize;
                     for at in (patch(tile) + thread..patch(tile + 1)).step_by(super::LAUNCH.threads) {
                         let patch = Patch(load_global_u16(args.patches.add(at)));
-                        store_u16(table + 2 * u32::from(patch.position()), patch.base());
+                        store_u8(table + u32::from(patch.position()), patch.high().into());
                     }
                     sync_block();
-                    // What is this lane's: its bytes, its words, its bases.
+                    // What is this lane's: its low bytes, its code words, its patches.
                     let dense = args.dense.add(tile * TILE_BYTES + band * BAND_BYTES);
                     let bytes = |half| load_global_u32x4(dense.add(half * HALF_BYTES + 16 * lane));
-                    let word = |w| dense.add(BITMAPS_AT + w * BITMAP_BYTES + 4 * lane).cast();
+                    let word = |w| dense.add(CODES_AT + w * CODE_BYTES + 4 * lane).cast();
                     let words = [0, 1, 2].map(|w| load_global_u32(word(w)));
-                    let bases = |kstep| {
-                        let first = patch_position(band, lane, REGISTERS * kstep, false);
-                        load_u32x4(table + 2 * u32::from(first))
+                    let patches = |half| {
+                        let first = patch_position(band, lane, LANE_PAIRS / 2 * half, false);
+                        load_u32x4(table + u32::from(first))
                     };
                     let mut add = |kstep: usize, pairs: [u32; REGISTERS]| {
                         for (register, pair) in pairs.into_iter().enumerate() {
@@ -90,10 +90,12 @@ mod device {
                         }
                     };
                     let [[a, b, c, d], [e, f, g, h]] = [bytes(0), bytes(1)];
-                    add(0, kstep::<0>([a, b], words, bases(0)));
-                    add(1, kstep::<1>([c, d], words, bases(1)));
-                    add(2, kstep::<2>([e, f], words, bases(2)));
-                    add(3, kstep::<3>([g, h], words, bases(3)));
+                    let [[i, j, k, l], [m, n, o, p]] = [patches(0), patches(1)];
+                    let base = base_pair(args.base as u8);
+                    add(0, kstep::<0>([a, b], words, [i, j], base));
+                    add(1, kstep::<1>([c, d], words, [k, l], base));
+                    add(2, kstep::<2>([e, f], words, [m, n], base));
+                    add(3, kstep::<3>([g, h], words, [o, p], base));
                     sync_block();
                 }
                 for (half, mut sum) in sums.into_iter().enumerate() {

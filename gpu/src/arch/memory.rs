@@ -46,18 +46,31 @@ shared_access! {
     load_f32 store_f32 reg32 f32, "f32";
 }
 
-/// Stores 16 bits to shared memory if `really`, without a branch.
+/// Stores the low byte of `value` to shared memory.
 ///
 /// # Safety
-/// As [`store_u16`], if `really`.
+/// `address` lies in the block's shared memory.
 #[inline(always)]
-pub unsafe fn store_u16_if(address: u32, value: u16, really: bool) {
+pub unsafe fn store_u8(address: u32, value: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.shared.u8 [{}], {};", in(reg32) address, in(reg32) value,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// [`store_u8`] if `really`, without a branch.
+///
+/// # Safety
+/// As [`store_u8`], if `really`.
+#[inline(always)]
+pub unsafe fn store_u8_if(address: u32, value: u32, really: bool) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!("{{ .reg .pred really;",
             "setp.ne.u32 really, {}, 0;",
-            "@really st.shared.u16 [{}], {}; }}",
-            in(reg32) u32::from(really), in(reg32) address, in(reg16) value,
+            "@really st.shared.u8 [{}], {}; }}",
+            in(reg32) u32::from(really), in(reg32) address, in(reg32) value,
             options(nostack, preserves_flags));
     }
 }
@@ -83,8 +96,24 @@ pub unsafe fn load_byte_or_u16<const AT: usize>(is_byte: u32, byte: u32, whole: 
     value
 }
 
-/// Loads 128 bits from shared memory into `value` if `really`, without a branch, and where it is
-/// written: the assembler keeps volatile loads in order, and would put others off.
+/// Loads 128 bits from shared memory where it is written: the assembler keeps volatile loads in order,
+/// and would put others off.
+///
+/// # Safety
+/// As [`load_u32`].
+#[inline(always)]
+pub unsafe fn load_u32x4_in_order(address: u32) -> [u32; 4] {
+    let (mut a, mut b, mut c, mut d): (u32, u32, u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.volatile.shared.v4.u32 {{{}, {}, {}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) address,
+            options(nostack, preserves_flags));
+    }
+    [a, b, c, d]
+}
+
+/// [`load_u32x4_in_order`] into `value` if `really`, without a branch.
 ///
 /// # Safety
 /// As [`load_u32`], if `really`.

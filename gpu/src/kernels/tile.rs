@@ -1,12 +1,12 @@
 //! One warp multiplies one tile: the decode on its way to the tensor cores.
 //!
 //! ```text
-//! patches --16-bit stores--> table of bases --LDS.128--> bases -----+
-//! dense tile --LDS.128, LDS.32--> bytes, words ---------------------+--> A fragment --+
-//! activations --ldmatrix--> B fragment ----------------------------------------------+--> mma
+//! patches --8-bit stores--> patch table --LDS.128--> bytes --------+
+//! dense tile --LDS.128, LDS.32--> low bytes, code words -----------+--> A fragment --+
+//! activations --ldmatrix--> B fragment ---------------------------------------------+--> mma
 //! ```
 //!
-//! Budget for each lane's 64 weights: 14 loads of weights and bases, 136 instructions to decode, 2
+//! Budget for each lane's 64 weights: 14 loads of weights and patches, 98 instructions to decode, 2
 //! loads and 8 mma for each 8 tokens, some 60 for patches, addresses and order.
 
 use crate::{
@@ -16,16 +16,15 @@ use crate::{
     layout::*,
 };
 
-/// Fills a warp's table of bases with the matrix's base.
+/// Makes a warp's patch table one without patches.
 ///
 /// # Safety
-/// `bases` is the warp's table of [`crate::launch::Gemm::BASES_BYTES`].
+/// `table` is the warp's, of [`crate::launch::Gemm::TABLE_BYTES`].
 #[inline(always)]
-pub unsafe fn fill_bases(args: &GemmArgs, bases: u32, lane: u32) {
-    let pairs = [decode::base_pair(args.base as u8); 4];
-    for i in 0..(2 * TILE_WEIGHTS / 512) as u32 {
+pub unsafe fn clear_table(table: u32, lane: u32) {
+    for i in 0..(TILE_WEIGHTS / 512) as u32 {
         // SAFETY: inside the table.
-        unsafe { memory::store_u32x4(bases + 512 * i + 16 * lane, pairs) };
+        unsafe { memory::store_u32x4(table + 512 * i + 16 * lane, [0; 4]) };
     }
 }
 
@@ -39,8 +38,8 @@ pub struct Tile {
     pub x: u32,
     /// Bytes between tokens.
     pub x_stride: u32,
-    /// The warp's table of bases.
-    pub bases: u32,
+    /// The warp's patch table.
+    pub table: u32,
 }
 
 /// The patches of a tile. Most tiles have at most 32, one a lane.
@@ -81,13 +80,13 @@ impl Patches {
         }
     }
 
-    /// Stores the patched bases in the table, or the matrix's `base` in their place.
+    /// Puts them in the table, or nothing in their place.
     #[inline(always)]
-    unsafe fn store(&self, bases: u32, lane: u32, first: Patch, restore: Option<u16>) {
+    unsafe fn store(&self, table: u32, lane: u32, first: Patch, nothing: bool) {
         let store = |patch: Patch| {
-            let at = bases + 2 * u32::from(patch.position());
+            let value = if nothing { 0 } else { patch.high() };
             // SAFETY: inside the warp's table.
-            unsafe { memory::store_u16(at, restore.unwrap_or(patch.base())) };
+            unsafe { memory::store_u8(table + u32::from(patch.position()), value.into()) };
         };
         if lane < self.count {
             store(first);
@@ -117,14 +116,15 @@ pub unsafe fn multiply<const N_TILES: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let first = patches.first(lane);
-        // The last tile's bases have been restored.
+        // Those of the last tile are out.
         thread::sync_warp();
-        patches.store(tile.bases, lane, first, None);
+        patches.store(tile.table, lane, first, false);
         thread::sync_warp();
-        half::<0, N_TILES>(tile, lane, acc);
-        half::<1, N_TILES>(tile, lane, acc);
+        let base = decode::base_pair(args.base as u8);
+        half::<0, N_TILES>(tile, base, lane, acc);
+        half::<1, N_TILES>(tile, base, lane, acc);
         thread::sync_warp();
-        patches.store(tile.bases, lane, first, Some((args.base as u16) << 7));
+        patches.store(tile.table, lane, first, true);
     }
 }
 
@@ -132,6 +132,7 @@ pub unsafe fn multiply<const N_TILES: usize>(
 #[inline(always)]
 unsafe fn half<const H: usize, const N_TILES: usize>(
     tile: &Tile,
+    base: u32,
     lane: u32,
     acc: &mut [[[f32; 4]; N_TILES]; BANDS],
 ) {
@@ -142,22 +143,21 @@ unsafe fn half<const H: usize, const N_TILES: usize>(
         });
         let mut band = |band: usize| {
             let dense = tile.dense + (band * BAND_BYTES) as u32;
-            let bases = |s: usize| {
-                memory::load_u32x4(tile.bases + (512 * (KSTEPS * band + s)) as u32 + 16 * lane)
-            };
             let words = core::array::from_fn(|w| {
-                memory::load_u32(dense + (BITMAPS_AT + w * BITMAP_BYTES) as u32 + 4 * lane)
+                memory::load_u32(dense + (CODES_AT + w * CODE_BYTES) as u32 + 4 * lane)
             });
-            let [b0, b1, b2, b3] = memory::load_u32x4(dense + (H * HALF_BYTES) as u32 + 16 * lane);
+            let half_at = (H * HALF_BYTES) as u32 + 16 * lane;
+            let [a, b, c, d] = memory::load_u32x4(dense + half_at);
+            let [p, q, r, s] = memory::load_u32x4(tile.table + (band * CODES_AT) as u32 + half_at);
             let (first, second) = if H == 0 {
                 (
-                    decode::kstep::<0>([b0, b1], words, bases(0)),
-                    decode::kstep::<1>([b2, b3], words, bases(1)),
+                    decode::kstep::<0>([a, b], words, [p, q], base),
+                    decode::kstep::<1>([c, d], words, [r, s], base),
                 )
             } else {
                 (
-                    decode::kstep::<2>([b0, b1], words, bases(2)),
-                    decode::kstep::<3>([b2, b3], words, bases(3)),
+                    decode::kstep::<2>([a, b], words, [p, q], base),
+                    decode::kstep::<3>([c, d], words, [r, s], base),
                 )
             };
             for (acc, x) in acc[band].iter_mut().zip(&x) {

@@ -3,8 +3,8 @@
 //! ```text
 //!  two warps that copy    teams of warps that multiply         two writers
 //!
-//!  tiles, offsets,  full  A fragments from bytes, words and   sums  add over warps, then over
-//!  patches; X      ----->  bases, B fragments from X, mma    -----> blocks, in a fixed order;
+//!  tiles, offsets,  full  A fragments from bytes, codes and   sums  add over warps, then over
+//!  patches; X      -----> patches, B fragments from X, mma   -----> blocks, in a fixed order;
 //!  into a stage     empty  into registers, unit after unit          epilogue; store Y
 //!                  <-----                                    <-----
 //! ```
@@ -19,8 +19,8 @@
 //! wait for the kernel before. Weights are read once and X by every block, so the L2 cache is told
 //! to let go of weights first.
 //!
-//! Budget (builder/budget.json, from the machine code): 236 instructions a tile and warp at N = 8,
-//! 3.7 for each of a lane's 64 weights, where 132 multiprocessors at 3 TB/s leave 13.6 issue slots.
+//! Budget (builder/budget.json, from the machine code): 188 instructions a tile and warp at N = 8,
+//! 2.9 for each of a lane's 64 weights, where 132 multiprocessors at 3 TB/s leave 13.6 issue slots.
 
 use super::{
     epilogue::Epilogue,
@@ -216,10 +216,10 @@ impl<
         self.shared + (Self::SHAPE.sums_at() + stage as usize * Self::SHAPE.sums_bytes()) as u32
     }
 
-    /// The warp's table of bases.
+    /// The warp's patch table.
     #[inline(always)]
-    fn bases(&self) -> u32 {
-        self.shared + Self::SHAPE.bases_at() as u32 + self.warp * Gemm::BASES_BYTES as u32
+    fn table(&self) -> u32 {
+        self.shared + Self::SHAPE.tables_at() as u32 + self.warp * Gemm::TABLE_BYTES as u32
     }
 
     #[inline(always)]
@@ -237,7 +237,7 @@ impl<
                 thread::sync_warp();
                 first = self.start_weights();
             } else if self.warp < Self::WARPS {
-                tile::fill_bases(self.args, self.bases(), self.lane);
+                tile::clear_table(self.table(), self.lane);
             }
             thread::sync_block();
             // Asked anew, or the compiler would make a barrier for each role.
@@ -530,7 +530,7 @@ impl<
                             dense: stage + dense_at,
                             x: stage + x_at,
                             x_stride: Self::SHAPE.x_stride() as u32,
-                            bases: self.bases(),
+                            table: self.table(),
                         };
                         tile::multiply(self.args, &place, &patches, &mut acc);
                     }

@@ -97,38 +97,38 @@ fn decode_tile(
         let (row, col) = patch_row_col(patch.position());
         let weight = &mut tile[row * stride + 2 * col..][..2];
         let bits = u16::from_le_bytes([weight[0], weight[1]]);
-        let code = (bits >> 7).wrapping_sub(base.into()) & (WINDOW - 1) as u16;
-        let bits = bits & 0x807F | patch.base() | code << 7;
-        weight.copy_from_slice(&bits.to_le_bytes());
+        weight.copy_from_slice(&bits.wrapping_add(patch.bits()).to_le_bytes());
     }
 }
 
 /// Restores a full band. Lane-wise, so that the compiler makes vectors of lanes.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn decode_band(base: u8, dense: &[u8; BAND_BYTES], rows: &mut [u8], stride: usize) {
-    let (bytes, bitmaps) = dense.split_at(BITMAPS_AT);
-    let mut byte_words = [[0u32; LANES]; LANE_PAIRS / 2];
-    for (half, byte_words) in bytes
+    let (bytes, codes) = dense.split_at(CODES_AT);
+    let mut low = [[0u32; LANES]; LANE_QUADS];
+    for (half, low) in bytes
         .chunks_exact(HALF_BYTES)
-        .zip(byte_words.chunks_exact_mut(4))
+        .zip(low.chunks_exact_mut(LANE_QUADS / 2))
     {
         for lane in 0..LANES {
-            for (w, byte_words) in byte_words.iter_mut().enumerate() {
-                byte_words[lane] = word(half, 16 * lane + 4 * w);
+            for (w, low) in low.iter_mut().enumerate() {
+                low[lane] = word(half, 16 * lane + 4 * w);
             }
         }
     }
-    let bases = lanes::base_pair(base);
+    let base = lanes::base_pair(base);
     let mut pairs = [[0u32; LANES]; LANE_PAIRS];
-    macro_rules! decode_pairs {
-        ($($p:literal)*) => {$(
+    macro_rules! decode_quads {
+        ($($q:literal)*) => {$(
             for lane in 0..LANES {
-                let words = std::array::from_fn(|w| word(bitmaps, w * BITMAP_BYTES + 4 * lane));
-                pairs[$p][lane] = lanes::pair::<$p>(byte_words[$p / 2][lane], words, bases);
+                let words = std::array::from_fn(|w| word(codes, w * CODE_BYTES + 4 * lane));
+                let [a, b] = lanes::quad::<$q>(low[$q][lane], words, 0, base);
+                pairs[2 * $q][lane] = a;
+                pairs[2 * $q + 1][lane] = b;
             }
         )*};
     }
-    decode_pairs!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    decode_quads!(0 1 2 3 4 5 6 7);
     // Four neighbouring lanes hold eight neighbouring weights.
     for group in 0..LANES / 4 {
         for row_half in 0..2 {

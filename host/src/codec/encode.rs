@@ -151,8 +151,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// A tile that sticks out of the matrix, filled up with weights that need no patch: code 0,
-    /// sign and mantissa 0.
+    /// A tile that sticks out of the matrix, filled up with weights that are stored as zeros.
     fn padded_tile(&self, rows: &[u8], col: usize) -> [u8; 2 * TILE_WEIGHTS] {
         let padding = (u16::from(self.header.base) << 7).to_le_bytes();
         let mut tile = [0; 2 * TILE_WEIGHTS];
@@ -204,71 +203,61 @@ fn encode_band(
         }
     }
 
-    let bases = u32::from(base) | u32::from(base) << 16;
-    let mut codes = [[0u32; LANES]; LANE_PAIRS];
-    let mut packed = [[0u32; LANES]; LANE_PAIRS];
+    let mut low = [[0u32; LANES]; LANE_QUADS];
+    let mut high = [[0u32; LANES]; LANE_QUADS];
     let mut outliers = [0u32; LANES];
-    for pair in 0..LANE_PAIRS {
-        for lane in 0..LANES {
-            let weights = pairs[pair][lane];
-            let sign_mantissa = weights & 0x007F_007F | weights >> 8 & 0x0080_0080;
-            packed[pair][lane] = (sign_mantissa | sign_mantissa >> 8) & 0xFFFF;
-
-            let exponents = weights >> 7 & 0x00FF_00FF;
-            // Bit 8 of each half guards its subtraction.
-            let relative = (exponents | 0x0100_0100) - bases;
-            codes[pair][lane] = relative & 0x0007_0007;
-            outliers[lane] |= u32::from(relative & 0x01F8_01F8 != 0x0100_0100) << pair;
+    for (pair, pairs) in pairs.iter_mut().enumerate() {
+        let (quad, shift) = (pair / 2, 16 * (pair as u32 % 2));
+        for (lane, weights) in pairs.iter_mut().enumerate() {
+            let [first, second] =
+                [*weights as u16, (*weights >> 16) as u16].map(|w| u32::from(relative(w, base)));
+            *weights = first | second << 16;
+            low[quad][lane] |= (first & 0xFF | (second & 0xFF) << 8) << shift;
+            high[quad][lane] |= (first >> 8 | (second >> 8) << 8) << shift;
+            let patched = *weights & (u32::from(OUTLIER) | u32::from(OUTLIER) << 16) != 0;
+            outliers[lane] |= u32::from(patched) << pair;
         }
     }
     for (lane, &outliers) in outliers.iter().enumerate() {
         if outliers != 0 {
-            patch_lane(base, band, lane, &pairs, outliers, &mut codes, patches);
+            patch_lane(band, lane, &pairs, outliers, patches);
         }
     }
-    let (bytes, bitmaps) = dense.split_at_mut(BITMAPS_AT);
-    for (half, packed) in bytes
+    let (bytes, codes) = dense.split_at_mut(CODES_AT);
+    for (half, low) in bytes
         .chunks_exact_mut(HALF_BYTES)
-        .zip(packed.chunks_exact(LANE_PAIRS / 2))
+        .zip(low.chunks_exact(LANE_QUADS / 2))
     {
         for lane in 0..LANES {
-            for (w, pairs) in packed.chunks_exact(2).enumerate() {
-                let word = pairs[0][lane] | pairs[1][lane] << 16;
-                half[16 * lane + 4 * w..][..4].copy_from_slice(&word.to_le_bytes());
+            for (w, quads) in low.iter().enumerate() {
+                half[16 * lane + 4 * w..][..4].copy_from_slice(&quads[lane].to_le_bytes());
             }
         }
     }
     for lane in 0..LANES {
-        let codes = std::array::from_fn(|pair| codes[pair][lane]);
-        for (w, word) in decode::bitmap_words(&codes).iter().enumerate() {
-            bitmaps[w * BITMAP_BYTES + lane * 4..][..4].copy_from_slice(&word.to_le_bytes());
+        let high = std::array::from_fn(|quad| high[quad][lane]);
+        for (w, word) in decode::code_words(&high).iter().enumerate() {
+            codes[w * CODE_BYTES + lane * 4..][..4].copy_from_slice(&word.to_le_bytes());
         }
     }
 }
 
-/// Gives each outlier of a lane the low bits of its exponent as its code, and a patch.
-/// `outliers` has a bit for each pair with at least one.
+/// Adds the patches of a lane's [`relative`] weights. `outliers` has a bit for each pair with at least one.
 fn patch_lane(
-    base: u8,
     band: usize,
     lane: usize,
     pairs: &[[u32; LANES]; LANE_PAIRS],
     mut outliers: u32,
-    codes: &mut [[u32; LANES]; LANE_PAIRS],
     patches: &mut Vec<u16>,
 ) {
     while outliers != 0 {
         let pair = outliers.trailing_zeros() as usize;
         outliers &= outliers - 1;
         for second in [false, true] {
-            let shift = if second { 16 } else { 0 };
-            let exponent = (pairs[pair][lane] >> shift >> 7) as u8;
-            if u32::from(exponent).wrapping_sub(base.into()) >= WINDOW {
+            let relative = (pairs[pair][lane] >> if second { 16 } else { 0 }) as u16;
+            if relative & OUTLIER != 0 {
                 let position = patch_position(band, lane, pair, second);
-                patches.push(Patch::new(position, exponent).0);
-                let code = u32::from(exponent) & (WINDOW - 1);
-                let codes = &mut codes[pair][lane];
-                *codes = *codes & !((WINDOW - 1) << shift) | code << shift;
+                patches.push(Patch::new(position, relative).0);
             }
         }
     }

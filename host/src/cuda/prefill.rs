@@ -46,10 +46,9 @@ pub fn prefill_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Prefi
 
 /// Roughly the nanoseconds that weights of `m` x `k` and `n` tokens take in tiles of a shape: the units
 /// of the cluster that has most, which cost their tokens' multiplication, but also the weights'
-/// decoding, and what those that share a tile hand over. With the kernels of an earlier commit (599db7d116), and
-/// their times, of 66 choices between four shapes that were measured (six layers with 96 to 1,024 tokens) all but
-/// one were the fastest, and that was 2 % slower; of 56 between those for 64 tokens and more (four layers, 96 to 896
-/// tokens) all but two, and those were 1 and 2 % slower. It was not compared so with the kernels since.
+/// decoding, and what those that share a tile hand over. Of 25 choices between all shapes and splits that were
+/// measured (an H200, five layers with 96 to 512 tokens) all but two were the fastest, and those were 1 and 2 %
+/// slower.
 pub fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, multiprocessors: usize) -> usize {
     /// For each token of a tile and each cluster that hands over.
     const HANDED_OVER: usize = 13;

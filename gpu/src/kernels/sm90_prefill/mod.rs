@@ -3,13 +3,13 @@
 //! ```text
 //!  two warps that copy                      two warpgroups that multiply
 //!
-//!  tiles; X, by tensor copies; sums   full  A fragments from bytes, words and bases;  output tile:
+//!  tiles; X, by tensor copies; sums   full  A fragments from bytes, codes, patches;   output tile:
 //!  of other clusters, into a stage ------->  wgmma: A in registers, X by descriptor -> add others'
 //!                                     empty                                           sums, epilogue,
 //!  two warps that write tables        full                                            transpose,
 //!                                   ------->                                          store Y; or
-//!  patches, read ahead: the base of   empty                                           leave sums to
-//!  each weight into a table         <-------                                          another cluster
+//!  patches, read ahead: what they     empty                                           leave sums to
+//!  add to weights into a table      <-------                                          another cluster
 //! ```
 //!
 //! An output tile is 128 features by `2 * SUMS` tokens. A warp decodes one band of one strip: 16
@@ -26,19 +26,19 @@
 //!
 //! Every lane arrives at barriers for what it has read or written itself. Between the barrier that
 //! frees a table and the one that fills it there are stores only: all else is done before. A warp that
-//! multiplies has a unit's bases in registers, and frees their table, halfway through the unit.
+//! multiplies has a unit's patches in registers, and frees their table, halfway through the unit.
 //!
 //! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
-//! issues some 140 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
+//! issues some 110 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
 //! from the L2 cache for each block of a cluster of two.
 
-mod bases;
 mod multiply;
 mod output;
 mod patches;
 mod ring;
 mod shares;
 mod stages;
+mod tables;
 
 use core::{mem::offset_of, ops::Range};
 
@@ -169,7 +169,7 @@ where
         self.full(stage) + 8
     }
 
-    /// Bases of a unit's weights.
+    /// What patches add to a unit's weights.
     #[inline(always)]
     pub(super) fn table(&self, table: u32) -> u32 {
         self.shared + (Self::SHAPE.tables_at() + table as usize * Prefill::TABLE_BYTES) as u32
@@ -250,7 +250,7 @@ where
             } else {
                 thread::shrink_registers::<{ REGISTERS.1 }>();
                 match self.warp - Self::WARPS {
-                    helper if helper % 2 == 1 => self.write_bases(helper / 2),
+                    helper if helper % 2 == 1 => self.write_table(helper / 2),
                     0 => self.copy_dense(),
                     _ => self.copy_activations(),
                 }

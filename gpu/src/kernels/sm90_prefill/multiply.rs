@@ -1,4 +1,4 @@
-//! The warps that multiply: bytes, bitmap words and bases to A fragments, and those into `wgmma`.
+//! The warps that multiply: low bytes, code words and patches to A fragments, and those into `wgmma`.
 
 use super::{Accumulator, Block, Ring, shares::Turn};
 use crate::{
@@ -11,21 +11,18 @@ use crate::{
 /// k-steps that the tensor cores work on, or have before them, while a warp decodes the next.
 const IN_FLIGHT: u32 = 2;
 
-/// Bytes of a band's bases of one k-step.
-const KSTEP_BASES: u32 = 16 * LANES as u32;
-
-/// What a lane needs to make the A fragments of a unit's first two k-steps, and the bitmap words of all.
+/// What a lane needs to make the A fragments of a unit's first two k-steps, and the code words of all.
 #[derive(Clone, Copy)]
 struct FirstHalf {
-    bytes: [u32; 4],
+    low: [u32; 4],
     words: [u32; LANE_WORDS],
-    bases: [[u32; 4]; 2],
+    patches: [u32; 4],
 }
 
 /// What it needs for the other two.
 struct SecondHalf {
-    bytes: [u32; 4],
-    bases: [[u32; 4]; 2],
+    low: [u32; 4],
+    patches: [u32; 4],
 }
 
 /// The table that a unit takes, by how many come before it.
@@ -43,9 +40,9 @@ fn table_parity(turn: u32) -> u32 {
 impl FirstHalf {
     /// Nothing yet.
     const NONE: Self = Self {
-        bytes: [0; 4],
+        low: [0; 4],
         words: [0; LANE_WORDS],
-        bases: [[0; 4]; 2],
+        patches: [0; 4],
     };
 }
 
@@ -66,6 +63,7 @@ where
             if units == 0 {
                 break;
             }
+            let base = decode::base_pair(thread::opaque(self.args.base) as u8);
             let mut acc = <[f32; SUMS]>::undefined();
             let mut first = true;
             // The next unit's first half, if it has come.
@@ -89,14 +87,14 @@ where
                         }
                         self.load_second(stage, table)
                     };
-                    let FirstHalf { bytes: [a, b, c, d], words, bases: [bases0, bases1] } = half;
-                    let SecondHalf { bytes: [e, f, g, h], bases: [bases2, bases3] } = second;
+                    let FirstHalf { low: [a, b, c, d], words, patches: [i, j, k, l] } = half;
+                    let SecondHalf { low: [e, f, g, h], patches: [m, n, o, p] } = second;
                     let x = wgmma::swizzled_rows(self.stage(stage));
                     macro_rules! kstep {
-                        ($s:literal, $bytes:expr, $bases:expr) => {
+                        ($s:literal, $low:expr, $patches:expr) => {
                             // Until then the registers of the fragment are the last unit's.
                             wgmma::wait::<IN_FLIGHT>();
-                            let fragment = decode::kstep::<$s>($bytes, words, $bases);
+                            let fragment = decode::kstep::<$s>($low, words, $patches, base);
                             if $s == IN_FLIGHT {
                                 // By now all that was loaded from it has been used.
                                 self.release(stage_before, S > 0 || !first);
@@ -108,17 +106,17 @@ where
                     }
                     // SAFETY: `run`'s; stage and table are full, and stay so until they are released.
                     unsafe {
-                        kstep!(0, [a, b], bases0);
-                        kstep!(1, [c, d], bases1);
+                        kstep!(0, [a, b], [i, j]);
+                        kstep!(1, [c, d], [k, l]);
                         barrier::arrive(self.table_empty(table));
-                        kstep!(2, [e, f], bases2);
+                        kstep!(2, [e, f], [m, n]);
                         // Asked ahead, for an answer takes some time.
                         let more = units > 1;
                         ready = more & self.is_ready(next_stage, &ring, turn + 1);
                         if Self::AHEAD {
                             self.load_first(&mut half, next_stage, table_of(turn + 1), ready);
                         }
-                        kstep!(3, [g, h], bases3);
+                        kstep!(3, [g, h], [o, p]);
                     }
                     turn += 1;
                     ring.advance_from(stage);
@@ -164,9 +162,9 @@ where
         }
     }
 
-    /// Where this lane's bases start in a table, 16 bytes a k-step.
+    /// What patches add to this lane's weights of a unit's first half, in a table.
     #[inline(always)]
-    fn bases(&self, table: u32) -> u32 {
+    fn patches(&self, table: u32) -> u32 {
         const BAND: u32 = (Prefill::STRIP_TABLE_BYTES / BANDS) as u32;
         self.table(table) + self.warp * BAND + 16 * self.lane
     }
@@ -175,7 +173,7 @@ where
     /// tokens there are not enough registers.
     const AHEAD: bool = SUMS <= 96;
 
-    /// The lane's bytes of a unit's first half in a stage.
+    /// The lane's low bytes of a unit's first half in a stage.
     #[inline(always)]
     fn dense(&self, stage: u32) -> u32 {
         let dense_at = Self::SHAPE.dense_at() as u32 + self.warp * BAND_BYTES as u32;
@@ -185,36 +183,31 @@ where
     /// Loads, if `really`, what the first two k-steps of a unit need from a full stage and table.
     #[inline(always)]
     unsafe fn load_first(&self, half: &mut FirstHalf, stage: u32, table: u32, really: bool) {
-        let (dense, bases) = (self.dense(stage), self.bases(table));
+        let (dense, patches) = (self.dense(stage), self.patches(table));
         // SAFETY: `run`'s.
         unsafe {
             unroll!(W < LANE_WORDS => {
                 // Four bytes a lane, where the others are 16.
-                let word = dense - (16 - 4) * self.lane + (BITMAPS_AT + W * BITMAP_BYTES) as u32;
+                let word = dense - (16 - 4) * self.lane + (CODES_AT + W * CODE_BYTES) as u32;
                 memory::load_u32_if(&mut half.words[W], word, really);
             });
-            memory::load_u32x4_if(&mut half.bytes, dense, really);
-            memory::load_u32x4_if(&mut half.bases[0], bases, really);
-            memory::load_u32x4_if(&mut half.bases[1], bases + KSTEP_BASES, really);
+            memory::load_u32x4_if(&mut half.low, dense, really);
+            memory::load_u32x4_if(&mut half.patches, patches, really);
         }
     }
 
-    /// Loads what the other two need. What is used first comes last, so that nothing is on its way when the
-    /// stage before is released.
+    /// Loads what the other two need. The third k-step uses all of it, so that nothing is on its way when it
+    /// releases the stage before.
     #[inline(always)]
     unsafe fn load_second(&self, stage: u32, table: u32) -> SecondHalf {
-        let mut half = SecondHalf {
-            bytes: [0; 4],
-            bases: [[0; 4]; 2],
-        };
-        let (dense, bases) = (self.dense(stage), self.bases(table));
+        let (dense, patches) = (self.dense(stage), self.patches(table));
         // SAFETY: `run`'s.
         unsafe {
-            memory::load_u32x4_if(&mut half.bases[1], bases + 3 * KSTEP_BASES, true);
-            memory::load_u32x4_if(&mut half.bytes, dense + HALF_BYTES as u32, true);
-            memory::load_u32x4_if(&mut half.bases[0], bases + 2 * KSTEP_BASES, true);
+            SecondHalf {
+                low: memory::load_u32x4_in_order(dense + HALF_BYTES as u32),
+                patches: memory::load_u32x4_in_order(patches + HALF_BYTES as u32),
+            }
         }
-        half
     }
 
     /// Who arrives when a stage is full: the two lanes that start copies.

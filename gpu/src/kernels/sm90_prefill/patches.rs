@@ -1,4 +1,4 @@
-//! The patches of a unit on their way from global memory into a table of bases.
+//! The patches of a unit on their way from global memory into a table.
 //!
 //! Some lanes of a warp take the patches of each strip's tile, a pair at a time.
 
@@ -30,10 +30,10 @@ pub struct Patches {
 /// A pair of patches that can be stored as they are.
 #[derive(Clone, Copy)]
 struct Pair {
-    /// Where the bases go; 0 if they are none of the strip's.
+    /// Where they go; 0 if they are none of the strip's.
     at: [u32; 2],
-    /// The bases, as patches lie in their pair.
-    bases: u32,
+    /// What they add to high bytes, in the lowest byte of each half.
+    high: u32,
 }
 
 /// Patches that can be stored as they are: a lane's, for one table.
@@ -102,11 +102,10 @@ impl Patches {
             }
             at[H] = thread::opaque(at[H]);
         });
-        let (a, b) = (patch(pair, 0).base(), patch(pair, 1).base());
-        Pair {
-            at,
-            bases: thread::opaque(u32::from(a) | u32::from(b) << 16),
-        }
+        // Opaque, too.
+        let (a, b) = (patch(pair, 0).high(), patch(pair, 1).high());
+        let high = thread::opaque(u32::from(a) | u32::from(b) << 16);
+        Pair { at, high }
     }
 
     /// Works out where in the strip's `table` they go.
@@ -129,17 +128,17 @@ impl Pair {
     /// None.
     const NONE: Self = Self {
         at: [0; 2],
-        bases: 0,
+        high: 0,
     };
 
-    /// Stores `bases`, its own or the matrix's, where its own go.
+    /// Puts them in their places, or nothing there.
     #[inline(always)]
-    unsafe fn store(&self, bases: u32) {
+    unsafe fn store(&self, high: u32) {
         let [a, b] = self.at;
         // SAFETY: inside the table.
         unsafe {
-            memory::store_u16_if(a, bases as u16, a > 0);
-            memory::store_u16_if(b, (bases >> 16) as u16, b > 0);
+            memory::store_u8_if(a, high, a > 0);
+            memory::store_u8_if(b, high >> 16, b > 0);
         }
     }
 }
@@ -154,14 +153,14 @@ impl Ready {
         is_long: false,
     };
 
-    /// Stores the patched bases.
+    /// Puts them in the table.
     #[inline(always)]
     pub unsafe fn store(&self, table: u32, all: *const u16) {
         // SAFETY: inside the table; pairs are in the section, which ends at a multiple of four bytes.
         unsafe {
-            self.pairs[0].store(self.pairs[0].bases);
+            self.pairs[0].store(self.pairs[0].high);
             if self.is_second {
-                self.pairs[1].store(self.pairs[1].bases);
+                self.pairs[1].store(self.pairs[1].high);
                 if self.is_long {
                     self.store_more(table, all);
                 }
@@ -179,27 +178,27 @@ impl Ready {
                 let pair = all.add(index as usize).cast();
                 let pair = memory::load_global_u32_if(pair, index < self.to);
                 unroll!(H < 2 => {
-                    let base = patch(pair, H).base();
+                    let high = patch(pair, H).high();
                     let own = index + (H as u32) < self.to;
-                    memory::store_u16_if(place(table, pair, H), base, own);
+                    memory::store_u8_if(place(table, pair, H), high.into(), own);
                 });
                 index += STEP;
             }
         }
     }
 
-    /// Puts the matrix's `base` back, in the strips' `table`.
+    /// Takes them out of the strips' `table`.
     #[inline(always)]
-    pub unsafe fn restore(&self, table: u32, base: u32, lane: u32) {
+    pub unsafe fn clear(&self, table: u32, lane: u32) {
         const BYTES: u32 = (STRIPS * Prefill::STRIP_TABLE_BYTES) as u32;
         // SAFETY: inside the table.
         unsafe {
-            self.pairs[0].store(base);
+            self.pairs[0].store(0);
             if self.is_second {
-                self.pairs[1].store(base);
+                self.pairs[1].store(0);
                 if self.is_long {
                     for i in 0..BYTES / 512 {
-                        memory::store_u32x4(table + 512 * i + 16 * lane, [base; 4]);
+                        memory::store_u32x4(table + 512 * i + 16 * lane, [0; 4]);
                     }
                 }
             }
@@ -207,10 +206,10 @@ impl Ready {
     }
 }
 
-/// Where the base of a pair's first or second patch goes.
+/// Where a pair's first or second patch goes.
 #[inline(always)]
 fn place(table: u32, pair: u32, second: usize) -> u32 {
-    table + 2 * u32::from(patch(pair, second).position())
+    table + u32::from(patch(pair, second).position())
 }
 
 /// A pair's first or second patch.

@@ -1,4 +1,4 @@
-//! The warps that write tables of bases, ahead of those that multiply.
+//! The warps that write patch tables, ahead of those that multiply.
 
 use super::{
     Accumulator, Block,
@@ -6,7 +6,6 @@ use super::{
 };
 use crate::{
     arch::{barrier, copy, memory, thread},
-    decode,
     launch::Prefill,
     layout::*,
     schedule::Cursor,
@@ -19,28 +18,27 @@ impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUM
 where
     [f32; SUMS]: Accumulator,
 {
-    /// Fills the tables with the matrix's base.
+    /// Makes the tables ones without patches.
     #[inline(always)]
     pub(super) unsafe fn clear_tables(&self) {
         const BYTES: u32 = (Prefill::TABLES * Prefill::TABLE_BYTES) as u32;
-        let base = decode::base_pair(self.args.base as u8);
         let mut at = 16 * (self.warp * LANES as u32 + self.lane);
         while at < BYTES {
             // SAFETY: inside the tables.
-            unsafe { memory::store_u32x4(self.table(0) + at, [base; 4]) };
+            unsafe { memory::store_u32x4(self.table(0) + at, [0; 4]) };
             at += 16 * Prefill::THREADS as u32;
         }
     }
 
-    /// Keeps one table ahead of the warps that multiply: of every so-many-th unit, puts the base of
-    /// each patched weight in its place, and the matrix's base back when the unit is done with.
+    /// Keeps one table ahead of the warps that multiply: of every so-many-th unit, puts what each patch adds
+    /// in its place, and takes it out again when the unit is done with.
     ///
     /// Nothing waits for memory: a lane asks for the patch range of one strip of one of the warp's
     /// next units, eight of them ahead, and all of them for patches one unit ahead. A warp waits for all
     /// loads that it has asked for at once, whichever it needs; so what has come is used before more is
     /// asked for, and ranges change in a place of their own, or each unit would copy them and wait.
     #[inline(always)]
-    pub(super) unsafe fn write_bases(&self, patcher: u32) {
+    pub(super) unsafe fn write_table(&self, patcher: u32) {
         const STRIPS: u32 = Prefill::STRIPS as u32;
         const PATCHERS: u32 = Prefill::PATCHERS as u32;
         const { assert!(Prefill::TABLES == Prefill::PATCHERS) };
@@ -49,7 +47,6 @@ where
         const HELD: u32 = LANES as u32 / STRIPS;
 
         let (all, lane) = (self.args.patches, self.lane);
-        let base = decode::base_pair(self.args.base as u8);
         let table = self.table(patcher);
         let strip_table = table + patches::strip_of(lane) * Prefill::STRIP_TABLE_BYTES as u32;
         let mut left = (self.schedule().units() + PATCHERS - 1 - patcher) / PATCHERS;
@@ -90,7 +87,7 @@ where
                 unsafe {
                     barrier::wait(self.table_empty(patcher), parity);
                     unroll!(P < PASSES => {
-                        stored[P].restore(table + P as u32 * PASS_BYTES, base, lane);
+                        stored[P].clear(table + P as u32 * PASS_BYTES, lane);
                     });
                     // One lane's patch may be where another's was.
                     thread::sync_warp();
