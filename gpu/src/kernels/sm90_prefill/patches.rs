@@ -1,6 +1,6 @@
 //! The patches of a unit on their way from global memory into a table.
 //!
-//! Some lanes of a warp take the patches of each strip's tile, a pair at a time.
+//! Eight lanes of a warp take the patches of each strip's tile, a pair at a time.
 
 use crate::{
     arch::{memory, thread},
@@ -8,12 +8,11 @@ use crate::{
     layout::*,
 };
 
-/// Strips whose patches a warp takes at a time.
-pub const STRIPS: usize = 2;
 /// Lanes that take a strip's patches.
-const STRIP_LANES: usize = LANES / STRIPS;
-/// Pairs of patches that a lane holds. Most strips have no more than one for each lane.
-const PAIRS: usize = 2;
+const STRIP_LANES: usize = LANES / Prefill::STRIPS;
+/// Pairs of patches that a lane holds, and those that most strips have no more of for each lane.
+const PAIRS: usize = 3;
+const USUAL: usize = 2;
 /// Patches from one pair of a lane to the next, and all that a strip's lanes hold.
 const STEP: u32 = 2 * STRIP_LANES as u32;
 const HELD: u32 = STEP * PAIRS as u32;
@@ -43,9 +42,8 @@ pub struct Ready {
     /// Patches of the strip that no lane has: from here on, every so-many-th pair.
     more: u32,
     to: u32,
-    /// Whether any strip has more than a pair for each lane, and more than lanes hold, which is seldom. The
-    /// same in all lanes.
-    is_second: bool,
+    /// Whether any strip has more than is usual, and more than lanes hold. The same in all lanes.
+    is_many: bool,
     is_long: bool,
 }
 
@@ -56,13 +54,6 @@ pub fn strip_of(lane: u32) -> u32 {
 }
 
 impl Patches {
-    /// None at all.
-    pub const NONE: Self = Self {
-        from: 0,
-        to: 0,
-        pairs: [0; PAIRS],
-    };
-
     /// Index of the lane's first.
     #[inline(always)]
     fn first(&self, lane: u32) -> u32 {
@@ -112,10 +103,10 @@ impl Patches {
     #[inline(always)]
     pub fn ready(&self, lane: u32, table: u32) -> Ready {
         let mut ready = Ready::NONE;
-        ready.pairs[0] = self.pair::<0>(lane, table);
-        ready.is_second = thread::any((self.from & !1) + STEP < self.to);
-        if ready.is_second {
-            ready.pairs[1] = self.pair::<1>(lane, table);
+        unroll!(P < USUAL => { ready.pairs[P] = self.pair::<P>(lane, table); });
+        ready.is_many = thread::any((self.from & !1) + STEP * (USUAL as u32) < self.to);
+        if ready.is_many {
+            ready.pairs[USUAL] = self.pair::<USUAL>(lane, table);
             ready.more = self.first(lane) + HELD;
             ready.to = self.to;
             ready.is_long = thread::any((self.from & !1) + HELD < self.to);
@@ -149,7 +140,7 @@ impl Ready {
         pairs: [Pair::NONE; PAIRS],
         more: 0,
         to: 0,
-        is_second: false,
+        is_many: false,
         is_long: false,
     };
 
@@ -158,9 +149,9 @@ impl Ready {
     pub unsafe fn store(&self, table: u32, all: *const u16) {
         // SAFETY: inside the table; pairs are in the section, which ends at a multiple of four bytes.
         unsafe {
-            self.pairs[0].store(self.pairs[0].high);
-            if self.is_second {
-                self.pairs[1].store(self.pairs[1].high);
+            unroll!(P < USUAL => { self.pairs[P].store(self.pairs[P].high); });
+            if self.is_many {
+                self.pairs[USUAL].store(self.pairs[USUAL].high);
                 if self.is_long {
                     self.store_more(table, all);
                 }
@@ -187,17 +178,16 @@ impl Ready {
         }
     }
 
-    /// Takes them out of the strips' `table`.
+    /// Takes them out of the unit's `table`.
     #[inline(always)]
     pub unsafe fn clear(&self, table: u32, lane: u32) {
-        const BYTES: u32 = (STRIPS * Prefill::STRIP_TABLE_BYTES) as u32;
         // SAFETY: inside the table.
         unsafe {
-            self.pairs[0].store(0);
-            if self.is_second {
-                self.pairs[1].store(0);
+            unroll!(P < USUAL => { self.pairs[P].store(0); });
+            if self.is_many {
+                self.pairs[USUAL].store(0);
                 if self.is_long {
-                    for i in 0..BYTES / 512 {
+                    for i in 0..Prefill::TABLE_BYTES as u32 / 512 {
                         memory::store_u32x4(table + 512 * i + 16 * lane, [0; 4]);
                     }
                 }

@@ -11,9 +11,6 @@ use crate::{
     schedule::Cursor,
 };
 
-/// Times that a warp takes some strips' patches, for a unit.
-const PASSES: usize = Prefill::STRIPS / patches::STRIPS;
-
 impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
 where
     [f32; SUMS]: Accumulator,
@@ -42,7 +39,6 @@ where
         const STRIPS: u32 = Prefill::STRIPS as u32;
         const PATCHERS: u32 = Prefill::PATCHERS as u32;
         const { assert!(Prefill::TABLES == Prefill::PATCHERS) };
-        const PASS_BYTES: u32 = (patches::STRIPS * Prefill::STRIP_TABLE_BYTES) as u32;
         /// Units whose ranges the warp's lanes hold.
         const HELD: u32 = LANES as u32 / STRIPS;
 
@@ -57,17 +53,13 @@ where
         ahead.skip(PATCHERS * HELD);
         let mut next_ranges = self.patch_range(&ahead, lane % STRIPS);
         let ask = |ranges: [u32; 2], unit: u32| {
-            let mut patches = [Patches::NONE; PASSES];
-            unroll!(P < PASSES => {
-                let from = unit * STRIPS + (P * patches::STRIPS) as u32 + patches::strip_of(lane);
-                let range = ranges.map(|end| thread::shuffle(end, from));
-                // SAFETY: `run`'s.
-                patches[P] = unsafe { Patches::load(all, range, lane) };
-            });
-            patches
+            let from = unit * STRIPS + patches::strip_of(lane);
+            let range = ranges.map(|end| thread::shuffle(end, from));
+            // SAFETY: `run`'s.
+            unsafe { Patches::load(all, range, lane) }
         };
         let mut coming = ask(ranges, 0);
-        let mut stored = [Ready::NONE; PASSES];
+        let mut stored = Ready::NONE;
         let mut parity = 1;
         // One unit; the one after it is the `$next`-th of those whose ranges lanes hold, after `$change`.
         macro_rules! unit {
@@ -76,24 +68,17 @@ where
                     break;
                 }
                 left -= 1;
-                let mut ready = [Ready::NONE; PASSES];
-                unroll!(P < PASSES => {
-                    ready[P] = coming[P].ready(lane, strip_table + P as u32 * PASS_BYTES);
-                });
+                let ready = coming.ready(lane, strip_table);
                 $change
                 coming = ask(ranges, $next);
                 // Between these two barriers there are stores only: the warps that multiply wait.
                 // SAFETY: `run`'s.
                 unsafe {
                     barrier::wait(self.table_empty(patcher), parity);
-                    unroll!(P < PASSES => {
-                        stored[P].clear(table + P as u32 * PASS_BYTES, lane);
-                    });
+                    stored.clear(table, lane);
                     // One lane's patch may be where another's was.
                     thread::sync_warp();
-                    unroll!(P < PASSES => {
-                        ready[P].store(strip_table + P as u32 * PASS_BYTES, all);
-                    });
+                    ready.store(strip_table, all);
                     barrier::arrive(self.table_full(patcher));
                 }
                 stored = ready;
