@@ -5,7 +5,7 @@ mod reference;
 use half::bf16;
 use proptest::prelude::*;
 use zipserv::{CompressedMatrix, Error, Matrix, decode, decode_into, encode};
-use zipserv_gpu::decode as lanes;
+use zipserv_gpu::{decode as lanes, layout};
 
 /// Compresses, then restores by every route there is.
 fn round_trip(rows: usize, cols: usize, bits: &[u16]) -> CompressedMatrix<'static> {
@@ -108,32 +108,36 @@ proptest! {
     fn lanes_decode_as_the_reference(
         low: [u8; 32],
         words: [u32; 3],
-        patches in prop::array::uniform32(0u8..=31),
-        base in 0u8..=248,
+        rest in prop::array::uniform32(0u8..=31),
     ) {
         let word = |bytes: &[u8; 32], i: usize| {
             u32::from_le_bytes(bytes[4 * i..][..4].try_into().unwrap())
         };
-        let high = patches.map(|patch| patch << 2);
-        let step = |bytes: &[u8; 32], step: usize| {
-            [word(bytes, 2 * step), word(bytes, 2 * step + 1)]
-        };
-        let base_pair = lanes::base_pair(base);
+        let high = rest.map(|rest| rest << 2);
+        let step = |bytes: &[u8; 32], step: usize| [word(bytes, 2 * step), word(bytes, 2 * step + 1)];
         let decoded = [
-            lanes::kstep::<0>(step(&low, 0), words, step(&high, 0), base_pair),
-            lanes::kstep::<1>(step(&low, 1), words, step(&high, 1), base_pair),
-            lanes::kstep::<2>(step(&low, 2), words, step(&high, 2), base_pair),
-            lanes::kstep::<3>(step(&low, 3), words, step(&high, 3), base_pair),
+            lanes::kstep::<0>(step(&low, 0), words, step(&high, 0)),
+            lanes::kstep::<1>(step(&low, 1), words, step(&high, 1)),
+            lanes::kstep::<2>(step(&low, 2), words, step(&high, 2)),
+            lanes::kstep::<3>(step(&low, 3), words, step(&high, 3)),
         ];
         for (pair, weights) in decoded.into_iter().flatten().enumerate() {
             for second in [0, 1] {
                 let (sign, exponent) = reference::code(words, pair, second);
-                let patch = u16::from(patches[2 * pair + second]);
+                let rest = u16::from(rest[2 * pair + second]);
                 let low = u16::from(low[2 * pair + second]);
-                let relative = sign << 15 | patch << 10 | exponent << 8 | low;
-                let expected = relative.wrapping_add(u16::from(base) << 7);
+                let expected = sign << 15 | rest << 10 | exponent << 8 | low;
                 prop_assert_eq!((weights >> (16 * second)) as u16, expected);
             }
+        }
+    }
+
+    #[test]
+    fn scales_are_undone(weight: u16, scale in 0u32..8) {
+        let scaled = layout::scaled(weight, scale);
+        if u32::from(weight >> 7 & 0xFF) + scale < 255 || weight & 0x7F80 == 0x7F80 {
+            prop_assert_eq!(layout::unscaled(scaled, scale), weight);
+            prop_assert_eq!(reference::unscale(scaled, scale), weight);
         }
     }
 

@@ -40,27 +40,6 @@ pub fn interleave<const HIGH: bool>(low: u32, high: u32) -> u32 {
     }
 }
 
-/// Adds the two halves, each modulo 2^16. Those of `addend` are less than 2^15.
-#[inline(always)]
-pub fn add_halves(value: u32, addend: u32) -> u32 {
-    #[cfg(zipserv_sm = "90a")]
-    {
-        let mut result: u32;
-        // SAFETY: arithmetic.
-        unsafe {
-            core::arch::asm!("add.u16x2 {}, {}, {};",
-                out(reg32) result, in(reg32) value, in(reg32) addend,
-                options(pure, nomem, nostack, preserves_flags));
-        }
-        result
-    }
-    #[cfg(not(zipserv_sm = "90a"))]
-    {
-        const TOP: u32 = 0x8000_8000;
-        ((value & !TOP) + addend) ^ (value & TOP)
-    }
-}
-
 /// The lowest byte of `first` twice, then that of `second` twice.
 #[inline(always)]
 pub fn double_low_bytes(first: u32, second: u32) -> u32 {

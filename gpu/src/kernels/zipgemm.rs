@@ -237,7 +237,7 @@ impl<
                 thread::sync_warp();
                 first = self.start_weights();
             } else if self.warp < Self::WARPS {
-                tile::clear_table(self.table(), self.lane);
+                tile::clear_table(self.args, self.table(), self.lane);
             }
             thread::sync_block();
             // Asked anew, or the compiler would make a barrier for each role.
@@ -579,6 +579,7 @@ impl<
         acc: &[[[f32; 4]; N_TILES]; BANDS],
     ) {
         let stride = Self::SHAPE.sums_stride() as u32;
+        let unscale = unscale(scale(self.args.base as u8));
         let row = strip * TILE_ROWS as u32 + self.lane / 4;
         let token = part * 8 + 2 * (self.lane % 4);
         unroll!(J < N_TILES => {
@@ -588,7 +589,7 @@ impl<
                 let at = self.sums(ring.stage) + 4 * (token * stride + row);
                 for (band, acc) in acc.iter().enumerate() {
                     let at = at + (4 * BAND_ROWS * band) as u32;
-                    let [a, b, c, d] = acc[J];
+                    let [a, b, c, d] = acc[J].map(|sum| sum * unscale);
                     memory::store_f32(at, a);
                     memory::store_f32(at + 4 * stride, b);
                     memory::store_f32(at + 32, c);

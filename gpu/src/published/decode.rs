@@ -17,6 +17,12 @@ use crate::{
 /// Lanes whose weights are in one half of a plane.
 pub const HALF_LANES: u32 = 16;
 
+/// A base in the exponent fields of both weights of a pair.
+#[inline(always)]
+pub const fn base_pair(base: u8) -> u32 {
+    (base as u32) << 7 | (base as u32) << 23
+}
+
 /// Which bits are a lane's.
 #[derive(Clone, Copy, Debug)]
 pub struct Lane {

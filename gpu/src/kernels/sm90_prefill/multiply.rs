@@ -63,7 +63,6 @@ where
             if units == 0 {
                 break;
             }
-            let base = decode::base_pair(thread::opaque(self.args.base) as u8);
             let mut acc = <[f32; SUMS]>::undefined();
             let mut first = true;
             // The next unit's first half, if it has come.
@@ -94,7 +93,7 @@ where
                         ($s:literal, $low:expr, $patches:expr) => {
                             // Until then the registers of the fragment are the last unit's.
                             wgmma::wait::<IN_FLIGHT>();
-                            let fragment = decode::kstep::<$s>($low, words, $patches, base);
+                            let fragment = decode::kstep::<$s>($low, words, $patches);
                             if $s == IN_FLIGHT {
                                 // By now all that was loaded from it has been used.
                                 self.release(stage_before, S > 0 || !first);
@@ -127,7 +126,7 @@ where
                 });
                 first = false;
             };
-            acc.finish();
+            acc.finish(unscale(scale(thread::opaque(self.args.base) as u8)));
             // SAFETY: `run`'s.
             unsafe {
                 copy::finish_reads();

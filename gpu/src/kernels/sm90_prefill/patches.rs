@@ -180,15 +180,15 @@ impl Ready {
 
     /// Takes them out of the unit's `table`.
     #[inline(always)]
-    pub unsafe fn clear(&self, table: u32, lane: u32) {
+    pub unsafe fn clear(&self, table: u32, rest: u32, lane: u32) {
         // SAFETY: inside the table.
         unsafe {
-            unroll!(P < USUAL => { self.pairs[P].store(0); });
+            unroll!(P < USUAL => { self.pairs[P].store(rest); });
             if self.is_many {
-                self.pairs[USUAL].store(0);
+                self.pairs[USUAL].store(rest);
                 if self.is_long {
                     for i in 0..Prefill::TABLE_BYTES as u32 / 512 {
-                        memory::store_u32x4(table + 512 * i + 16 * lane, [0; 4]);
+                        memory::store_u32x4(table + 512 * i + 16 * lane, [rest; 4]);
                     }
                 }
             }

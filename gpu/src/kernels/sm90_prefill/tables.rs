@@ -19,10 +19,11 @@ where
     #[inline(always)]
     pub(super) unsafe fn clear_tables(&self) {
         const BYTES: u32 = (Prefill::TABLES * Prefill::TABLE_BYTES) as u32;
+        let rest = [window_quad(self.args.base as u8); 4];
         let mut at = 16 * (self.warp * LANES as u32 + self.lane);
         while at < BYTES {
             // SAFETY: inside the tables.
-            unsafe { memory::store_u32x4(self.table(0) + at, [0; 4]) };
+            unsafe { memory::store_u32x4(self.table(0) + at, rest) };
             at += 16 * Prefill::THREADS as u32;
         }
     }
@@ -43,6 +44,7 @@ where
         const HELD: u32 = LANES as u32 / STRIPS;
 
         let (all, lane) = (self.args.patches, self.lane);
+        let rest = window_quad(self.args.base as u8);
         let table = self.table(patcher);
         let strip_table = table + patches::strip_of(lane) * Prefill::STRIP_TABLE_BYTES as u32;
         let mut left = (self.schedule().units() + PATCHERS - 1 - patcher) / PATCHERS;
@@ -75,7 +77,7 @@ where
                 // SAFETY: `run`'s.
                 unsafe {
                     barrier::wait(self.table_empty(patcher), parity);
-                    stored.clear(table, lane);
+                    stored.clear(table, rest, lane);
                     // One lane's patch may be where another's was.
                     thread::sync_warp();
                     ready.store(strip_table, all);
