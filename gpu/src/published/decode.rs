@@ -154,7 +154,7 @@ impl Found {
     }
 
     /// Both weights, the first in the low half. `first` and `second` are each a byte of sign and
-    /// mantissa, or the whole of an outlier; `bases` is [`crate::decode::base_pair`].
+    /// mantissa, or the whole of an outlier; `bases` is [`base_pair`].
     #[inline(always)]
     pub fn pair(&self, first: u32, second: u32, bases: u32) -> u32 {
         let bases = multiply_add::<{ 1 << 22 }>(self.second, bases);
@@ -173,7 +173,7 @@ impl Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{decode::base_pair, published::TILE_WEIGHTS};
+    use crate::published::TILE_WEIGHTS;
 
     /// Any numbers, the same each time.
     fn random(state: &mut u64) -> u64 {
