@@ -9,7 +9,7 @@
 //! Everything here is pure integer code and compiles for the host, where the CPU codec uses it.
 
 use crate::{
-    integer::interleave,
+    integer::{interleave, masked_or},
     layout::{LANE_QUADS, LANE_WORDS},
 };
 
@@ -34,12 +34,11 @@ pub fn high_bytes<const Q: usize>(words: [u32; LANE_WORDS], rest: u32) -> u32 {
         } else {
             word.rotate_right(3)
         };
-        return codes & CODES | rest;
+        return masked_or::<CODES>(codes, rest);
     }
     let last = Q - 2 * LANE_WORDS;
-    let exponents = words[last] >> 5 & EXPONENTS;
-    let signs = words[2] << (1 + last) & SIGNS;
-    exponents | rest | signs
+    let without_sign = masked_or::<EXPONENTS>(words[last] >> 5, rest);
+    masked_or::<SIGNS>(words[2] << (1 + last), without_sign)
 }
 
 /// Both pairs of quad `Q` of a lane: in each the first weight in the low half, as `mma` wants them.

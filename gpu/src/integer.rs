@@ -40,6 +40,26 @@ pub fn interleave<const HIGH: bool>(low: u32, high: u32) -> u32 {
     }
 }
 
+/// The bits of `MASK` of `value`, and all of `rest`.
+#[inline(always)]
+pub fn masked_or<const MASK: u32>(value: u32, rest: u32) -> u32 {
+    #[cfg(target_arch = "nvptx64")]
+    {
+        let mut result: u32;
+        // SAFETY: arithmetic.
+        unsafe {
+            core::arch::asm!("lop3.b32 {}, {}, {}, {}, 0xf8;",
+                out(reg32) result, in(reg32) rest, in(reg32) value, const MASK,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        result
+    }
+    #[cfg(not(target_arch = "nvptx64"))]
+    {
+        value & MASK | rest
+    }
+}
+
 /// The lowest byte of `first` twice, then that of `second` twice.
 #[inline(always)]
 pub fn double_low_bytes(first: u32, second: u32) -> u32 {
