@@ -88,6 +88,8 @@ struct Block<'a, const SUMS: usize, const STAGES: usize, const CLUSTER: usize> {
     /// Place of the block in its cluster, and of the cluster in the grid.
     rank: u32,
     cluster: u32,
+    /// Shared memory of the cluster's block that this lane tells of empty stages: the lane's number says which.
+    told: u32,
     /// Strips of the matrix.
     strips: u32,
     /// Clusters of the grid.
@@ -114,14 +116,22 @@ where
         // SAFETY: every thread has a place in the grid.
         let (block, blocks) = unsafe { (thread::block() as u32, thread::blocks() as u32) };
         let cluster = block / CLUSTER as u32;
+        let (shared, lane) = (memory::shared(), thread::fixed_lane());
+        let rank = if CLUSTER > 1 { cluster::rank() } else { 0 };
+        let told = if CLUSTER > 1 {
+            cluster::map(shared, lane % CLUSTER as u32)
+        } else {
+            shared
+        };
         Self {
             args,
             x: maps + offset_of!(PrefillArgs, x) as u64,
             tiles: maps + offset_of!(PrefillArgs, tiles) as u64,
-            shared: memory::shared(),
-            lane: thread::fixed_lane(),
+            shared,
+            lane,
             warp: thread::warp(),
-            rank: if CLUSTER > 1 { cluster::rank() } else { 0 },
+            rank,
+            told,
             cluster,
             strips: args.m.div_ceil(TILE_ROWS as u32),
             clusters: blocks / CLUSTER as u32,

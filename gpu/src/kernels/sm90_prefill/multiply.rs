@@ -223,7 +223,8 @@ where
             barrier::arrive_if(self.empty(stage), really);
             if CLUSTER > 1 {
                 let other = self.lane < CLUSTER as u32 && self.lane != self.rank;
-                cluster::arrive_if(self.empty(stage), self.lane, really && other);
+                let barrier = self.told + (self.empty(stage) - self.shared);
+                cluster::arrive_if(barrier, really && other);
             }
         }
     }
