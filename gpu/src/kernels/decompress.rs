@@ -3,12 +3,12 @@
 //! ```text
 //! global                 registers                shared           global
 //! dense tile  --LDG.128, LDG--> bytes, words --decode--> tile --LDS.128--> rows of 128 bytes
-//! patches     --LDG----> 16-bit additions in the tile --^
+//! patches     --LDG----> what they replace in the tile --^
 //! ```
 //!
 //! One warp a tile, no ring: the loads of a tile are all in flight at once, and 32 warps a
 //! multiprocessor keep 90 KB in flight. Budget (builder/budget.json, from the machine code): 4.8
-//! instructions a weight, without `add.u16x2` 5.7.
+//! instructions a weight.
 
 use crate::{
     arch::{memory, thread},

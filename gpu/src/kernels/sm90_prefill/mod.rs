@@ -8,8 +8,8 @@
 //!                                     empty                                           sums, epilogue,
 //!  two warps that write tables        full                                            transpose,
 //!                                   ------->                                          store Y; or
-//!  patches, read ahead: what they     empty                                           leave sums to
-//!  add to weights into a table      <-------                                          another cluster
+//!  patches, read ahead: their high    empty                                           leave sums to
+//!  bytes into a table               <-------                                          another cluster
 //! ```
 //!
 //! An output tile is 128 features by `2 * SUMS` tokens. A warp decodes one band of one strip: 16
@@ -29,7 +29,7 @@
 //! multiplies has a unit's patches in registers, and frees their table, halfway through the unit.
 //!
 //! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
-//! issues some 110 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
+//! issues some 85 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
 //! from the L2 cache for each block of a cluster of two.
 
 mod multiply;
@@ -179,7 +179,7 @@ where
         self.full(stage) + 8
     }
 
-    /// What patches add to a unit's weights.
+    /// What codes leave out of a unit's high bytes.
     #[inline(always)]
     pub(super) fn table(&self, table: u32) -> u32 {
         self.shared + (Self::SHAPE.tables_at() + table as usize * Prefill::TABLE_BYTES) as u32

@@ -161,7 +161,7 @@ where
         }
     }
 
-    /// What patches add to this lane's weights of a unit's first half, in a table.
+    /// What codes leave out of this lane's high bytes of a unit's first half, in a table.
     #[inline(always)]
     fn patches(&self, table: u32) -> u32 {
         const BAND: u32 = (Prefill::STRIP_TABLE_BYTES / BANDS) as u32;

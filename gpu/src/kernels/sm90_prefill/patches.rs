@@ -31,7 +31,7 @@ pub struct Patches {
 struct Pair {
     /// Where they go; 0 if they are none of the strip's.
     at: [u32; 2],
-    /// What they add to high bytes, in the lowest byte of each half.
+    /// Their high bytes, in the lowest byte of each half.
     high: u32,
 }
 
@@ -122,7 +122,7 @@ impl Pair {
         high: 0,
     };
 
-    /// Puts them in their places, or nothing there.
+    /// Puts `high`, their own or the window's, in their places.
     #[inline(always)]
     unsafe fn store(&self, high: u32) {
         let [a, b] = self.at;

@@ -28,8 +28,8 @@ where
         }
     }
 
-    /// Keeps one table ahead of the warps that multiply: of every so-many-th unit, puts what each patch adds
-    /// in its place, and takes it out again when the unit is done with.
+    /// Keeps one table ahead of the warps that multiply: of every so-many-th unit, puts each patch's high byte in
+    /// its place, and the window's again when the unit is done with.
     ///
     /// Nothing waits for memory: a lane asks for the patch range of one strip of one of the warp's
     /// next units, eight of them ahead, and all of them for patches one unit ahead. A warp waits for all
