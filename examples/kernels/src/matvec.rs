@@ -3,7 +3,7 @@
 
 use zipserv_gpu::{launch::Launch, layout::*};
 
-/// A warp for each band, and in shared memory what patches add to each weight of a tile.
+/// A warp for each band, and in shared memory what codes leave out of each weight of a tile.
 pub const LAUNCH: Launch = Launch {
     name: "matvec",
     threads: LANES * BANDS,
