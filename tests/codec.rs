@@ -133,15 +133,6 @@ proptest! {
     }
 
     #[test]
-    fn scales_are_undone(weight: u16, scale in 0u32..8) {
-        let scaled = layout::scaled(weight, scale);
-        if u32::from(weight >> 7 & 0xFF) + scale < 255 || weight & 0x7F80 == 0x7F80 {
-            prop_assert_eq!(layout::unscaled(scaled, scale), weight);
-            prop_assert_eq!(reference::unscale(scaled, scale), weight);
-        }
-    }
-
-    #[test]
     fn lane_words_hold_their_codes(words: [u32; 3]) {
         let high = std::array::from_fn(|quad| {
             let byte = |i: usize| {
@@ -151,6 +142,47 @@ proptest! {
             byte(0) | byte(1) | byte(2) | byte(3)
         });
         prop_assert_eq!(lanes::code_words(&high), words);
+    }
+}
+
+#[test]
+fn scales_are_undone() {
+    for scale in 0..8 {
+        let factor = f32::from(2u8).powi(scale as i32);
+        for weight in 0..=u16::MAX {
+            let special = weight & 0x7F80 == 0x7F80;
+            let product = bf16::from_bits(weight).to_f32() * factor;
+            if special || bf16::from_f32(product).is_finite() {
+                let scaled = layout::scaled(weight, scale);
+                let expected = if special {
+                    weight
+                } else {
+                    (product.to_bits() >> 16) as u16
+                };
+                assert_eq!(scaled, expected, "{weight:04x} by 2^{scale}");
+                assert_eq!(layout::unscaled(scaled, scale), weight);
+                assert_eq!(reference::unscale(scaled, scale), weight);
+            }
+        }
+    }
+}
+
+/// What a kernel does for a weight that has a patch: its place decodes as one in the window first.
+#[test]
+fn patches_give_their_weights() {
+    for base in (0..=248u8).filter(|&base| layout::is_base(base)) {
+        let scale = layout::scale(base);
+        let window = u16::from(layout::window_high(base)) << 8;
+        for weight in (0..=u16::MAX).step_by(3) {
+            let scaled = layout::scaled(weight, scale);
+            let code = scaled & !layout::LEFT_OUT;
+            let unpatched = (code | window) - ((scale as u16) << 7);
+            let patch = layout::Patch::new(1234, scaled);
+            assert_eq!(patch.position(), 1234);
+            if layout::unscaled(scaled, scale) == weight {
+                assert_eq!(patch.weight(unpatched, scale), weight);
+            }
+        }
     }
 }
 

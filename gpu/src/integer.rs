@@ -1,4 +1,5 @@
-//! The integer operations of the decodes: one instruction each on the GPU, plain Rust elsewhere. The compiler would take them apart on the GPU, so they are spelt out there.
+//! The integer operations of the decodes: one instruction each on the GPU, plain Rust elsewhere. The
+//! compiler would take them apart on the GPU, so they are spelt out there.
 
 /// `factor * value + addend`, wrapping.
 #[inline(always)]

@@ -100,44 +100,52 @@ pub const fn is_base(base: u8) -> bool {
         || base as u32 + scale(base) < MAX_BASE as u32
 }
 
-/// Two to the power of `exponent`.
-#[inline(always)]
-const fn power(exponent: i32) -> f32 {
-    f32::from_bits(((127 + exponent) as u32) << 23)
-}
+/// Exponents of infinities and NaNs, and where a BF16 has its exponent.
+const SPECIAL: u32 = 255;
+const MANTISSA_BITS: u32 = 7;
 
-/// A BF16 times `factor`, a power of two; infinities and NaNs as they are.
-#[inline(always)]
-fn times(weight: u16, factor: f32) -> u16 {
-    const SPECIAL: u16 = 0x7F80;
-    let product = f32::from_bits(u32::from(weight) << 16) * factor;
-    if weight & SPECIAL == SPECIAL {
-        weight
-    } else {
-        (product.to_bits() >> 16) as u16
-    }
-}
-
-/// A weight as it is stored, exact where it stays finite.
+/// A weight as it is stored, exact where it stays finite; infinities and NaNs as they are.
 ///
 /// Its low byte is stored as it is. Of its high byte the *code* keeps the sign (bit 15) and two bits
 /// (9 and 8), and a [`Patch`] the other five, which are those of [`window_high`] if and only if the exponent
 /// lies in the window.
+///
+/// In integers, for a caller's floating-point mode may take subnormals for zeros.
 #[inline(always)]
 pub fn scaled(weight: u16, scale: u32) -> u16 {
-    times(weight, power(scale as i32))
+    let weight = u32::from(weight);
+    let exponent = weight >> MANTISSA_BITS & 0xFF;
+    // A subnormal is so many of the least. It may become normal: 2^7 of those have exponent 1, and the float of
+    // that integer 127 + 7.
+    let multiple = (weight & 0x7F) << scale;
+    let normal = ((multiple as f32).to_bits() >> 16).wrapping_sub((127 + 7 - 1) << MANTISSA_BITS);
+    let small = if multiple < 128 { multiple } else { normal };
+    let scaled = match exponent {
+        0 => weight & 0x8000 | small,
+        SPECIAL => weight,
+        _ => weight + (scale << MANTISSA_BITS),
+    };
+    scaled as u16
 }
 
 /// The inverse of [`scaled`].
 #[inline(always)]
 pub fn unscaled(weight: u16, scale: u32) -> u16 {
-    times(weight, power(-(scale as i32)))
+    let weight = u32::from(weight);
+    let (exponent, mantissa) = (weight >> MANTISSA_BITS & 0xFF, weight & 0x7F);
+    let unscaled = match exponent {
+        SPECIAL => weight,
+        0 => weight & 0x8000 | mantissa >> scale,
+        _ if exponent <= scale => weight & 0x8000 | (128 | mantissa) << (exponent - 1) >> scale,
+        _ => weight - (scale << MANTISSA_BITS),
+    };
+    unscaled as u16
 }
 
 /// What sums of scaled weights are multiplied by.
 #[inline(always)]
 pub const fn unscale(scale: u32) -> f32 {
-    power(-(scale as i32))
+    f32::from_bits((127 - scale) << 23)
 }
 
 /// The bits of a [`scaled`] weight that codes leave out.
