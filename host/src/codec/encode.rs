@@ -203,6 +203,8 @@ fn encode_band(
         }
     }
 
+    /// [`OUTLIER`] in both weights of a pair.
+    const OUTLIERS: u32 = OUTLIER as u32 | (OUTLIER as u32) << 16;
     let mut low = [[0u32; LANES]; LANE_QUADS];
     let mut high = [[0u32; LANES]; LANE_QUADS];
     let mut outliers = [0u32; LANES];
@@ -214,8 +216,7 @@ fn encode_band(
             *weights = first | second << 16;
             low[quad][lane] |= (first & 0xFF | (second & 0xFF) << 8) << shift;
             high[quad][lane] |= (first >> 8 | (second >> 8) << 8) << shift;
-            let patched = *weights & (u32::from(OUTLIER) | u32::from(OUTLIER) << 16) != 0;
-            outliers[lane] |= u32::from(patched) << pair;
+            outliers[lane] |= u32::from(*weights & OUTLIERS != 0) << pair;
         }
     }
     for (lane, &outliers) in outliers.iter().enumerate() {
