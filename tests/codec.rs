@@ -5,7 +5,7 @@ mod reference;
 use half::bf16;
 use proptest::prelude::*;
 use zipserv::{CompressedMatrix, Error, Matrix, decode, decode_into, encode};
-use zipserv_gpu::decode as lanes;
+use zipserv_gpu::{decode as lanes, layout};
 
 /// Compresses, then restores by every route there is.
 fn round_trip(rows: usize, cols: usize, bits: &[u16]) -> CompressedMatrix<'static> {
@@ -108,30 +108,25 @@ proptest! {
     fn lanes_decode_as_the_reference(
         low: [u8; 32],
         words: [u32; 3],
-        patches in prop::array::uniform32(0u8..=31),
-        base in 0u8..=248,
+        rest in prop::array::uniform32(0u8..=31),
     ) {
         let word = |bytes: &[u8; 32], i: usize| {
             u32::from_le_bytes(bytes[4 * i..][..4].try_into().unwrap())
         };
-        let high = patches.map(|patch| patch << 2);
-        let step = |bytes: &[u8; 32], step: usize| {
-            [word(bytes, 2 * step), word(bytes, 2 * step + 1)]
-        };
-        let base_pair = lanes::base_pair(base);
+        let high = rest.map(|rest| rest << 2);
+        let step = |bytes: &[u8; 32], step: usize| [word(bytes, 2 * step), word(bytes, 2 * step + 1)];
         let decoded = [
-            lanes::kstep::<0>(step(&low, 0), words, step(&high, 0), base_pair),
-            lanes::kstep::<1>(step(&low, 1), words, step(&high, 1), base_pair),
-            lanes::kstep::<2>(step(&low, 2), words, step(&high, 2), base_pair),
-            lanes::kstep::<3>(step(&low, 3), words, step(&high, 3), base_pair),
+            lanes::kstep::<0>(step(&low, 0), words, step(&high, 0)),
+            lanes::kstep::<1>(step(&low, 1), words, step(&high, 1)),
+            lanes::kstep::<2>(step(&low, 2), words, step(&high, 2)),
+            lanes::kstep::<3>(step(&low, 3), words, step(&high, 3)),
         ];
         for (pair, weights) in decoded.into_iter().flatten().enumerate() {
             for second in [0, 1] {
                 let (sign, exponent) = reference::code(words, pair, second);
-                let patch = u16::from(patches[2 * pair + second]);
+                let rest = u16::from(rest[2 * pair + second]);
                 let low = u16::from(low[2 * pair + second]);
-                let relative = sign << 15 | patch << 10 | exponent << 8 | low;
-                let expected = relative.wrapping_add(u16::from(base) << 7);
+                let expected = sign << 15 | rest << 10 | exponent << 8 | low;
                 prop_assert_eq!((weights >> (16 * second)) as u16, expected);
             }
         }
@@ -147,6 +142,47 @@ proptest! {
             byte(0) | byte(1) | byte(2) | byte(3)
         });
         prop_assert_eq!(lanes::code_words(&high), words);
+    }
+}
+
+#[test]
+fn scales_are_undone() {
+    for scale in 0..8 {
+        let factor = f32::from(2u8).powi(scale as i32);
+        for weight in 0..=u16::MAX {
+            let special = weight & 0x7F80 == 0x7F80;
+            let product = bf16::from_bits(weight).to_f32() * factor;
+            if special || bf16::from_f32(product).is_finite() {
+                let scaled = layout::scaled(weight, scale);
+                let expected = if special {
+                    weight
+                } else {
+                    (product.to_bits() >> 16) as u16
+                };
+                assert_eq!(scaled, expected, "{weight:04x} by 2^{scale}");
+                assert_eq!(layout::unscaled(scaled, scale), weight);
+                assert_eq!(reference::unscale(scaled, scale), weight);
+            }
+        }
+    }
+}
+
+/// What a kernel does for a weight that has a patch: its place decodes as one in the window first.
+#[test]
+fn patches_give_their_weights() {
+    for base in (0..=248u8).filter(|&base| layout::is_base(base)) {
+        let scale = layout::scale(base);
+        let window = u16::from(layout::window_high(base)) << 8;
+        for weight in (0..=u16::MAX).step_by(3) {
+            let scaled = layout::scaled(weight, scale);
+            let code = scaled & !layout::LEFT_OUT;
+            let unpatched = (code | window) - ((scale as u16) << 7);
+            let patch = layout::Patch::new(1234, scaled);
+            assert_eq!(patch.position(), 1234);
+            if layout::unscaled(scaled, scale) == weight {
+                assert_eq!(patch.weight(unpatched, scale), weight);
+            }
+        }
     }
 }
 
@@ -283,7 +319,10 @@ fn forgeries_with_right_checksums_are_refused() {
         (forged(0, b"z"), Error::Magic),
         (forged(8, &[2]), Error::Version(2)),
         (forged(10, &[1]), Error::Layout(1)),
-        (forged(10, &[3]), Error::Layout(3)),
+        (forged(10, &[2]), Error::Layout(2)),
+        (forged(10, &[4]), Error::Layout(4)),
+        (forged(12, &[241]), field("base", 12, 241)),
+        (forged(12, &[247]), field("base", 12, 247)),
         (forged(12, &[249]), field("base", 12, 249)),
         (forged(16, &huge), field("rows", 16, u64::MAX)),
         (forged(24, &huge), field("cols", 24, u64::MAX)),

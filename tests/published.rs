@@ -3,12 +3,9 @@
 use half::bf16;
 use proptest::prelude::*;
 use zipserv::{Matrix, PublishedMatrix};
-use zipserv_gpu::{
-    decode::base_pair,
-    published::{
-        Before,
-        decode::{Cursor, Lane},
-    },
+use zipserv_gpu::published::{
+    Before,
+    decode::{Cursor, Lane, base_pair},
 };
 
 /// Restores a matrix band by band, each from its own offsets, a weight at a time.

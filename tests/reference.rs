@@ -21,7 +21,7 @@ pub fn decode(blob: &[u8]) -> Result<Weights, &'static str> {
     if u16_at(blob, 8) != 1 {
         return Err("version");
     }
-    if u16_at(blob, 10) != 2 {
+    if u16_at(blob, 10) != 3 {
         return Err("layout");
     }
     if u32_at(blob, 44) != crc32(&blob[..44]) {
@@ -31,8 +31,9 @@ pub fn decode(blob: &[u8]) -> Result<Weights, &'static str> {
         return Err("reserved bytes");
     }
     let base = u32_at(blob, 12);
+    let scale = (8 - base % 8) % 8;
     let (rows, cols, patches) = (u64_at(blob, 16), u64_at(blob, 24), u64_at(blob, 32));
-    if base > 248 {
+    if base > 240 && base != 248 {
         return Err("base");
     }
     if [rows, cols, patches].iter().any(|&n| n > 0xFFFF_FFFF) {
@@ -92,14 +93,31 @@ pub fn decode(blob: &[u8]) -> Result<Weights, &'static str> {
         let mut of_tile = (offset(tile)..offset(tile + 1)).map(patch);
         let patch = of_tile.find(|patch| patch & 2047 == place.position());
         used += usize::from(patch.is_some());
-        let patched = patch.map_or(0, |patch| patch >> 11);
-        let relative = sign << 15 | patched << 10 | exponent << 8 | low;
-        bits.push((u32::from(relative) + (base << 7)) as u16);
+        let rest = patch.map_or((base + scale) as u16 >> 3, |patch| patch >> 11);
+        let stored = sign << 15 | rest << 10 | exponent << 8 | low;
+        bits.push(unscale(stored, scale));
     }
     if used != patches {
         return Err("a patch outside the matrix");
     }
     Ok(Weights { rows, cols, bits })
+}
+
+/// A weight less so many factors of two; infinities and NaNs as they are.
+pub fn unscale(weight: u16, scale: u32) -> u16 {
+    let exponent = u32::from(weight >> 7 & 0xFF);
+    if exponent == 255 || scale == 0 {
+        weight
+    } else if exponent > scale {
+        weight - (scale << 7) as u16
+    } else {
+        // Multiples of the least number there is, by which the result still is one.
+        let multiple = match exponent {
+            0 => u32::from(weight & 0x7F),
+            _ => u32::from(weight & 0x7F | 0x80) << (exponent - 1),
+        };
+        weight & 0x8000 | (multiple >> scale) as u16
+    }
 }
 
 /// Where a weight of a tile is stored.

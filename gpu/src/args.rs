@@ -57,8 +57,7 @@ pub struct TensorMap(pub [u64; 16]);
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct PrefillArgs {
-    /// Activations, N rows of K BF16, in boxes of 64 columns by the tokens that one block of a
-    /// cluster copies ([`crate::launch::Prefill::box_tokens`]), with the 128-byte swizzle. First,
+    /// Activations, N rows of K BF16, in boxes of 64 columns by `box_tokens`, with the 128-byte swizzle. First,
     /// so that its address is the parameter's.
     pub x: TensorMap,
     /// The dense part of the weights, in boxes of the tiles of a block's strips in one column, see
@@ -86,6 +85,8 @@ pub struct PrefillArgs {
     pub base: u32,
     /// How clusters share output tiles along K.
     pub deal: Deal,
+    /// Tokens that one block of a cluster copies, see [`crate::launch::Prefill::box_tokens`].
+    pub box_tokens: u32,
 }
 
 /// The operands of one `decompress`.

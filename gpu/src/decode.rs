@@ -1,15 +1,15 @@
-//! From a lane's words to BF16 pairs: 49 instructions for 32 weights, on Hopper.
+//! From a lane's words to BF16 pairs, scaled weights: 33 instructions for 32 weights.
 //!
 //! ```text
-//! high bytes of a quad = word & 0x83838383 | patches           one logic op; for some a rotation, or
-//!                                                              two shifts and one more
-//! pair                 = permute(low bytes, high bytes) + base   one permute, one addition of halves
+//! high bytes of a quad = word & 0x83838383 | the rest of them    one logic op; for some a rotation, or
+//!                                                                two shifts and one more
+//! pair                 = permute(low bytes, high bytes)
 //! ```
 //!
 //! Everything here is pure integer code and compiles for the host, where the CPU codec uses it.
 
 use crate::{
-    integer::{add_halves, interleave},
+    integer::{interleave, masked_or},
     layout::{LANE_QUADS, LANE_WORDS},
 };
 
@@ -19,20 +19,14 @@ const CODES: u32 = 0x8383_8383;
 const EXPONENTS: u32 = 0x0303_0303;
 const SIGNS: u32 = 0x8080_8080;
 
-/// A base in the exponent fields of both weights of a pair.
-#[inline(always)]
-pub const fn base_pair(base: u8) -> u32 {
-    (base as u32) << 7 | (base as u32) << 23
-}
-
-/// The high bytes of quad `Q` (`0..8`), less the base, from the lane's three code words and the
-/// bytes that patches add to them ([`Patch::high`](crate::layout::Patch::high)), or zeros.
+/// The high bytes of quad `Q` (`0..8`) from the lane's three code words and the rest of the bytes:
+/// [`window_high`](crate::layout::window_high), or where there is a patch [`Patch::high`](crate::layout::Patch::high).
 ///
 /// Word `w` has the codes of quad `2 w` in their places, those of quad `2 w + 1` rotated left by three bits, and in the
 /// two bits left of each byte, 6 and 5, the exponent bits of quad 6 (word 0) and of quad 7 (word 1),
 /// or the signs of both (word 2).
 #[inline(always)]
-pub fn high_bytes<const Q: usize>(words: [u32; LANE_WORDS], patches: u32) -> u32 {
+pub fn high_bytes<const Q: usize>(words: [u32; LANE_WORDS], rest: u32) -> u32 {
     if Q < 2 * LANE_WORDS {
         let word = words[Q / 2];
         let codes = if Q.is_multiple_of(2) {
@@ -40,45 +34,34 @@ pub fn high_bytes<const Q: usize>(words: [u32; LANE_WORDS], patches: u32) -> u32
         } else {
             word.rotate_right(3)
         };
-        return codes & CODES | patches;
+        return masked_or::<CODES>(codes, rest);
     }
     let last = Q - 2 * LANE_WORDS;
-    let exponents = words[last] >> 5 & EXPONENTS;
-    let signs = words[2] << (1 + last) & SIGNS;
-    exponents | patches | signs
+    let without_sign = masked_or::<EXPONENTS>(words[last] >> 5, rest);
+    masked_or::<SIGNS>(words[2] << (1 + last), without_sign)
 }
 
 /// Both pairs of quad `Q` of a lane: in each the first weight in the low half, as `mma` wants them.
 ///
-/// `low` are the quad's low bytes, word `Q` of the lane's eight; `patches` are as for [`high_bytes`];
-/// `base` is the matrix's, see [`base_pair`].
+/// `low` are the quad's low bytes, word `Q` of the lane's eight; `rest` is as for [`high_bytes`].
 #[inline(always)]
-pub fn quad<const Q: usize>(
-    low: u32,
-    words: [u32; LANE_WORDS],
-    patches: u32,
-    base: u32,
-) -> [u32; 2] {
-    let high = high_bytes::<Q>(words, patches);
+pub fn quad<const Q: usize>(low: u32, words: [u32; LANE_WORDS], rest: u32) -> [u32; 2] {
+    let high = high_bytes::<Q>(words, rest);
     [
-        add_halves(interleave::<false>(low, high), base),
-        add_halves(interleave::<true>(low, high), base),
+        interleave::<false>(low, high),
+        interleave::<true>(low, high),
     ]
 }
 
-/// All four fragment registers of k-step `S` (`0..4`), from the step's two words of low bytes and of patches.
+/// All four fragment registers of k-step `S` (`0..4`), from the step's two words of low bytes and of the
+/// rest of the high ones.
 #[inline(always)]
-pub fn kstep<const S: usize>(
-    low: [u32; 2],
-    words: [u32; LANE_WORDS],
-    patches: [u32; 2],
-    base: u32,
-) -> [u32; 4] {
+pub fn kstep<const S: usize>(low: [u32; 2], words: [u32; LANE_WORDS], rest: [u32; 2]) -> [u32; 4] {
     // `S` is a constant, so one arm survives.
     macro_rules! registers {
         ($q:literal $r:literal) => {{
-            let [a, b] = quad::<$q>(low[0], words, patches[0], base);
-            let [c, d] = quad::<$r>(low[1], words, patches[1], base);
+            let [a, b] = quad::<$q>(low[0], words, rest[0]);
+            let [c, d] = quad::<$r>(low[1], words, rest[1]);
             [a, b, c, d]
         }};
     }
@@ -90,8 +73,8 @@ pub fn kstep<const S: usize>(
     }
 }
 
-/// The code words of a lane from the high bytes of its quads: the inverse of [`high_bytes`]. Bits
-/// that belong to patches are dropped.
+/// The code words of a lane from the high bytes of its quads: the inverse of [`high_bytes`]. Other
+/// bits are dropped.
 #[inline(always)]
 pub const fn code_words(high: &[u32; LANE_QUADS]) -> [u32; LANE_WORDS] {
     let mut words = [0; LANE_WORDS];
@@ -134,15 +117,8 @@ mod tests {
     }
 
     #[test]
-    fn halves_do_not_carry() {
-        let [first, second] = quad::<0>(0xFF00_FF01, [0x8300_8380; 3], 0x7C00_7C7C, base_pair(1));
-        assert_eq!(
-            first,
-            (0xFFFFu32.wrapping_add(0x80) & 0xFFFF) << 16 | 0xFC81
-        );
-        assert_eq!(
-            second,
-            (0xFFFFu32.wrapping_add(0x80) & 0xFFFF) << 16 | 0x0080
-        );
+    fn bytes_go_to_their_places() {
+        let [first, second] = quad::<0>(0x4433_2211, [0x0380_8301; 3], 0x7C38_3C04);
+        assert_eq!((first, second), (0xBF22_0511, 0x7F44_B833));
     }
 }

@@ -1,4 +1,5 @@
-//! The integer operations of the decodes: one instruction each on the GPU, plain Rust elsewhere. The compiler would take them apart on the GPU, so they are spelt out there.
+//! The integer operations of the decodes: one instruction each on the GPU, plain Rust elsewhere. The
+//! compiler would take them apart on the GPU, so they are spelt out there.
 
 /// `factor * value + addend`, wrapping.
 #[inline(always)]
@@ -40,24 +41,23 @@ pub fn interleave<const HIGH: bool>(low: u32, high: u32) -> u32 {
     }
 }
 
-/// Adds the two halves, each modulo 2^16. Those of `addend` are less than 2^15.
+/// The bits of `MASK` of `value`, and all of `rest`.
 #[inline(always)]
-pub fn add_halves(value: u32, addend: u32) -> u32 {
-    #[cfg(zipserv_sm = "90a")]
+pub fn masked_or<const MASK: u32>(value: u32, rest: u32) -> u32 {
+    #[cfg(target_arch = "nvptx64")]
     {
         let mut result: u32;
         // SAFETY: arithmetic.
         unsafe {
-            core::arch::asm!("add.u16x2 {}, {}, {};",
-                out(reg32) result, in(reg32) value, in(reg32) addend,
+            core::arch::asm!("lop3.b32 {}, {}, {}, {}, 0xf8;",
+                out(reg32) result, in(reg32) rest, in(reg32) value, const MASK,
                 options(pure, nomem, nostack, preserves_flags));
         }
         result
     }
-    #[cfg(not(zipserv_sm = "90a"))]
+    #[cfg(not(target_arch = "nvptx64"))]
     {
-        const TOP: u32 = 0x8000_8000;
-        ((value & !TOP) + addend) ^ (value & TOP)
+        value & MASK | rest
     }
 }
 

@@ -235,9 +235,13 @@ impl Prefill {
         }
     }
 
-    /// Tokens whose activations one block copies, for all blocks of its cluster.
-    pub const fn box_tokens(self) -> usize {
-        self.tokens / self.cluster
+    /// Tokens of `n` whose activations one block copies, for all blocks of its cluster. A tile that is not full shares
+    /// what there is: rows past the last token are filled with zeros, which takes longer than to copy tokens.
+    pub const fn box_tokens(self, n: usize) -> usize {
+        /// Rows after which the swizzle of activations repeats.
+        const ROWS: usize = 8;
+        let tokens = if n < self.tokens { n } else { self.tokens };
+        tokens.div_ceil(self.cluster).next_multiple_of(ROWS)
     }
 
     /// Tokens of a chunk: what an output tile is left in, the last one perhaps only in part its own.

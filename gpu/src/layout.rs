@@ -86,22 +86,93 @@ pub const fn pair_position(lane: usize, pair: usize) -> (usize, usize) {
     )
 }
 
-/// A weight less the base: its bit pattern minus `base << 7`, modulo 2^16.
-///
-/// Its low byte is stored as it is. Of its high byte the *code* keeps the sign (bit 15) and two bits
-/// (9 and 8), and a [`Patch`] the other five, which are zero if and only if the exponent lies in the window.
+/// The scale of a matrix by its base, the lowest exponent of its window: weights are stored times two to the
+/// power of this, so that the window starts at a multiple of eight.
 #[inline(always)]
-pub const fn relative(weight: u16, base: u8) -> u16 {
-    weight.wrapping_sub((base as u16) << 7)
+pub const fn scale(base: u8) -> u32 {
+    base.wrapping_neg() as u32 % WINDOW
 }
 
-/// The bits of a [`relative`] weight that are not zero outside the window alone.
-pub const OUTLIER: u16 = 0x7C00;
+/// Whether a window may start at an exponent: no weight in it may become infinite.
+#[inline(always)]
+pub const fn is_base(base: u8) -> bool {
+    base <= MAX_BASE && (base as u32).is_multiple_of(WINDOW)
+        || base as u32 + scale(base) < MAX_BASE as u32
+}
+
+/// Exponents of infinities and NaNs, and where a BF16 has its exponent.
+const SPECIAL: u32 = 255;
+const MANTISSA_BITS: u32 = 7;
+
+/// A weight as it is stored, exact where it stays finite; infinities and NaNs as they are.
+///
+/// Its low byte is stored as it is. Of its high byte the *code* keeps the sign (bit 15) and two bits
+/// (9 and 8), and a [`Patch`] the other five, which are those of [`window_high`] if and only if the exponent
+/// lies in the window.
+///
+/// In integers, for a caller's floating-point mode may take subnormals for zeros.
+#[inline(always)]
+pub fn scaled(weight: u16, scale: u32) -> u16 {
+    let weight = u32::from(weight);
+    let exponent = weight >> MANTISSA_BITS & 0xFF;
+    // A subnormal is so many of the least. It may become normal: 2^7 of those have exponent 1, and the float of
+    // that integer 127 + 7.
+    let multiple = (weight & 0x7F) << scale;
+    let normal = ((multiple as f32).to_bits() >> 16).wrapping_sub((127 + 7 - 1) << MANTISSA_BITS);
+    let small = if multiple < 128 { multiple } else { normal };
+    let scaled = match exponent {
+        0 => weight & 0x8000 | small,
+        SPECIAL => weight,
+        _ => weight + (scale << MANTISSA_BITS),
+    };
+    scaled as u16
+}
+
+/// The inverse of [`scaled`].
+#[inline(always)]
+pub fn unscaled(weight: u16, scale: u32) -> u16 {
+    let weight = u32::from(weight);
+    let (exponent, mantissa) = (weight >> MANTISSA_BITS & 0xFF, weight & 0x7F);
+    let unscaled = match exponent {
+        SPECIAL => weight,
+        0 => weight & 0x8000 | mantissa >> scale,
+        _ if exponent <= scale => weight & 0x8000 | (128 | mantissa) << (exponent - 1) >> scale,
+        _ => weight - (scale << MANTISSA_BITS),
+    };
+    unscaled as u16
+}
+
+/// What sums of scaled weights are multiplied by.
+#[inline(always)]
+pub const fn unscale(scale: u32) -> f32 {
+    f32::from_bits((127 - scale) << 23)
+}
+
+/// The bits of a [`scaled`] weight that codes leave out.
+pub const LEFT_OUT: u16 = 0x7C00;
+
+/// The high byte of a scaled weight in the window, without its code.
+#[inline(always)]
+pub const fn window_high(base: u8) -> u8 {
+    ((base as u32 + scale(base)) >> 1) as u8
+}
+
+/// [`window_high`] of four weights.
+#[inline(always)]
+pub const fn window_quad(base: u8) -> u32 {
+    window_high(base) as u32 * 0x0101_0101
+}
+
+/// [`scale`] where it is added to the exponents of both weights of a pair.
+#[inline(always)]
+pub const fn scale_pair(base: u8) -> u32 {
+    scale(base) << 7 | scale(base) << 23
+}
 
 /// What the code of a weight outside the window leaves out, in 16 bits:
 ///
 /// ```text
-/// bit 15..11  bits 14..10 of the relative weight
+/// bit 15..11  bits 14..10 of the scaled weight
 /// bit     10  band
 /// bit      9  half
 /// bit   8..4  lane
@@ -110,7 +181,7 @@ pub const OUTLIER: u16 = 0x7C00;
 /// ```
 ///
 /// The low 11 bits count a tile's low bytes in the order in which they are stored. A kernel keeps one byte
-/// for each of them in shared memory, in the same order, what patches add to high bytes, and each lane
+/// for each of them in shared memory, in the same order, what codes leave out of high bytes, and each lane
 /// reads its 16 of a half with one 128-bit load, like the low bytes themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patch(pub u16);
@@ -118,8 +189,8 @@ pub struct Patch(pub u16);
 impl Patch {
     /// The patch of the weight at `position`.
     #[inline(always)]
-    pub const fn new(position: u16, relative: u16) -> Self {
-        Self((relative & OUTLIER) << 1 | position)
+    pub const fn new(position: u16, scaled: u16) -> Self {
+        Self((scaled & LEFT_OUT) << 1 | position)
     }
 
     /// Position in the tile, in the order of its low bytes: `0..2048`.
@@ -128,16 +199,23 @@ impl Patch {
         self.0 & 0x7FF
     }
 
-    /// What it adds to the relative weight.
+    /// The bits that it has of the scaled weight.
     #[inline(always)]
     pub const fn bits(self) -> u16 {
-        self.0 >> 1 & OUTLIER
+        self.0 >> 1 & LEFT_OUT
     }
 
-    /// What it adds to the high byte of the relative weight.
+    /// The high byte of the scaled weight, without its code.
     #[inline(always)]
     pub const fn high(self) -> u8 {
         (self.bits() >> 8) as u8
+    }
+
+    /// The weight, given what its place decodes to without the patch.
+    #[inline(always)]
+    pub fn weight(self, unpatched: u16, scale: u32) -> u16 {
+        let scaled = unpatched.wrapping_add((scale as u16) << 7);
+        unscaled(scaled & !LEFT_OUT | self.bits(), scale)
     }
 }
 

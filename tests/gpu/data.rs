@@ -22,13 +22,15 @@ pub enum Kind {
     Zero,
     /// No exponent but that of zero.
     Subnormal,
+    /// As trained layers have them, but every seventh with the exponent of zero.
+    Pruned,
     /// The largest exponents of finite weights.
     Large,
     /// The smallest exponents of normal weights.
     Tiny,
 }
 
-pub const KINDS: [Kind; 9] = [
+pub const KINDS: [Kind; 10] = [
     Kind::Gaussian,
     Kind::Random,
     Kind::Outliers,
@@ -36,6 +38,7 @@ pub const KINDS: [Kind; 9] = [
     Kind::Nan,
     Kind::Zero,
     Kind::Subnormal,
+    Kind::Pruned,
     Kind::Large,
     Kind::Tiny,
 ];
@@ -62,6 +65,8 @@ impl Kind {
                 Self::Nan => with(114..122),
                 Self::Zero => any & 0x8000,
                 Self::Subnormal => any & SIGN_AND_MANTISSA,
+                Self::Pruned if index % 7 == 0 => any & SIGN_AND_MANTISSA,
+                Self::Pruned => gaussian(&mut rng, 0.02),
                 Self::Large => with(247..255),
                 Self::Tiny => with(1..9),
             }

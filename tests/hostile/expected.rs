@@ -223,19 +223,23 @@ pub const ERRORS: &[(&str, &str)] = &[
     ),
     (
         "blob_layout",
-        "tensor `w` at offset 382: layout 1 at offset 10 is not supported; this build reads layout 2",
+        "tensor `w` at offset 382: layout 2 at offset 10 is not supported; this build reads layout 3",
     ),
     (
         "blob_header_checksum",
-        "tensor `w` at offset 382: checksum of the header is c870ae55, but c9c55348 was stored: the data is damaged",
+        "tensor `w` at offset 382: checksum of the header is a29cca38, but a3293725 was stored: the data is damaged",
     ),
     (
         "blob_payload_checksum",
-        "tensor `w` at offset 382: checksum of the payload is 39912b50, but ed6dafec was stored: the data is damaged",
+        "tensor `w` at offset 382: checksum of the payload is 95ced453, but 413250ef was stored: the data is damaged",
     ),
     (
         "blob_base",
         "tensor `w` at offset 382: header field `base` at offset 12 has the impossible value 249",
+    ),
+    (
+        "blob_base_not_allowed",
+        "tensor `w` at offset 382: header field `base` at offset 12 has the impossible value 241",
     ),
     (
         "blob_reserved",
@@ -283,6 +287,6 @@ pub const ERRORS: &[(&str, &str)] = &[
     ),
     (
         "patch_decodes_otherwise",
-        "checksum of the restored file is 338c16e5, but 64e27434 was stored: the data is damaged",
+        "checksum of the restored file is bbc97cde, but 64e27434 was stored: the data is damaged",
     ),
 ];

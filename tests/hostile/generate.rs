@@ -305,10 +305,11 @@ pub fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         ("blob_long", container(|c| c.blob.resize(2992, 0))),
         ("blob_magic", container(|c| c.blob[0] = b'z')),
         ("blob_version", forged(|blob| blob[8] = 2)),
-        ("blob_layout", forged(|blob| blob[10] = 1)),
+        ("blob_layout", forged(|blob| blob[10] = 2)),
         ("blob_header_checksum", container(|c| c.blob[16] ^= 1)),
         ("blob_payload_checksum", container(|c| c.blob[200] ^= 1)),
         ("blob_base", forged(|blob| blob[12] = 249)),
+        ("blob_base_not_allowed", forged(|blob| blob[12] = 241)),
         ("blob_reserved", forged(|blob| blob[100] = 1)),
         (
             "blob_rows_of_33_bits",

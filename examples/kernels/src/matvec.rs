@@ -3,7 +3,7 @@
 
 use zipserv_gpu::{launch::Launch, layout::*};
 
-/// A warp for each band, and in shared memory what patches add to each weight of a tile.
+/// A warp for each band, and in shared memory what codes leave out of each weight of a tile.
 pub const LAUNCH: Launch = Launch {
     name: "matvec",
     threads: LANES * BANDS,
@@ -38,7 +38,7 @@ pub struct Args {
 mod device {
     use zipserv_gpu::{
         arch::{memory::*, thread::*},
-        decode::{base_pair, kstep},
+        decode::kstep,
         layout::*,
     };
 
@@ -58,9 +58,9 @@ mod device {
             unsafe {
                 let (strip, thread) = (block() as usize, thread() as usize);
                 for column in 0..tiles {
-                    // What patches add: nothing to most weights.
+                    // What codes leave out: the window's, but for patches.
                     for at in (thread..TILE_WEIGHTS / 16).step_by(super::LAUNCH.threads) {
-                        store_u32x4(table + 16 * at as u32, [0; 4]);
+                        store_u32x4(table + 16 * at as u32, [window_quad(args.base as u8); 4]);
                     }
                     sync_block();
                     let tile = strip * tiles + column;
@@ -91,11 +91,10 @@ mod device {
                     };
                     let [[a, b, c, d], [e, f, g, h]] = [bytes(0), bytes(1)];
                     let [[i, j, k, l], [m, n, o, p]] = [patches(0), patches(1)];
-                    let base = base_pair(args.base as u8);
-                    add(0, kstep::<0>([a, b], words, [i, j], base));
-                    add(1, kstep::<1>([c, d], words, [k, l], base));
-                    add(2, kstep::<2>([e, f], words, [m, n], base));
-                    add(3, kstep::<3>([g, h], words, [o, p], base));
+                    add(0, kstep::<0>([a, b], words, [i, j]));
+                    add(1, kstep::<1>([c, d], words, [k, l]));
+                    add(2, kstep::<2>([e, f], words, [m, n]));
+                    add(3, kstep::<3>([g, h], words, [o, p]));
                     sync_block();
                 }
                 for (half, mut sum) in sums.into_iter().enumerate() {
@@ -105,7 +104,7 @@ mod device {
                     }
                     let row = TILE_ROWS * strip + BAND_ROWS * band + 8 * half + lane / 4;
                     if lane % 4 == 0 && row < args.m as usize {
-                        *args.y.add(row) = sum;
+                        *args.y.add(row) = sum * unscale(scale(args.base as u8));
                     }
                 }
             }

@@ -28,21 +28,32 @@ pub fn sync() {
     }
 }
 
-/// Arrives once, if `really`, at the barrier that is to block `rank` of the cluster what `barrier`
-/// is to this. There is no branch, and no fence either: it tells that something has been read.
+/// What `address` in this block's shared memory is in that of block `rank` of the cluster, as an address of the
+/// cluster's.
+#[inline(always)]
+pub fn map(address: u32, rank: u32) -> u32 {
+    let mut result: u32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("mapa.shared::cluster.u32 {}, {}, {};",
+            out(reg32) result, in(reg32) address, in(reg32) rank,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    result
+}
+
+/// Arrives once, if `really`, at a barrier of another block, whose address [`map`] gives. There is no
+/// branch, and no fence either: it tells that something has been read.
 ///
 /// # Safety
 /// That barrier has been initialised, and its block has not ended.
 #[inline(always)]
-pub unsafe fn arrive_if(barrier: u32, rank: u32, really: bool) {
+pub unsafe fn arrive_if(barrier: u32, really: bool) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!("{{ .reg .pred really;",
-            ".reg .b32 remote;",
             "setp.ne.u32 really, {}, 0;",
-            "@really mapa.shared::cluster.u32 remote, {}, {};",
-            "@really mbarrier.arrive.shared::cluster.b64 _, [remote]; }}",
-            in(reg32) u32::from(really), in(reg32) barrier, in(reg32) rank,
-            options(nostack, preserves_flags));
+            "@really mbarrier.arrive.shared::cluster.b64 _, [{}]; }}",
+            in(reg32) u32::from(really), in(reg32) barrier, options(nostack, preserves_flags));
     }
 }

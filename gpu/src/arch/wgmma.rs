@@ -63,8 +63,8 @@ pub trait Accumulator: Sized {
     /// it is until a wait has seen the group complete.
     unsafe fn multiply(&mut self, a: [u32; 4], b: u64, add: bool);
 
-    /// Waits for all multiplications, after which `self` may be read.
-    fn finish(&mut self);
+    /// Waits for all multiplications, after which `self` may be read, and multiplies it by `factor`.
+    fn finish(&mut self, factor: f32);
 }
 
 /// A register that holds anything, the `_I`-th.
@@ -105,7 +105,7 @@ macro_rules! accumulator {
             }
 
             #[inline(always)]
-            fn finish(&mut self) {
+            fn finish(&mut self, factor: f32) {
                 // The comment ties the registers to the wait, so that no use of them moves ahead.
                 // SAFETY: all threads of the warpgroup run this.
                 unsafe {
@@ -113,6 +113,12 @@ macro_rules! accumulator {
                         concat!("wgmma.wait_group.sync.aligned 0; // {", $first, "}" $(, " {", $i, "}")*),
                         inout(reg32) self[$first], $(inout(reg32) self[$i],)*
                         options(nostack, preserves_flags));
+                }
+                // In place: the compiler would want as many registers again.
+                // SAFETY: arithmetic.
+                unsafe {
+                    asm!("mul.f32 {0}, {0}, {1};", inout(reg32) self[$first], in(reg32) factor, options(nostack, preserves_flags));
+                    $(asm!("mul.f32 {0}, {0}, {1};", inout(reg32) self[$i], in(reg32) factor, options(nostack, preserves_flags));)*
                 }
             }
         }

@@ -3,12 +3,12 @@
 //! ```text
 //! global                 registers                shared           global
 //! dense tile  --LDG.128, LDG--> bytes, words --decode--> tile --LDS.128--> rows of 128 bytes
-//! patches     --LDG----> 16-bit additions in the tile --^
+//! patches     --LDG----> what they replace in the tile --^
 //! ```
 //!
 //! One warp a tile, no ring: the loads of a tile are all in flight at once, and 32 warps a
 //! multiprocessor keep 90 KB in flight. Budget (builder/budget.json, from the machine code): 4.8
-//! instructions a weight, without `add.u16x2` 5.7.
+//! instructions a weight.
 
 use crate::{
     arch::{memory, thread},
@@ -72,7 +72,10 @@ pub unsafe fn decompress(args: &DecompressArgs) {
             let patch = Patch(*args.patches.add(index as usize));
             let (row, col) = patch_row_col(patch.position());
             let at = staged + row as u32 * STRIDE + 2 * col as u32;
-            memory::store_u16(at, memory::load_u16(at).wrapping_add(patch.bits()));
+            memory::store_u16(
+                at,
+                patch.weight(memory::load_u16(at), scale(args.base as u8)),
+            );
             index += LANES as u32;
         }
         thread::sync_warp();
@@ -112,7 +115,10 @@ unsafe fn store_band(
     lane: u32,
     (bytes, words): ([[u32; 4]; 2], [u32; LANE_WORDS]),
 ) {
-    let base = decode::base_pair(args.base as u8);
+    let (rest, scale) = (
+        [window_quad(args.base as u8); 2],
+        scale_pair(args.base as u8),
+    );
     let at = rows + lane / 4 * STRIDE + lane % 4 * 4;
     let store = |kstep: u32, registers: [u32; REGISTERS]| {
         for (register, value) in registers.into_iter().enumerate() {
@@ -121,12 +127,12 @@ unsafe fn store_band(
                 16 * kstep + 8 * (register as u32 >> 1),
             );
             // SAFETY: inside the warp's tile.
-            unsafe { memory::store_u32(at + row * STRIDE + 2 * col, value) }
+            unsafe { memory::store_u32(at + row * STRIDE + 2 * col, value - scale) }
         }
     };
     let [[a, b, c, d], [e, f, g, h]] = bytes;
-    store(0, decode::kstep::<0>([a, b], words, [0; 2], base));
-    store(1, decode::kstep::<1>([c, d], words, [0; 2], base));
-    store(2, decode::kstep::<2>([e, f], words, [0; 2], base));
-    store(3, decode::kstep::<3>([g, h], words, [0; 2], base));
+    store(0, decode::kstep::<0>([a, b], words, rest));
+    store(1, decode::kstep::<1>([c, d], words, rest));
+    store(2, decode::kstep::<2>([e, f], words, rest));
+    store(3, decode::kstep::<3>([g, h], words, rest));
 }

@@ -6,7 +6,7 @@
 //! activations --ldmatrix--> B fragment ---------------------------------------------+--> mma
 //! ```
 //!
-//! Budget for each lane's 64 weights: 14 loads of weights and patches, 98 instructions to decode, 2
+//! Budget for each lane's 64 weights: 14 loads of weights and patches, 66 instructions to decode, 2
 //! loads and 8 mma for each 8 tokens, some 60 for patches, addresses and order.
 
 use crate::{
@@ -21,10 +21,11 @@ use crate::{
 /// # Safety
 /// `table` is the warp's, of [`crate::launch::Gemm::TABLE_BYTES`].
 #[inline(always)]
-pub unsafe fn clear_table(table: u32, lane: u32) {
+pub unsafe fn clear_table(args: &GemmArgs, table: u32, lane: u32) {
+    let rest = [window_quad(args.base as u8); 4];
     for i in 0..(TILE_WEIGHTS / 512) as u32 {
         // SAFETY: inside the table.
-        unsafe { memory::store_u32x4(table + 512 * i + 16 * lane, [0; 4]) };
+        unsafe { memory::store_u32x4(table + 512 * i + 16 * lane, rest) };
     }
 }
 
@@ -80,11 +81,11 @@ impl Patches {
         }
     }
 
-    /// Puts them in the table, or nothing in their place.
+    /// Puts them in the table, or the byte that is there without.
     #[inline(always)]
-    unsafe fn store(&self, table: u32, lane: u32, first: Patch, nothing: bool) {
+    unsafe fn store(&self, table: u32, lane: u32, first: Patch, instead: Option<u8>) {
         let store = |patch: Patch| {
-            let value = if nothing { 0 } else { patch.high() };
+            let value = instead.unwrap_or(patch.high());
             // SAFETY: inside the warp's table.
             unsafe { memory::store_u8(table + u32::from(patch.position()), value.into()) };
         };
@@ -118,13 +119,12 @@ pub unsafe fn multiply<const N_TILES: usize>(
         let first = patches.first(lane);
         // Those of the last tile are out.
         thread::sync_warp();
-        patches.store(tile.table, lane, first, false);
+        patches.store(tile.table, lane, first, None);
         thread::sync_warp();
-        let base = decode::base_pair(args.base as u8);
-        half::<0, N_TILES>(tile, base, lane, acc);
-        half::<1, N_TILES>(tile, base, lane, acc);
+        half::<0, N_TILES>(tile, lane, acc);
+        half::<1, N_TILES>(tile, lane, acc);
         thread::sync_warp();
-        patches.store(tile.table, lane, first, true);
+        patches.store(tile.table, lane, first, Some(window_high(args.base as u8)));
     }
 }
 
@@ -132,7 +132,6 @@ pub unsafe fn multiply<const N_TILES: usize>(
 #[inline(always)]
 unsafe fn half<const H: usize, const N_TILES: usize>(
     tile: &Tile,
-    base: u32,
     lane: u32,
     acc: &mut [[[f32; 4]; N_TILES]; BANDS],
 ) {
@@ -151,13 +150,13 @@ unsafe fn half<const H: usize, const N_TILES: usize>(
             let [p, q, r, s] = memory::load_u32x4(tile.table + (band * CODES_AT) as u32 + half_at);
             let (first, second) = if H == 0 {
                 (
-                    decode::kstep::<0>([a, b], words, [p, q], base),
-                    decode::kstep::<1>([c, d], words, [r, s], base),
+                    decode::kstep::<0>([a, b], words, [p, q]),
+                    decode::kstep::<1>([c, d], words, [r, s]),
                 )
             } else {
                 (
-                    decode::kstep::<2>([a, b], words, [p, q], base),
-                    decode::kstep::<3>([c, d], words, [r, s], base),
+                    decode::kstep::<2>([a, b], words, [p, q]),
+                    decode::kstep::<3>([c, d], words, [r, s]),
                 )
             };
             for (acc, x) in acc[band].iter_mut().zip(&x) {

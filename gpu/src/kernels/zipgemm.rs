@@ -19,8 +19,8 @@
 //! wait for the kernel before. Weights are read once and X by every block, so the L2 cache is told
 //! to let go of weights first.
 //!
-//! Budget (builder/budget.json, from the machine code): 188 instructions a tile and warp at N = 8,
-//! 2.9 for each of a lane's 64 weights, where 132 multiprocessors at 3 TB/s leave 13.6 issue slots.
+//! Budget (builder/budget.json, from the machine code): 152 instructions a tile and warp at N = 8,
+//! 2.4 for each of a lane's 64 weights, where 132 multiprocessors at 3 TB/s leave 13.6 issue slots.
 
 use super::{
     epilogue::Epilogue,
@@ -237,7 +237,7 @@ impl<
                 thread::sync_warp();
                 first = self.start_weights();
             } else if self.warp < Self::WARPS {
-                tile::clear_table(self.table(), self.lane);
+                tile::clear_table(self.args, self.table(), self.lane);
             }
             thread::sync_block();
             // Asked anew, or the compiler would make a barrier for each role.
@@ -579,6 +579,7 @@ impl<
         acc: &[[[f32; 4]; N_TILES]; BANDS],
     ) {
         let stride = Self::SHAPE.sums_stride() as u32;
+        let unscale = unscale(scale(self.args.base as u8));
         let row = strip * TILE_ROWS as u32 + self.lane / 4;
         let token = part * 8 + 2 * (self.lane % 4);
         unroll!(J < N_TILES => {
@@ -588,7 +589,7 @@ impl<
                 let at = self.sums(ring.stage) + 4 * (token * stride + row);
                 for (band, acc) in acc.iter().enumerate() {
                     let at = at + (4 * BAND_ROWS * band) as u32;
-                    let [a, b, c, d] = acc[J];
+                    let [a, b, c, d] = acc[J].map(|sum| sum * unscale);
                     memory::store_f32(at, a);
                     memory::store_f32(at + 4 * stride, b);
                     memory::store_f32(at + 32, c);

@@ -17,6 +17,12 @@ use crate::{
 /// Lanes whose weights are in one half of a plane.
 pub const HALF_LANES: u32 = 16;
 
+/// A base in the exponent fields of both weights of a pair.
+#[inline(always)]
+pub const fn base_pair(base: u8) -> u32 {
+    (base as u32) << 7 | (base as u32) << 23
+}
+
 /// Which bits are a lane's.
 #[derive(Clone, Copy, Debug)]
 pub struct Lane {
@@ -148,7 +154,7 @@ impl Found {
     }
 
     /// Both weights, the first in the low half. `first` and `second` are each a byte of sign and
-    /// mantissa, or the whole of an outlier; `bases` is [`crate::decode::base_pair`].
+    /// mantissa, or the whole of an outlier; `bases` is [`base_pair`].
     #[inline(always)]
     pub fn pair(&self, first: u32, second: u32, bases: u32) -> u32 {
         let bases = multiply_add::<{ 1 << 22 }>(self.second, bases);
@@ -167,7 +173,7 @@ impl Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{decode::base_pair, published::TILE_WEIGHTS};
+    use crate::published::TILE_WEIGHTS;
 
     /// Any numbers, the same each time.
     fn random(state: &mut u64) -> u64 {

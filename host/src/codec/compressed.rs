@@ -2,7 +2,7 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 use zipserv_gpu::layout::{
-    MAX_BASE, Patch, TILE_BYTES, TILE_COLS, TILE_ROWS, patch_row_col, tile_grid,
+    MAX_BASE, Patch, TILE_BYTES, TILE_COLS, TILE_ROWS, is_base, patch_row_col, tile_grid,
 };
 
 use crate::Error;
@@ -10,7 +10,7 @@ use crate::Error;
 /// Version of the format that this build writes and reads.
 pub const VERSION: u16 = 1;
 /// The one layout there is: 32 x 64 tiles in fragment order.
-pub const LAYOUT_ID: u16 = 2;
+pub const LAYOUT_ID: u16 = 3;
 /// Bytes of the header in front of the dense part.
 pub const HEADER_BYTES: usize = 128;
 const MAGIC: [u8; 8] = *b"ZIPSERV\0";
@@ -120,6 +120,13 @@ impl Header {
             patches: field("patches", 32, limit)?,
             payload_crc: u32_at(bytes, 40),
         };
+        if !is_base(header.base) {
+            return Err(Error::HeaderField {
+                field: "base",
+                offset: 12,
+                value: header.base.into(),
+            });
+        }
         if let Some(at) = bytes[48..].iter().position(|&b| b != 0) {
             return Err(Error::HeaderField {
                 field: "reserved",

@@ -97,7 +97,7 @@ fn decode_tile(
         let (row, col) = patch_row_col(patch.position());
         let weight = &mut tile[row * stride + 2 * col..][..2];
         let bits = u16::from_le_bytes([weight[0], weight[1]]);
-        weight.copy_from_slice(&bits.wrapping_add(patch.bits()).to_le_bytes());
+        weight.copy_from_slice(&patch.weight(bits, scale(base)).to_le_bytes());
     }
 }
 
@@ -116,15 +116,15 @@ fn decode_band(base: u8, dense: &[u8; BAND_BYTES], rows: &mut [u8], stride: usiz
             }
         }
     }
-    let base = lanes::base_pair(base);
+    let (rest, scale) = (window_quad(base), scale_pair(base));
     let mut pairs = [[0u32; LANES]; LANE_PAIRS];
     macro_rules! decode_quads {
         ($($q:literal)*) => {$(
             for lane in 0..LANES {
                 let words = std::array::from_fn(|w| word(codes, w * CODE_BYTES + 4 * lane));
-                let [a, b] = lanes::quad::<$q>(low[$q][lane], words, 0, base);
-                pairs[2 * $q][lane] = a;
-                pairs[2 * $q + 1][lane] = b;
+                let [a, b] = lanes::quad::<$q>(low[$q][lane], words, rest);
+                pairs[2 * $q][lane] = a - scale;
+                pairs[2 * $q + 1][lane] = b - scale;
             }
         )*};
     }

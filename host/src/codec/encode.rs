@@ -203,8 +203,7 @@ fn encode_band(
         }
     }
 
-    /// [`OUTLIER`] in both weights of a pair.
-    const OUTLIERS: u32 = OUTLIER as u32 | (OUTLIER as u32) << 16;
+    let (scale, window) = (scale(base), u32::from(window_high(base)) * 0x0100_0100);
     let mut low = [[0u32; LANES]; LANE_QUADS];
     let mut high = [[0u32; LANES]; LANE_QUADS];
     let mut outliers = [0u32; LANES];
@@ -212,16 +211,17 @@ fn encode_band(
         let (quad, shift) = (pair / 2, 16 * (pair as u32 % 2));
         for (lane, weights) in pairs.iter_mut().enumerate() {
             let [first, second] =
-                [*weights as u16, (*weights >> 16) as u16].map(|w| u32::from(relative(w, base)));
+                [*weights as u16, (*weights >> 16) as u16].map(|w| u32::from(scaled(w, scale)));
             *weights = first | second << 16;
             low[quad][lane] |= (first & 0xFF | (second & 0xFF) << 8) << shift;
             high[quad][lane] |= (first >> 8 | (second >> 8) << 8) << shift;
-            outliers[lane] |= u32::from(*weights & OUTLIERS != 0) << pair;
+            let rest = u32::from(LEFT_OUT) | u32::from(LEFT_OUT) << 16;
+            outliers[lane] |= u32::from((*weights ^ window) & rest != 0) << pair;
         }
     }
     for (lane, &outliers) in outliers.iter().enumerate() {
         if outliers != 0 {
-            patch_lane(band, lane, &pairs, outliers, patches);
+            patch_lane(base, band, lane, &pairs, outliers, patches);
         }
     }
     let (bytes, codes) = dense.split_at_mut(CODES_AT);
@@ -243,8 +243,9 @@ fn encode_band(
     }
 }
 
-/// Adds the patches of a lane's [`relative`] weights. `outliers` has a bit for each pair with at least one.
+/// Adds the patches of a lane's [`scaled`] weights. `outliers` has a bit for each pair with at least one.
 fn patch_lane(
+    base: u8,
     band: usize,
     lane: usize,
     pairs: &[[u32; LANES]; LANE_PAIRS],
@@ -255,10 +256,10 @@ fn patch_lane(
         let pair = outliers.trailing_zeros() as usize;
         outliers &= outliers - 1;
         for second in [false, true] {
-            let relative = (pairs[pair][lane] >> if second { 16 } else { 0 }) as u16;
-            if relative & OUTLIER != 0 {
+            let scaled = (pairs[pair][lane] >> if second { 16 } else { 0 }) as u16;
+            if (scaled >> 8) as u8 & (LEFT_OUT >> 8) as u8 != window_high(base) {
                 let position = patch_position(band, lane, pair, second);
-                patches.push(Patch::new(position, relative).0);
+                patches.push(Patch::new(position, scaled).0);
             }
         }
     }

@@ -284,8 +284,9 @@ pub unsafe fn zipgemm_prefill_raw(
         return Err(CudaError::Argument(wrong));
     }
     let (dense, offsets, patches) = weights.addresses();
+    let box_tokens = shape.box_tokens(n);
     let args = PrefillArgs {
-        x: activations(operands, weights.cols(), shape.box_tokens())?,
+        x: activations(operands, weights.cols(), box_tokens)?,
         tiles: dense_tiles(weights, dense)?,
         output: operands.output(),
         dense,
@@ -298,6 +299,7 @@ pub unsafe fn zipgemm_prefill_raw(
         k: weights.cols,
         base: u32::from(weights.base),
         deal: plan.deal(weights.cols()),
+        box_tokens: box_tokens as u32,
     };
     // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
     unsafe { gpu.launch(plan.kernel, blocks, stream, dependent, args) }

@@ -2,10 +2,9 @@
 
 use crate::{
     arch::{memory, thread},
-    decode::base_pair,
     published::{
         BAND_BYTES, Before, CHUNK, KSTEP_TILES, PLANE_BYTES, TILE_BYTES, TILE_WEIGHTS,
-        decode::{Cursor, HALF_LANES, Lane},
+        decode::{Cursor, HALF_LANES, Lane, base_pair},
         launch::{BANDS_AT, STREAMS_AT},
     },
 };

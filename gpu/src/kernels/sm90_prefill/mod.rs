@@ -8,8 +8,8 @@
 //!                                     empty                                           sums, epilogue,
 //!  two warps that write tables        full                                            transpose,
 //!                                   ------->                                          store Y; or
-//!  patches, read ahead: what they     empty                                           leave sums to
-//!  add to weights into a table      <-------                                          another cluster
+//!  patches, read ahead: their high    empty                                           leave sums to
+//!  bytes into a table               <-------                                          another cluster
 //! ```
 //!
 //! An output tile is 128 features by `2 * SUMS` tokens. A warp decodes one band of one strip: 16
@@ -29,7 +29,7 @@
 //! multiplies has a unit's patches in registers, and frees their table, halfway through the unit.
 //!
 //! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
-//! issues some 110 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
+//! issues some 85 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
 //! from the L2 cache for each block of a cluster of two.
 
 mod multiply;
@@ -88,6 +88,8 @@ struct Block<'a, const SUMS: usize, const STAGES: usize, const CLUSTER: usize> {
     /// Place of the block in its cluster, and of the cluster in the grid.
     rank: u32,
     cluster: u32,
+    /// Shared memory of the cluster's block that this lane tells of empty stages: the lane's number says which.
+    told: u32,
     /// Strips of the matrix.
     strips: u32,
     /// Clusters of the grid.
@@ -114,14 +116,22 @@ where
         // SAFETY: every thread has a place in the grid.
         let (block, blocks) = unsafe { (thread::block() as u32, thread::blocks() as u32) };
         let cluster = block / CLUSTER as u32;
+        let (shared, lane) = (memory::shared(), thread::fixed_lane());
+        let rank = if CLUSTER > 1 { cluster::rank() } else { 0 };
+        let told = if CLUSTER > 1 {
+            cluster::map(shared, lane % CLUSTER as u32)
+        } else {
+            shared
+        };
         Self {
             args,
             x: maps + offset_of!(PrefillArgs, x) as u64,
             tiles: maps + offset_of!(PrefillArgs, tiles) as u64,
-            shared: memory::shared(),
-            lane: thread::fixed_lane(),
+            shared,
+            lane,
             warp: thread::warp(),
-            rank: if CLUSTER > 1 { cluster::rank() } else { 0 },
+            rank,
+            told,
             cluster,
             strips: args.m.div_ceil(TILE_ROWS as u32),
             clusters: blocks / CLUSTER as u32,
@@ -169,7 +179,7 @@ where
         self.full(stage) + 8
     }
 
-    /// What patches add to a unit's weights.
+    /// What codes leave out of a unit's high bytes.
     #[inline(always)]
     pub(super) fn table(&self, table: u32) -> u32 {
         self.shared + (Self::SHAPE.tables_at() + table as usize * Prefill::TABLE_BYTES) as u32

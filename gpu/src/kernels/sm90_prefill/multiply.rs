@@ -63,7 +63,6 @@ where
             if units == 0 {
                 break;
             }
-            let base = decode::base_pair(thread::opaque(self.args.base) as u8);
             let mut acc = <[f32; SUMS]>::undefined();
             let mut first = true;
             // The next unit's first half, if it has come.
@@ -94,7 +93,7 @@ where
                         ($s:literal, $low:expr, $patches:expr) => {
                             // Until then the registers of the fragment are the last unit's.
                             wgmma::wait::<IN_FLIGHT>();
-                            let fragment = decode::kstep::<$s>($low, words, $patches, base);
+                            let fragment = decode::kstep::<$s>($low, words, $patches);
                             if $s == IN_FLIGHT {
                                 // By now all that was loaded from it has been used.
                                 self.release(stage_before, S > 0 || !first);
@@ -127,7 +126,7 @@ where
                 });
                 first = false;
             };
-            acc.finish();
+            acc.finish(unscale(scale(thread::opaque(self.args.base) as u8)));
             // SAFETY: `run`'s.
             unsafe {
                 copy::finish_reads();
@@ -162,7 +161,7 @@ where
         }
     }
 
-    /// What patches add to this lane's weights of a unit's first half, in a table.
+    /// What codes leave out of this lane's high bytes of a unit's first half, in a table.
     #[inline(always)]
     fn patches(&self, table: u32) -> u32 {
         const BAND: u32 = (Prefill::STRIP_TABLE_BYTES / BANDS) as u32;
@@ -224,7 +223,8 @@ where
             barrier::arrive_if(self.empty(stage), really);
             if CLUSTER > 1 {
                 let other = self.lane < CLUSTER as u32 && self.lane != self.rank;
-                cluster::arrive_if(self.empty(stage), self.lane, really && other);
+                let barrier = self.told + (self.empty(stage) - self.shared);
+                cluster::arrive_if(barrier, really && other);
             }
         }
     }

@@ -31,7 +31,7 @@ pub struct Patches {
 struct Pair {
     /// Where they go; 0 if they are none of the strip's.
     at: [u32; 2],
-    /// What they add to high bytes, in the lowest byte of each half.
+    /// Their high bytes, in the lowest byte of each half.
     high: u32,
 }
 
@@ -122,7 +122,7 @@ impl Pair {
         high: 0,
     };
 
-    /// Puts them in their places, or nothing there.
+    /// Puts `high`, their own or the window's, in their places.
     #[inline(always)]
     unsafe fn store(&self, high: u32) {
         let [a, b] = self.at;
@@ -180,15 +180,15 @@ impl Ready {
 
     /// Takes them out of the unit's `table`.
     #[inline(always)]
-    pub unsafe fn clear(&self, table: u32, lane: u32) {
+    pub unsafe fn clear(&self, table: u32, rest: u32, lane: u32) {
         // SAFETY: inside the table.
         unsafe {
-            unroll!(P < USUAL => { self.pairs[P].store(0); });
+            unroll!(P < USUAL => { self.pairs[P].store(rest); });
             if self.is_many {
-                self.pairs[USUAL].store(0);
+                self.pairs[USUAL].store(rest);
                 if self.is_long {
                     for i in 0..Prefill::TABLE_BYTES as u32 / 512 {
-                        memory::store_u32x4(table + 512 * i + 16 * lane, [0; 4]);
+                        memory::store_u32x4(table + 512 * i + 16 * lane, [rest; 4]);
                     }
                 }
             }

@@ -149,7 +149,7 @@ where
         if self.lane > 0 {
             return;
         }
-        let box_tokens = Self::SHAPE.box_tokens() as u32;
+        let box_tokens = self.args.box_tokens;
         let part = self.rank * box_tokens;
         let mut ring = Ring::<STAGES>::FILLING;
         let mut schedule = self.schedule();
@@ -159,9 +159,9 @@ where
             let token = first + part;
             // Blocks with no tokens copy nothing, for zeros take longer than activations. What is in their
             // place makes outputs that are not stored.
-            let boxes = (self.args.n - first)
-                .div_ceil(box_tokens)
-                .min(CLUSTER as u32);
+            let left = self.args.n - first;
+            let mut boxes = 0;
+            unroll!(R < CLUSTER => { boxes += u32::from(R as u32 * box_tokens < left); });
             let bytes = boxes * box_tokens * Prefill::LINE_BYTES as u32;
             let has_tokens = token < self.args.n;
             for column in share.from..share.to {

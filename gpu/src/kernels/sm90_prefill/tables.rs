@@ -19,16 +19,17 @@ where
     #[inline(always)]
     pub(super) unsafe fn clear_tables(&self) {
         const BYTES: u32 = (Prefill::TABLES * Prefill::TABLE_BYTES) as u32;
+        let rest = [window_quad(self.args.base as u8); 4];
         let mut at = 16 * (self.warp * LANES as u32 + self.lane);
         while at < BYTES {
             // SAFETY: inside the tables.
-            unsafe { memory::store_u32x4(self.table(0) + at, [0; 4]) };
+            unsafe { memory::store_u32x4(self.table(0) + at, rest) };
             at += 16 * Prefill::THREADS as u32;
         }
     }
 
-    /// Keeps one table ahead of the warps that multiply: of every so-many-th unit, puts what each patch adds
-    /// in its place, and takes it out again when the unit is done with.
+    /// Keeps one table ahead of the warps that multiply: of every so-many-th unit, puts each patch's high byte in
+    /// its place, and the window's again when the unit is done with.
     ///
     /// Nothing waits for memory: a lane asks for the patch range of one strip of one of the warp's
     /// next units, eight of them ahead, and all of them for patches one unit ahead. A warp waits for all
@@ -43,6 +44,7 @@ where
         const HELD: u32 = LANES as u32 / STRIPS;
 
         let (all, lane) = (self.args.patches, self.lane);
+        let rest = window_quad(self.args.base as u8);
         let table = self.table(patcher);
         let strip_table = table + patches::strip_of(lane) * Prefill::STRIP_TABLE_BYTES as u32;
         let mut left = (self.schedule().units() + PATCHERS - 1 - patcher) / PATCHERS;
@@ -75,7 +77,7 @@ where
                 // SAFETY: `run`'s.
                 unsafe {
                     barrier::wait(self.table_empty(patcher), parity);
-                    stored.clear(table, lane);
+                    stored.clear(table, rest, lane);
                     // One lane's patch may be where another's was.
                     thread::sync_warp();
                     ready.store(strip_table, all);
