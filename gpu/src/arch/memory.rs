@@ -103,14 +103,10 @@ pub unsafe fn load_byte_or_u16<const AT: usize>(is_byte: u32, byte: u32, whole: 
 /// As [`load_u32`].
 #[inline(always)]
 pub unsafe fn load_u32x4_in_order(address: u32) -> [u32; 4] {
-    let (mut a, mut b, mut c, mut d): (u32, u32, u32, u32);
+    let mut value = [0; 4];
     // SAFETY: the caller's promise.
-    unsafe {
-        asm!("ld.volatile.shared.v4.u32 {{{}, {}, {}, {}}}, [{}];",
-            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) address,
-            options(nostack, preserves_flags));
-    }
-    [a, b, c, d]
+    unsafe { load_u32x4_if(&mut value, address, true) };
+    value
 }
 
 /// [`load_u32x4_in_order`] into `value` if `really`, without a branch.

@@ -25,7 +25,8 @@
 //! warp that copies dense tiles describes each share to those that multiply.
 //!
 //! Every lane arrives at barriers for what it has read or written itself. Between the barrier that
-//! frees a table and the one that fills it there are stores only: all else is done before. A warp that
+//! frees a table and the one that fills it the source has stores only: all else is done before (`ptxas` moves some
+//! selects there). A warp that
 //! multiplies has a unit's patches in registers, and frees their table, halfway through the unit.
 //!
 //! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler

@@ -1,6 +1,10 @@
 //! The warps that multiply: low bytes, code words and patches to A fragments, and those into `wgmma`.
 
-use super::{Accumulator, Block, Ring, shares::Turn};
+use super::{
+    Accumulator, Block,
+    ring::{self, Ring},
+    shares::Turn,
+};
 use crate::{
     arch::{barrier, cluster, copy, memory, thread, wgmma},
     decode,
@@ -25,17 +29,8 @@ struct SecondHalf {
     patches: [u32; 4],
 }
 
-/// The table that a unit takes, by how many come before it.
-#[inline(always)]
-fn table_of(turn: u32) -> u32 {
-    turn % Prefill::TABLES as u32
-}
-
-/// The parity of its phase.
-#[inline(always)]
-fn table_parity(turn: u32) -> u32 {
-    turn / Prefill::TABLES as u32 % 2
-}
+/// A unit's turn: units take the tables in turn.
+type UnitTurn = ring::Turn<{ Prefill::TABLES }>;
 
 impl FirstHalf {
     /// Nothing yet.
@@ -55,8 +50,7 @@ where
     pub(super) unsafe fn multiply(&self) {
         let mut share = Turn::FIRST;
         let mut ring = Ring::<STAGES>::EMPTYING;
-        // Units so far: they take the tables in turn.
-        let mut turn = 0;
+        let mut turn = UnitTurn::FIRST;
         loop {
             // SAFETY: `run`'s.
             let mut units = unsafe { self.units(share) };
@@ -74,12 +68,12 @@ where
                     let stage = S as u32;
                     let next_stage = ((S + 1) % STAGES) as u32;
                     let stage_before = ((S + STAGES - 1) % STAGES) as u32;
-                    let table = table_of(turn);
+                    let table = turn.slot();
                     // SAFETY: `run`'s; stage and table are full, and stay so until they are released.
                     let second = unsafe {
                         if !ready {
                             barrier::wait(self.full(stage), ring.parity_of(stage));
-                            barrier::wait(self.table_full(table), table_parity(turn));
+                            barrier::wait(self.table_full(table), turn.parity());
                         }
                         if !(Self::AHEAD && ready) {
                             self.load_first(&mut half, stage, table, true);
@@ -111,13 +105,13 @@ where
                         kstep!(2, [e, f], [m, n]);
                         // Asked ahead, for an answer takes some time.
                         let more = units > 1;
-                        ready = more & self.is_ready(next_stage, &ring, turn + 1);
+                        ready = more & self.is_ready(next_stage, &ring, turn.next());
                         if Self::AHEAD {
-                            self.load_first(&mut half, next_stage, table_of(turn + 1), ready);
+                            self.load_first(&mut half, next_stage, turn.next().slot(), ready);
                         }
                         kstep!(3, [g, h], [o, p]);
                     }
-                    turn += 1;
+                    turn = turn.next();
                     ring.advance_from(stage);
                     units -= 1;
                     if units == 0 {
@@ -146,18 +140,18 @@ where
                     this.hand_over(order.place, &acc);
                 }
             }
-            share.advance();
+            share = share.next();
             ring.restart();
         }
     }
 
     /// Whether the unit of some turn can be multiplied, which is in a stage of the ring.
     #[inline(always)]
-    unsafe fn is_ready(&self, stage: u32, ring: &Ring<STAGES>, turn: u32) -> bool {
+    unsafe fn is_ready(&self, stage: u32, ring: &Ring<STAGES>, turn: UnitTurn) -> bool {
         // SAFETY: `run`'s.
         unsafe {
             barrier::test(self.full(stage), ring.parity_of(stage))
-                & barrier::test(self.table_full(table_of(turn)), table_parity(turn))
+                & barrier::test(self.table_full(turn.slot()), turn.parity())
         }
     }
 

@@ -55,3 +55,31 @@ impl<const STAGES: usize> Ring<STAGES> {
         self.stage = 0;
     }
 }
+
+/// Whose turn it is in a ring of `SLOTS`, a power of two: so many have been before. A count, so that the turn
+/// after this one takes no register of its own.
+#[derive(Clone, Copy)]
+pub struct Turn<const SLOTS: usize>(u32);
+
+impl<const SLOTS: usize> Turn<SLOTS> {
+    /// The first.
+    pub const FIRST: Self = Self(0);
+
+    /// Its slot.
+    #[inline(always)]
+    pub fn slot(self) -> u32 {
+        self.0 % SLOTS as u32
+    }
+
+    /// The parity of the slot's phase, for whoever empties it.
+    #[inline(always)]
+    pub fn parity(self) -> u32 {
+        self.0 / SLOTS as u32 % 2
+    }
+
+    /// The next.
+    #[inline(always)]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}

@@ -4,37 +4,15 @@
 
 use core::ops::Range;
 
-use super::{Accumulator, Block};
+use super::{Accumulator, Block, ring};
 use crate::{
     arch::{barrier, memory},
     launch::Prefill,
     schedule::{Place, Schedule, Share},
 };
 
-/// Whose turn it is in the ring of descriptions: so many have been before.
-#[derive(Clone, Copy)]
-pub struct Turn(u32);
-
-impl Turn {
-    /// The first.
-    pub const FIRST: Self = Self(0);
-
-    #[inline(always)]
-    fn slot(self) -> u32 {
-        self.0 % Prefill::SHARES as u32
-    }
-
-    #[inline(always)]
-    fn parity(self) -> u32 {
-        self.0 / Prefill::SHARES as u32 % 2
-    }
-
-    /// The next.
-    #[inline(always)]
-    pub fn advance(&mut self) {
-        self.0 += 1;
-    }
-}
+/// A place in the ring of descriptions.
+pub type Turn = ring::Turn<{ Prefill::SHARES }>;
 
 /// What is to be done with the sums of a share.
 pub struct Order {
@@ -65,13 +43,20 @@ where
         self.shared + Self::SHAPE.shares_at() as u32 + turn.slot() * Prefill::SHARE_BYTES as u32
     }
 
-    /// Tells of a share, or that there are no more.
+    /// Tells of a share, whose tile is at `place`, or that there are no more. Returns the earlier clusters that have
+    /// sums of it.
     #[inline(always)]
-    pub(super) unsafe fn tell(&self, turn: Turn, schedule: &Schedule, share: &Share) {
+    pub(super) unsafe fn tell(
+        &self,
+        turn: Turn,
+        schedule: &Schedule,
+        share: &Share,
+        place: Place,
+    ) -> Range<u32> {
         let Place {
             row_group,
             token_block,
-        } = self.tiles().place(share.tile);
+        } = place;
         let before = self.before(schedule, share);
         let finishes = u32::from(share.to == schedule.tile_cols);
         let to = self.share(turn);
@@ -85,6 +70,7 @@ where
             memory::store_u32x4(to + 16, [before.start, before.end, 0, 0]);
             barrier::arrive(self.share_full(turn.slot()));
         }
+        before
     }
 
     /// The units of the share whose turn it is; none if there are no more.

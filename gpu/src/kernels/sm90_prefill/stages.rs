@@ -46,6 +46,7 @@ where
         while let Some(share) = schedule.next() {
             let place = self.tiles().place(share.tile);
             let strip = self.row_block(place) * Self::STRIPS;
+            let mut before = 0..0;
             for column in share.from..share.to {
                 let to = self.stage(ring.stage) + Self::SHAPE.dense_at() as u32;
                 // SAFETY: `run`'s.
@@ -63,21 +64,21 @@ where
                     }
                     if column == share.from {
                         // Only now, for the first copy should not wait.
-                        self.tell(turn, &schedule, &share);
-                        turn.advance();
+                        before = self.tell(turn, &schedule, &share, place);
+                        turn = turn.next();
                     }
                 }
                 ring.advance();
             }
-            let before = self.before(&schedule, &share);
             if !before.is_empty() {
                 // SAFETY: `run`'s.
                 unsafe { self.copy_sums(&mut ring, place, before) };
             }
             ring.restart();
         }
+        let none = Share::default();
         // SAFETY: `run`'s.
-        unsafe { self.tell(turn, &schedule, &Share::default()) };
+        unsafe { self.tell(turn, &schedule, &none, self.tiles().place(none.tile)) };
     }
 
     /// Copies the sums that earlier clusters have of an output tile: of each chunk of tokens those of
