@@ -203,16 +203,15 @@ fn encode_band(
         }
     }
 
-    let (scale, window) = (scale(base), u32::from(window_high(base)) * 0x0100_0100);
+    scale_all(bytemuck::cast_slice_mut(pairs.as_flattened_mut()), scale(base));
+    let window = u32::from(window_high(base)) * 0x0100_0100;
     let mut low = [[0u32; LANES]; LANE_QUADS];
     let mut high = [[0u32; LANES]; LANE_QUADS];
     let mut outliers = [0u32; LANES];
-    for (pair, pairs) in pairs.iter_mut().enumerate() {
+    for (pair, pairs) in pairs.iter().enumerate() {
         let (quad, shift) = (pair / 2, 16 * (pair as u32 % 2));
-        for (lane, weights) in pairs.iter_mut().enumerate() {
-            let [first, second] =
-                [*weights as u16, (*weights >> 16) as u16].map(|w| u32::from(scaled(w, scale)));
-            *weights = first | second << 16;
+        for (lane, weights) in pairs.iter().enumerate() {
+            let (first, second) = (*weights & 0xFFFF, *weights >> 16);
             low[quad][lane] |= (first & 0xFF | (second & 0xFF) << 8) << shift;
             high[quad][lane] |= (first >> 8 | (second >> 8) << 8) << shift;
             let rest = u32::from(LEFT_OUT) | u32::from(LEFT_OUT) << 16;
@@ -239,6 +238,23 @@ fn encode_band(
         let high = std::array::from_fn(|quad| high[quad][lane]);
         for (w, word) in decode::code_words(&high).iter().enumerate() {
             codes[w * CODE_BYTES + lane * 4..][..4].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+/// Makes weights [`scaled`] ones. Without subnormals, as most are, that is an addition.
+#[inline(always)]
+fn scale_all(weights: &mut [u16], scale: u32) {
+    const EXPONENT: u16 = 0x7F80;
+    let is_small = |w: u16| w & EXPONENT == 0 && w << 1 != 0;
+    if weights.iter().fold(false, |any, &w| any | is_small(w)) {
+        for weight in weights {
+            *weight = scaled(*weight, scale);
+        }
+    } else {
+        for weight in weights {
+            let is_normal = !matches!(*weight & EXPONENT, 0 | EXPONENT);
+            *weight += u16::from(is_normal) * ((scale as u16) << 7);
         }
     }
 }
