@@ -203,7 +203,10 @@ fn encode_band(
         }
     }
 
-    scale_all(bytemuck::cast_slice_mut(pairs.as_flattened_mut()), scale(base));
+    scale_all(
+        bytemuck::cast_slice_mut(pairs.as_flattened_mut()),
+        scale(base),
+    );
     let window = u32::from(window_high(base)) * 0x0100_0100;
     let mut low = [[0u32; LANES]; LANE_QUADS];
     let mut high = [[0u32; LANES]; LANE_QUADS];
