@@ -66,7 +66,7 @@ pub const TILE_BYTES: usize = BANDS * BAND_BYTES;
 pub const CODE_BITS: u32 = 3;
 /// Exponents in the window.
 pub const WINDOW: u32 = 8;
-/// The largest base, such that every code is a valid exponent.
+/// The largest base, such that all exponents of the window are valid ones.
 pub const MAX_BASE: u8 = (256 - WINDOW) as u8;
 
 /// Tiles needed to cover `rows` by `cols`: `(tile rows, tile columns)`.
@@ -96,8 +96,7 @@ pub const fn scale(base: u8) -> u32 {
 /// Whether a window may start at an exponent: no weight in it may become infinite.
 #[inline(always)]
 pub const fn is_base(base: u8) -> bool {
-    base <= MAX_BASE && (base as u32).is_multiple_of(WINDOW)
-        || base as u32 + scale(base) < MAX_BASE as u32
+    base == MAX_BASE || base as u32 + scale(base) < MAX_BASE as u32
 }
 
 /// Exponents of infinities and NaNs, and where a BF16 has its exponent.

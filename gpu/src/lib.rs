@@ -1,4 +1,4 @@
-//! The TCA-TBE layout and everything that runs on the GPU.
+//! The layout of compressed weights and everything that runs on the GPU.
 //!
 //! The crate is `no_std` and has no dependencies. [`layout`] says where each weight of a
 //! matrix is stored, [`decode`] turns a lane's words back into BF16 pairs; both are pure

@@ -1,5 +1,5 @@
 //! Kernels of one's own on zipserv's layout, as `docs/KERNELS.md` explains. The builder compiles
-//! them to `kernels.ptx`, apart from zipserv's.
+//! them to files of their own, apart from zipserv's.
 
 #![no_std]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, stdarch_nvptx))]

@@ -42,8 +42,19 @@ shared_access! {
     load_u16 store_u16 reg16 u16, "u16";
     /// Loads 32 bits from shared memory.
     load_u32 store_u32 reg32 u32, "u32";
-    /// Loads a float from shared memory.
-    load_f32 store_f32 reg32 f32, "f32";
+}
+
+/// Stores a float to shared memory.
+///
+/// # Safety
+/// `address` lies in the block's shared memory, aligned to the access.
+#[inline(always)]
+pub unsafe fn store_f32(address: u32, value: f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.shared.f32 [{}], {};", in(reg32) address, in(reg32) value,
+            options(nostack, preserves_flags));
+    }
 }
 
 /// Stores the low byte of `value` to shared memory.

@@ -31,7 +31,7 @@ pub fn columns(shape: &Gemm, rows: usize, cols: usize) -> usize {
 
 /// How many thread blocks have whole row blocks each, so that no sums are handed over, if that is
 /// possible with nine tenths of `most`. With units of one strip, 128 instead of 132 blocks took 8.7
-/// instead of 9.3 us for one token and 4096 x 4096 (results/tuned-h100.json).
+/// instead of 9.3 us for one token and 4096 x 4096 (an H100, console figures).
 fn whole_row_blocks(row_blocks: usize, most: usize) -> Option<usize> {
     let enough = (9 * most).div_ceil(10);
     (enough..=most)

@@ -29,7 +29,7 @@ const FUSED_UP_TO: &[Limit] = &[
         tokens: 4096,
     },
     // Slices of 64 tokens, each of which reads all weights. An estimate: on large layers,
-    // `zipgemm_sm80_n64` has up to 0.96x cuBLAS (results/gemm_portable.json), two slices half of that, three
+    // `zipgemm_sm80_n64` has up to 0.97x cuBLAS (results/gemm_portable.json), two slices half of that, three
     // a third; decoupled has 0.40x (geometric mean) at 128 tokens.
     Limit {
         kernels: "zipgemm",

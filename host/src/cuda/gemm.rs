@@ -23,8 +23,8 @@ use super::{
 /// far. Nothing is allocated and nothing waits, so the call can be captured into a CUDA graph. The
 /// first call binds `workspace` to `stream`.
 ///
-/// On Hopper, more than 16 tokens are fast where K is a multiple of 8, and where all rows of
-/// activations are aligned to 16 bytes, as allocations and multiples of 8 activations are. Other
+/// On Hopper, more than 8 tokens mostly take kernels that want K to be a multiple of 8, and all rows of
+/// activations aligned to 16 bytes, as allocations and multiples of 8 activations are. Other
 /// activations, and more than 64 tokens on other GPUs, go through the kernels for few tokens in
 /// slices of up to 64, one launch after another in the stream: that is right, but slow, for each
 /// slice reads all weights. The call looks at address and stride and falls back by itself,

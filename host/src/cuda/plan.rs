@@ -79,15 +79,10 @@ enum Choice {
 struct Measured {
     /// Tokens, at most.
     tokens: usize,
-    /// Weights, at most.
-    weights: usize,
     /// Output features, at most.
     features: usize,
     /// The kernel.
     kernel: &'static str,
-    /// Thread blocks fewer than it would have, so that others' multiprocessors are free for the kernels
-    /// before and after.
-    spared: u32,
 }
 
 impl Measured {
@@ -95,40 +90,30 @@ impl Measured {
     const fn all(tokens: usize, kernel: &'static str) -> Self {
         Self {
             tokens,
-            weights: usize::MAX,
             features: usize::MAX,
             kernel,
-            spared: 0,
         }
     }
 }
 
-/// What measurements on an H100 say; the first row that fits counts, if the device has its kernel.
-/// Where none fits, the kernels for many tokens have their own choice of tiles, and the order of
-/// [`GEMMS`] decides among those for few.
+/// What measurements say; the first row that fits counts, if the device has its kernel. Where none fits, the
+/// kernels for many tokens have their own choice of tiles, and the order of [`GEMMS`] decides among
+/// those for few.
+///
+/// Measured on an H200 with the kernels as they are, 17 layers (results/tuned-h200.json, results/gemm_h200.json).
+/// For 16 tokens `prefill_n16` has 1.04 times the speed of `zipgemm_n16_2x4x2` (0.98 to 1.10 on 14
+/// layers of more than 4096 features); it takes no less for fewer, so that nine come out about even.
 const MEASURED: &[Measured] = &[
-    // 3 to 7 % faster than the next for one token, up to 2 % slower for eight.
+    // For one token the tuner found no faster kernel on any layer.
     Measured::all(4, "zipgemm_n8_1x8x2"),
-    // For eight tokens 2 to 3 % faster than the next where 128 blocks have a row block each (4096
-    // features), and 1 to 5 % where there are few weights (6144 x 4096, 6144 x 6144, 12288 x 4096:
-    // results/tuned-h100.json); up to 2 % slower elsewhere, but for 5120 x 13824 on 127 of 132
-    // multiprocessors, 1.4 to 1.6 % faster in four runs of the tuner.
+    // For eight 1 to 4 % faster than that on seven layers that were measured with both, though not on 4096 x 11008.
+    Measured::all(8, "zipgemm_n8_2x4x2"),
+    // 2 to 6 % faster than `prefill_n16` on 4096 x 14336 and 11008, from 3 % faster for nine tokens to 2 %
+    // slower for 16 on 4096 x 4096.
     Measured {
         features: 4096,
-        ..Measured::all(8, "zipgemm_n8_1x8x2")
+        ..Measured::all(16, "zipgemm_n16_2x4x2")
     },
-    Measured {
-        weights: 55_000_000,
-        ..Measured::all(8, "zipgemm_n8_1x8x2")
-    },
-    Measured {
-        features: 5120,
-        spared: 5,
-        ..Measured::all(8, "zipgemm_n8_1x8x2")
-    },
-    Measured::all(8, "zipgemm_n8_2x4x2"),
-    // For 16 tokens `prefill_n16` is faster on 12 of 17 layers of an H200, over all of them 1.04 times
-    // (results/gemm_h200.json).
 ];
 
 /// Chooses kernel and launch for `n` tokens, 1 to [`MAX_TOKENS`], whose activations follow one
@@ -201,18 +186,12 @@ pub(super) fn choose(
 ) -> Result<Plan, CudaError> {
     check_tokens(n)?;
     let many = many && PREFILLS.iter().any(|(name, _)| gpu.has(name));
-    let fits = |row: &&Measured| {
-        n <= row.tokens
-            && weights.rows() * weights.cols() <= row.weights
-            && weights.rows() <= row.features
-            && gpu.has(row.kernel)
-    };
+    let fits =
+        |row: &&Measured| n <= row.tokens && weights.rows() <= row.features && gpu.has(row.kernel);
     if let Some(row) = MEASURED.iter().find(fits) {
-        let plan = Plan::with_kernel(gpu, weights, n, row.kernel)?;
-        let blocks = plan.blocks().saturating_sub(row.spared);
         return Ok(Plan {
             choice: Choice::Measured,
-            ..plan.with_blocks(blocks)
+            ..Plan::with_kernel(gpu, weights, n, row.kernel)?
         });
     }
     if many {

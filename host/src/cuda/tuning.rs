@@ -14,7 +14,7 @@ use crate::results::{TunedLaunch, TuningError, TuningKey, TuningTable};
 /// # use zipserv::cuda::{DeviceMatrix, Gpu, Tuning, zipgemm_plan_tuned};
 /// # fn plan(weights: &DeviceMatrix) -> Result<(), zipserv::cuda::CudaError> {
 /// let gpu = Gpu::new(0)?;
-/// let tuning = Tuning::load(&gpu, "results/tuned-h100.json")?; // or `cached`, or `from_json`
+/// let tuning = Tuning::load(&gpu, "results/tuned-h200.json")?; // or `cached`, or `from_json`
 /// let plan = zipgemm_plan_tuned(&gpu, weights, 8, &tuning)?;
 /// println!("{plan}");
 /// # Ok(())

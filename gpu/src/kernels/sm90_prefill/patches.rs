@@ -61,6 +61,9 @@ impl Patches {
     }
 
     /// Asks for those of a strip, from `from` to `to`.
+    ///
+    /// # Safety
+    /// The range is in the section that starts at `all`.
     #[inline(always)]
     pub unsafe fn load(all: *const u16, [from, to]: [u32; 2], lane: u32) -> Self {
         let mut patches = Self {
@@ -144,7 +147,10 @@ impl Ready {
         is_long: false,
     };
 
-    /// Puts them in the table.
+    /// Puts them in the strip's `table`.
+    ///
+    /// # Safety
+    /// They were made ready for it, and are of the section that starts at `all`; nobody reads the table meanwhile.
     #[inline(always)]
     pub unsafe fn store(&self, table: u32, all: *const u16) {
         // SAFETY: inside the table; pairs are in the section, which ends at a multiple of four bytes.
@@ -179,6 +185,9 @@ impl Ready {
     }
 
     /// Takes them out of the unit's `table`.
+    ///
+    /// # Safety
+    /// They were [stored](Self::store) there; nobody reads the table meanwhile.
     #[inline(always)]
     pub unsafe fn clear(&self, table: u32, rest: u32, lane: u32) {
         // SAFETY: inside the table.
