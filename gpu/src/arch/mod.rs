@@ -1,8 +1,8 @@
 //! Thin wrappers of the instructions that the kernels use, one function each.
 //!
 //! Shared memory is addressed by 32-bit offsets in its own window, as the instructions take
-//! them. A wrapper does what its PTX instruction does, a few what some that belong together do; the contract of each is
-//! the PTX ISA's, and its `# Safety` section says what the caller owes.
+//! them. A wrapper does what its PTX instruction does, or the few that belong together do; the
+//! contract of each is the PTX ISA's, and its `# Safety` section says what the caller owes.
 
 pub mod barrier;
 pub mod cluster;

@@ -126,6 +126,7 @@ unsafe fn store_band(
                 8 * (register as u32 & 1),
                 16 * kstep + 8 * (register as u32 >> 1),
             );
+            // No half borrows: without patches all exponents are the window's, which starts at the scale or above.
             // SAFETY: inside the warp's tile.
             unsafe { memory::store_u32(at + row * STRIDE + 2 * col, value - scale) }
         }

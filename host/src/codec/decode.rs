@@ -123,6 +123,7 @@ fn decode_band(base: u8, dense: &[u8; BAND_BYTES], rows: &mut [u8], stride: usiz
             for lane in 0..LANES {
                 let words = std::array::from_fn(|w| word(codes, w * CODE_BYTES + 4 * lane));
                 let [a, b] = lanes::quad::<$q>(low[$q][lane], words, rest);
+                // No half borrows: the exponents are the window's, which starts at the scale or above.
                 pairs[2 * $q][lane] = a - scale;
                 pairs[2 * $q + 1][lane] = b - scale;
             }

@@ -207,18 +207,18 @@ fn encode_band(
         bytemuck::cast_slice_mut(pairs.as_flattened_mut()),
         scale(base),
     );
-    let window = u32::from(window_high(base)) * 0x0100_0100;
+    /// The same in both halves.
+    const BOTH: u32 = 0x0001_0001;
+    let (window, left_out) = (window_bits(base) * BOTH, u32::from(LEFT_OUT) * BOTH);
     let mut low = [[0u32; LANES]; LANE_QUADS];
     let mut high = [[0u32; LANES]; LANE_QUADS];
     let mut outliers = [0u32; LANES];
     for (pair, pairs) in pairs.iter().enumerate() {
         let (quad, shift) = (pair / 2, 16 * (pair as u32 % 2));
         for (lane, weights) in pairs.iter().enumerate() {
-            let (first, second) = (*weights & 0xFFFF, *weights >> 16);
-            low[quad][lane] |= (first & 0xFF | (second & 0xFF) << 8) << shift;
-            high[quad][lane] |= (first >> 8 | (second >> 8) << 8) << shift;
-            let rest = u32::from(LEFT_OUT) | u32::from(LEFT_OUT) << 16;
-            outliers[lane] |= u32::from((*weights ^ window) & rest != 0) << pair;
+            low[quad][lane] |= (weights & 0xFF | weights >> 8 & 0xFF00) << shift;
+            high[quad][lane] |= (weights >> 8 & 0xFF | weights >> 16 & 0xFF00) << shift;
+            outliers[lane] |= u32::from((weights ^ window) & left_out != 0) << pair;
         }
     }
     for (lane, &outliers) in outliers.iter().enumerate() {
@@ -263,6 +263,11 @@ fn scale_all(weights: &mut [u16], scale: u32) {
     }
 }
 
+/// [`LEFT_OUT`] of the [`scaled`] weights in the window.
+fn window_bits(base: u8) -> u32 {
+    u32::from(window_high(base)) << 8
+}
+
 /// Adds the patches of a lane's [`scaled`] weights. `outliers` has a bit for each pair with at least one.
 fn patch_lane(
     base: u8,
@@ -277,7 +282,7 @@ fn patch_lane(
         outliers &= outliers - 1;
         for second in [false, true] {
             let scaled = (pairs[pair][lane] >> if second { 16 } else { 0 }) as u16;
-            if (scaled >> 8) as u8 & (LEFT_OUT >> 8) as u8 != window_high(base) {
+            if u32::from(scaled & LEFT_OUT) != window_bits(base) {
                 let position = patch_position(band, lane, pair, second);
                 patches.push(Patch::new(position, scaled).0);
             }

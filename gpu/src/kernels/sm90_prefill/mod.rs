@@ -25,9 +25,9 @@
 //! warp that copies dense tiles describes each share to those that multiply.
 //!
 //! Every lane arrives at barriers for what it has read or written itself. Between the barrier that
-//! frees a table and the one that fills it the source has stores only: all else is done before (`ptxas` moves some
-//! selects there). A warp that
-//! multiplies has a unit's patches in registers, and frees their table, halfway through the unit.
+//! frees a table and the one that fills it the source has stores only: all else is done before
+//! (`ptxas` moves some selects there). A warp that multiplies has all it needs of a unit's table in
+//! registers, and frees it, halfway through the unit.
 //!
 //! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
 //! issues some 85 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them

@@ -1,4 +1,4 @@
-//! The warps that multiply: low bytes, code words and patches to A fragments, and those into `wgmma`.
+//! The warps that multiply: low bytes, code words and what these leave out to A fragments, and those into `wgmma`.
 
 use super::{
     Accumulator, Block,
@@ -20,13 +20,13 @@ const IN_FLIGHT: u32 = 2;
 struct FirstHalf {
     low: [u32; 4],
     words: [u32; LANE_WORDS],
-    patches: [u32; 4],
+    rest: [u32; 4],
 }
 
 /// What it needs for the other two.
 struct SecondHalf {
     low: [u32; 4],
-    patches: [u32; 4],
+    rest: [u32; 4],
 }
 
 /// A unit's turn: units take the tables in turn.
@@ -37,7 +37,7 @@ impl FirstHalf {
     const NONE: Self = Self {
         low: [0; 4],
         words: [0; LANE_WORDS],
-        patches: [0; 4],
+        rest: [0; 4],
     };
 }
 
@@ -80,14 +80,14 @@ where
                         }
                         self.load_second(stage, table)
                     };
-                    let FirstHalf { low: [a, b, c, d], words, patches: [i, j, k, l] } = half;
-                    let SecondHalf { low: [e, f, g, h], patches: [m, n, o, p] } = second;
+                    let FirstHalf { low: [a, b, c, d], words, rest: [i, j, k, l] } = half;
+                    let SecondHalf { low: [e, f, g, h], rest: [m, n, o, p] } = second;
                     let x = wgmma::swizzled_rows(self.stage(stage));
                     macro_rules! kstep {
-                        ($s:literal, $low:expr, $patches:expr) => {
+                        ($s:literal, $low:expr, $rest:expr) => {
                             // Until then the registers of the fragment are the last unit's.
                             wgmma::wait::<IN_FLIGHT>();
-                            let fragment = decode::kstep::<$s>($low, words, $patches);
+                            let fragment = decode::kstep::<$s>($low, words, $rest);
                             if $s == IN_FLIGHT {
                                 // By now all that was loaded from it has been used.
                                 self.release(stage_before, S > 0 || !first);
@@ -157,7 +157,7 @@ where
 
     /// What codes leave out of this lane's high bytes of a unit's first half, in a table.
     #[inline(always)]
-    fn patches(&self, table: u32) -> u32 {
+    fn rest(&self, table: u32) -> u32 {
         const BAND: u32 = (Prefill::STRIP_TABLE_BYTES / BANDS) as u32;
         self.table(table) + self.warp * BAND + 16 * self.lane
     }
@@ -176,7 +176,7 @@ where
     /// Loads, if `really`, what the first two k-steps of a unit need from a full stage and table.
     #[inline(always)]
     unsafe fn load_first(&self, half: &mut FirstHalf, stage: u32, table: u32, really: bool) {
-        let (dense, patches) = (self.dense(stage), self.patches(table));
+        let (dense, rest) = (self.dense(stage), self.rest(table));
         // SAFETY: `run`'s.
         unsafe {
             unroll!(W < LANE_WORDS => {
@@ -185,7 +185,7 @@ where
                 memory::load_u32_if(&mut half.words[W], word, really);
             });
             memory::load_u32x4_if(&mut half.low, dense, really);
-            memory::load_u32x4_if(&mut half.patches, patches, really);
+            memory::load_u32x4_if(&mut half.rest, rest, really);
         }
     }
 
@@ -193,12 +193,12 @@ where
     /// releases the stage before.
     #[inline(always)]
     unsafe fn load_second(&self, stage: u32, table: u32) -> SecondHalf {
-        let (dense, patches) = (self.dense(stage), self.patches(table));
+        let (dense, rest) = (self.dense(stage), self.rest(table));
         // SAFETY: `run`'s.
         unsafe {
             SecondHalf {
                 low: memory::load_u32x4_in_order(dense + HALF_BYTES as u32),
-                patches: memory::load_u32x4_in_order(patches + HALF_BYTES as u32),
+                rest: memory::load_u32x4_in_order(rest + HALF_BYTES as u32),
             }
         }
     }
