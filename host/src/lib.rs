@@ -77,15 +77,15 @@
 //!   compressed weights, whatever the number of tokens. `bench`, with both features, times it.
 //! - [`results`] has what `bench` found, also without that feature.
 //!
-//! Everything parallel runs on the current [rayon](https://docs.rs/rayon) pool. The feature
-//! `cli`, on by default, is for the program; a library does without.
+//! Everything parallel runs on the current [rayon](https://docs.rs/rayon) pool. The
+//! program `zipserv` is the package `zipserv-cli`.
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are little-endian, and so must be the host");
 
 // What the program measures. It looks for cuBLAS when it runs, which cudarc cannot where another
 // crate has made it link to cuBLAS; a library does without.
-#[cfg(all(feature = "cuda", feature = "cli"))]
+#[cfg(feature = "bench")]
 pub mod bench;
 pub mod checkpoint;
 mod codec;
@@ -93,6 +93,7 @@ mod codec;
 pub mod cuda;
 mod error;
 pub mod results;
+#[cfg(feature = "synthetic")]
 pub mod synthetic;
 
 pub use codec::{

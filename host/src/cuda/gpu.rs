@@ -33,7 +33,7 @@ impl Family {
     }
 
     /// Whether those have one of this name.
-    #[cfg(feature = "cli")]
+    #[cfg(feature = "bench")]
     pub(super) fn has(self, kernel: &str) -> bool {
         has_entry(self.ptx(), kernel)
     }

@@ -56,7 +56,7 @@
 //! The [front page](crate) has a program for fused plans alone, and the repository's folder `examples`
 //! those for cust, cudarc and candle.
 
-#[cfg(feature = "cli")]
+#[cfg(feature = "bench")]
 pub(crate) mod candidates;
 pub(crate) mod cublaslt;
 mod decode;

@@ -387,7 +387,7 @@ impl Plan {
 
     /// Numbers of shared output tiles that are worth a try: none, those left over when whole
     /// ones go round, and as many as there are clusters more.
-    #[cfg(feature = "cli")]
+    #[cfg(feature = "bench")]
     pub(crate) fn splits(&self) -> Vec<u32> {
         match self.kind {
             Kind::Decode(_) | Kind::Invariant(_) | Kind::Decoupled(_) => Vec::new(),
@@ -429,7 +429,7 @@ impl Plan {
     }
 
     /// All of these.
-    #[cfg(feature = "cli")]
+    #[cfg(feature = "bench")]
     pub(crate) fn launch(&self) -> TunedLaunch {
         TunedLaunch {
             kernel: self.kernel().to_owned(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::places;
-use crate::cli::{
+use crate::{
     inputs::Inputs,
     markdown::{self, Table, Titled},
     measured::{Measured, is_same},

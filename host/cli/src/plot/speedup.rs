@@ -4,7 +4,7 @@ use plotters::{coord::Shift, prelude::*};
 use zipserv::results::{MEMORY_BOUND, Mean};
 
 use super::{Drawing, Drawn, FONT};
-use crate::cli::measured::Measured;
+use crate::measured::Measured;
 
 /// Taken in turn by the models.
 const COLORS: [RGBColor; 6] = [

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use serde::Serialize;
 
-use crate::cli::markdown::Table;
+use crate::markdown::Table;
 
 /// Width and height, and the edges of the plane, in units of the SVG.
 const WIDTH: f64 = 440.0;

@@ -1,40 +1,33 @@
-//! Arguments, and what every subcommand shares.
+//! The program `zipserv`: the library on the command line.
+//!
+//! This file has its arguments, and what every subcommand shares; each subcommand has a file of its own.
 
-#[cfg(feature = "cuda")]
 mod bench;
 mod compress;
 mod console;
 mod decompress;
 mod demo;
 mod generate;
-#[cfg(feature = "cuda")]
 mod gpu;
 mod inputs;
 mod inspect;
 mod json;
 mod markdown;
 mod measured;
-#[cfg(not(feature = "cuda"))]
-mod no_gpu;
 mod plot;
 mod report;
 mod results;
-#[cfg(feature = "cuda")]
 mod self_test;
 mod size;
 mod table;
-#[cfg(feature = "cuda")]
 mod tune;
 mod verify;
 
-use std::{error::Error, num::NonZeroUsize, path::Path, process::ExitCode};
+use std::{error::Error, ffi::OsString, num::NonZeroUsize, path::Path, process::ExitCode};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-#[cfg(not(feature = "cuda"))]
-use no_gpu::{NoGpu as Bench, NoGpu as Gpu, NoGpu as Tune};
-#[cfg(feature = "cuda")]
-use {bench::Bench, gpu::Gpu, tune::Tune};
+use self::{bench::Bench, gpu::Gpu, tune::Tune};
 
 /// What a subcommand comes to: an exit code, or an error, which has the exit code 2.
 type Outcome = Result<ExitCode, Box<dyn Error>>;
@@ -48,7 +41,7 @@ const ERROR: u8 = 2;
 ///
 /// Exit codes: 0 done, 1 difference found, 2 bad usage or input, or no GPU where one is needed.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "zipserv", version)]
 struct Cli {
     #[command(flatten)]
     common: Common,
@@ -108,9 +101,9 @@ fn spare(path: &Path, force: bool) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Runs the program.
-pub fn main() -> ExitCode {
-    let Cli { common, command } = Cli::parse();
+/// Runs the program on arguments, of which the first is its name.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let Cli { common, command } = Cli::parse_from(arguments);
     match common.set_up().and_then(|()| command.run()) {
         Ok(code) => code,
         Err(error) => {

@@ -1,7 +1,0 @@
-//! The program `zipserv`: the library on the command line.
-
-mod cli;
-
-fn main() -> std::process::ExitCode {
-    cli::main()
-}
