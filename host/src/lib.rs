@@ -90,7 +90,7 @@ pub mod bench;
 pub mod checkpoint;
 mod codec;
 #[cfg(feature = "cuda")]
-pub mod cuda;
+pub mod gpu;
 mod error;
 pub mod results;
 #[cfg(feature = "synthetic")]

@@ -2,19 +2,16 @@
 
 use std::fmt;
 
-use cudarc::driver::sys::CUdeviceptr;
-use cust::memory::DeviceBuffer;
 use zipserv_gpu::{
     args::Output,
     published::{
-        BLOCK_ROWS,
         args::{DecompressArgs, GemmArgs, Weights},
         block_grid,
         launch::{DECOMPRESS, GEMMS, Gemm},
     },
 };
 
-use super::{CudaError, Gpu, RawStream, Workspace, matrix::duplicate, settle};
+use super::{Buffer, Device, GpuError, Need, Operand, RawStream, Stream, Workspace};
 use crate::PublishedMatrix;
 
 /// Tokens, at most, of [`published_gemm_raw`].
@@ -23,43 +20,47 @@ pub const PUBLISHED_MAX_TOKENS: usize = 64;
 /// Activations of a row that are copied at a time.
 const X_CHUNK: usize = 8;
 
-/// A [`PublishedMatrix`] in the memory of the current context's device.
+/// A [`PublishedMatrix`] in the memory of a device.
 pub struct PublishedDeviceMatrix {
     rows: u32,
     cols: u32,
     base: u8,
-    bitmaps: DeviceBuffer<u8>,
-    bytes: DeviceBuffer<u8>,
-    outliers: DeviceBuffer<u8>,
-    starts: DeviceBuffer<u8>,
-    bands: DeviceBuffer<u8>,
+    bitmaps: Buffer<u8>,
+    bytes: Buffer<u8>,
+    outliers: Buffer<u8>,
+    starts: Buffer<u8>,
+    bands: Buffer<u8>,
 }
 
 impl PublishedDeviceMatrix {
-    /// Copies `matrix` to the device of the current context.
+    /// Copies `matrix` to `device`.
     ///
     /// # Errors
-    /// [`CudaError`] from the driver.
-    pub fn upload(matrix: &PublishedMatrix) -> Result<Self, CudaError> {
-        let this = Self {
+    /// [`GpuError::Driver`].
+    pub fn upload(device: &Device, matrix: &PublishedMatrix) -> Result<Self, GpuError> {
+        let upload = |bytes: &[u8]| Buffer::from_slice(device, bytes);
+        Ok(Self {
             rows: matrix.rows() as u32,
             cols: matrix.cols() as u32,
             base: matrix.base(),
-            bitmaps: DeviceBuffer::from_slice(bytemuck::cast_slice(matrix.bitmaps()))?,
-            bytes: DeviceBuffer::from_slice(matrix.bytes())?,
-            outliers: DeviceBuffer::from_slice(bytemuck::cast_slice(matrix.outliers()))?,
-            starts: DeviceBuffer::from_slice(bytemuck::cast_slice(matrix.starts()))?,
-            bands: DeviceBuffer::from_slice(bytemuck::cast_slice(matrix.bands()))?,
-        };
-        settle()?;
-        Ok(this)
+            bitmaps: upload(bytemuck::cast_slice(matrix.bitmaps()))?,
+            bytes: upload(matrix.bytes())?,
+            outliers: upload(bytemuck::cast_slice(matrix.outliers()))?,
+            starts: upload(bytemuck::cast_slice(matrix.starts()))?,
+            bands: upload(bytemuck::cast_slice(matrix.bands()))?,
+        })
     }
 
     /// Another copy of the same matrix.
     ///
     /// # Errors
-    /// [`CudaError`] from the driver.
-    pub fn duplicate(&self) -> Result<Self, CudaError> {
+    /// [`GpuError::Driver`].
+    pub fn duplicate(&self, stream: &Stream) -> Result<Self, GpuError> {
+        let duplicate = |buffer: &Buffer<u8>| {
+            let mut copy = Buffer::uninitialized(buffer.device(), buffer.len())?;
+            copy.copy_from(stream, buffer)?;
+            Ok::<_, GpuError>(copy)
+        };
         let this = Self {
             bitmaps: duplicate(&self.bitmaps)?,
             bytes: duplicate(&self.bytes)?,
@@ -68,8 +69,12 @@ impl PublishedDeviceMatrix {
             bands: duplicate(&self.bands)?,
             ..*self
         };
-        settle()?;
+        stream.synchronize()?;
         Ok(this)
+    }
+
+    fn device(&self) -> &Device {
+        self.bitmaps.device()
     }
 
     /// Output features, M.
@@ -102,7 +107,7 @@ impl PublishedDeviceMatrix {
     }
 
     fn weights(&self) -> Weights {
-        let at = |buffer: &DeviceBuffer<u8>| buffer.as_device_ptr().as_raw() as *const u8;
+        let at = |buffer: &Buffer<u8>| buffer.address() as *const u8;
         Weights {
             bitmaps: at(&self.bitmaps),
             bytes: at(&self.bytes),
@@ -119,20 +124,16 @@ impl PublishedDeviceMatrix {
 /// Restores `matrix` to dense row-major BF16 at `weights`, bit for bit.
 ///
 /// # Errors
-/// [`CudaError`] from the driver; [`CudaError::Argument`] when `weights` is not aligned to BF16.
+/// [`GpuError::Driver`]; [`GpuError::Alignment`] when `weights` is not aligned to BF16.
 ///
 /// # Safety
-/// `weights` has room for `rows * cols` BF16 in memory of `gpu` when the kernel runs.
+/// `weights` has room for `rows * cols` BF16 in memory of the weights' device when the kernel runs.
 pub unsafe fn published_decompress_raw(
-    gpu: &Gpu,
     stream: RawStream,
     matrix: &PublishedDeviceMatrix,
-    weights: CUdeviceptr,
-) -> Result<(), CudaError> {
-    if !weights.is_multiple_of(2) {
-        let wrong = "weights must be aligned to 2 bytes";
-        return Err(CudaError::Argument(wrong.to_owned()));
-    }
+    weights: u64,
+) -> Result<(), GpuError> {
+    aligned(Operand::Outputs, weights, 2)?;
     let (block_rows, block_cols) = matrix.blocks();
     let blocks = block_rows * block_cols;
     if blocks == 0 {
@@ -143,7 +144,7 @@ pub unsafe fn published_decompress_raw(
         output: weights as *mut u16,
     };
     // SAFETY: the caller's promise.
-    unsafe { gpu.launch(DECOMPRESS.name, blocks as u32, stream, false, args) }
+    unsafe { matrix.device().launch(DECOMPRESS.name, blocks as u32, stream, false, args) }
 }
 
 /// How [`published_gemm_raw`] launches its kernel.
@@ -160,19 +161,20 @@ impl PublishedPlan {
     /// The smallest kernel for `n` tokens, and as many parts of K as fill the device once.
     ///
     /// # Errors
-    /// [`CudaError::Argument`] when there is no kernel for so many tokens, or one dimension of the
-    /// weights is 0.
-    pub fn new(gpu: &Gpu, weights: &PublishedDeviceMatrix, n: usize) -> Result<Self, CudaError> {
+    /// [`GpuError::Tokens`] when there is no kernel for so many, [`GpuError::EmptyWeights`] when one
+    /// dimension of the weights is 0, and what loading the kernel fails with.
+    pub fn new(weights: &PublishedDeviceMatrix, n: usize) -> Result<Self, GpuError> {
         let fits = GEMMS.iter().find(|(_, shape)| n <= shape.tokens());
         let Some(&(kernel, shape)) = fits.filter(|_| n > 0) else {
-            return Err(CudaError::Argument(format!(
-                "the published kernels take 1 to {PUBLISHED_MAX_TOKENS} tokens, not {n}"
-            )));
+            return Err(GpuError::Tokens {
+                tokens: n,
+                most: PUBLISHED_MAX_TOKENS,
+            });
         };
         let (row_blocks, block_cols) = weights.blocks();
         if row_blocks * block_cols == 0 {
-            let wrong = "the published kernels take no empty weights";
-            return Err(CudaError::Argument(wrong.to_owned()));
+            let (rows, cols) = (weights.rows(), weights.cols());
+            return Err(GpuError::EmptyWeights { rows, cols });
         }
         let (row_blocks, block_cols) = (row_blocks as u32, block_cols as u32);
         let plan = Self {
@@ -182,7 +184,7 @@ impl PublishedPlan {
             block_cols,
             split: 1,
         };
-        Ok(plan.with_split(gpu.resident_blocks(kernel)? / row_blocks))
+        Ok(plan.with_split(weights.device().resident_blocks(kernel)? / row_blocks))
     }
 
     /// The same with another number of parts of K, from one to as many as there are block tiles, as
@@ -232,43 +234,51 @@ impl fmt::Display for PublishedPlan {
 /// Y[N, M] = X[N, K] W[M, K]^T, `n` rows of BF16 activations at `x` into as many of BF16 at `y`.
 ///
 /// # Errors
-/// [`CudaError::Argument`] when the plan does not fit, K is no multiple of 8, or a pointer is not
-/// aligned: `x` to 16 bytes, `y` to 2. [`CudaError`] from the driver.
+/// [`GpuError`] when the plan does not fit, K is no multiple of 8, or a pointer is not aligned: `x` to
+/// 16 bytes, `y` to 2.
 ///
 /// # Safety
-/// When the kernel runs, `x` holds its rows and `y` has room for its own, in memory of `gpu`; they
+/// When the kernel runs, `x` holds its rows and `y` has room for its own, in memory of the weights' device; they
 /// do not overlap; no other kernel uses `workspace` at the same time.
-#[expect(clippy::too_many_arguments, reason = "all of them are needed once")]
 pub unsafe fn published_gemm_raw(
-    gpu: &Gpu,
     stream: RawStream,
     plan: &PublishedPlan,
     weights: &PublishedDeviceMatrix,
-    x: CUdeviceptr,
+    x: u64,
     n: usize,
-    y: CUdeviceptr,
+    y: u64,
     workspace: &Workspace,
-) -> Result<(), CudaError> {
+) -> Result<(), GpuError> {
     let (row_blocks, block_cols) = weights.blocks();
-    let is_same = (row_blocks, block_cols) == (plan.row_blocks as usize, plan.block_cols as usize);
-    let wrong = if n == 0 || n > plan.shape.tokens() || !is_same {
-        Some(format!("the plan is for another problem than {n} tokens"))
-    } else if plan.partial_bytes() > workspace.partial_bytes() {
-        let (split, rows) = (plan.split, row_blocks * BLOCK_ROWS);
-        Some(format!(
-            "{split} parts of {rows} rows do not fit the workspace"
-        ))
-    } else if !PublishedPlan::takes_cols(weights.cols()) || !x.is_multiple_of(16) {
-        Some("rows of activations must be aligned to 16 bytes".to_owned())
-    } else if !y.is_multiple_of(2) {
-        Some("outputs must be aligned to 2 bytes".to_owned())
-    } else if weights.rows > u32::MAX / 2 {
-        Some("rows of outputs are more than 4 GiB apart".to_owned())
-    } else {
-        None
-    };
-    if let Some(wrong) = wrong {
-        return Err(CudaError::Argument(wrong));
+    if n == 0 || n > plan.shape.tokens() {
+        let most = plan.shape.tokens();
+        return Err(GpuError::Tokens { tokens: n, most });
+    }
+    if (row_blocks, block_cols) != (plan.row_blocks as usize, plan.block_cols as usize) {
+        let blocks = |rows, cols| format!("{rows} x {cols}");
+        let expected = blocks(plan.row_blocks as usize, plan.block_cols as usize);
+        let got = blocks(row_blocks, block_cols);
+        return Err(GpuError::mismatch("blocks of weights,", expected, got));
+    }
+    let (needed, got) = (plan.partial_bytes(), workspace.partial_bytes());
+    Workspace::check_room("bytes for partial sums", needed, got)?;
+    if !PublishedPlan::takes_cols(weights.cols()) {
+        return Err(GpuError::Length {
+            operand: Operand::Activations,
+            expected: Need::MultipleOf(X_CHUNK),
+            got: weights.cols(),
+        });
+    }
+    aligned(Operand::Activations, x, 16)?;
+    aligned(Operand::Outputs, y, 2)?;
+    let most = u32::MAX as usize / 2;
+    if weights.rows() > most {
+        return Err(GpuError::Stride {
+            operand: Operand::Outputs,
+            stride: weights.rows(),
+            least: weights.rows(),
+            most,
+        });
     }
     let args = GemmArgs {
         weights: weights.weights(),
@@ -280,10 +290,22 @@ pub unsafe fn published_gemm_raw(
             accumulate: false,
         },
         x: x as *const u16,
-        partials: workspace.partials.as_device_ptr().as_raw() as *mut f32,
+        partials: workspace.partials.address() as *mut f32,
         n: n as u32,
         split: plan.split,
     };
     // SAFETY: the caller's promise; the plan is for these weights.
-    unsafe { gpu.launch(plan.kernel, plan.blocks(), stream, false, args) }
+    unsafe { weights.device().launch(plan.kernel, plan.blocks(), stream, false, args) }
+}
+
+fn aligned(operand: Operand, address: u64, align: usize) -> Result<(), GpuError> {
+    match address.is_multiple_of(align as u64) {
+        true => Ok(()),
+        false => Err(GpuError::Alignment {
+            operand,
+            align,
+            address,
+            pitch: 0,
+        }),
+    }
 }

@@ -1,6 +1,6 @@
 use std::{fmt, mem::MaybeUninit};
 
-use cudarc::driver::sys::{self, CUdeviceptr};
+use cudarc::driver::sys;
 use zipserv_gpu::{
     args::{PrefillArgs, TensorMap},
     launch::{PREFILLS, Prefill},
@@ -8,11 +8,13 @@ use zipserv_gpu::{
     schedule::Deal,
 };
 
-use super::{CudaError, DeviceMatrix, GemmOperands, Gpu, RawStream, Workspace, check};
+use crate::gpu::{
+    DeviceMatrix, GpuError, RawOperands, RawStream, Workspace, check, operands::check_tokens,
+};
 
-/// The launch of a kernel for many tokens. [`prefill_plan`] chooses one.
+/// The launch of a kernel for many tokens. [`wgmma_plan`] chooses one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PrefillPlan {
+pub struct WgmmaPlan {
     pub kernel: &'static str,
     pub shape: Prefill,
     /// Clusters of thread blocks.
@@ -28,20 +30,16 @@ pub struct PrefillPlan {
 /// Chooses kernel and launch for `n` tokens.
 ///
 /// # Errors
-/// [`CudaError::Argument`] when `n` is 0, or the device has no kernel for so many tokens.
-pub fn prefill_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<PrefillPlan, CudaError> {
+/// [`GpuError::NoKernel`] when the device has none.
+pub fn wgmma_plan(weights: &DeviceMatrix, n: usize) -> Result<WgmmaPlan, GpuError> {
+    let gpu = weights.device();
     let kernels = PREFILLS.iter().filter(|(name, _)| gpu.has(name));
     let size = (weights.rows(), weights.cols());
-    let multiprocessors = gpu.multiprocessors() as usize;
+    let sms = gpu.sms() as usize;
     let (name, _) = kernels
-        .min_by_key(|(_, shape)| cost(shape, size, n, multiprocessors))
-        .ok_or_else(|| {
-            let family = gpu.family();
-            CudaError::Argument(format!(
-                "no kernel for {n} tokens for this device ({family})"
-            ))
-        })?;
-    PrefillPlan::with_kernel(gpu, weights, n, name)
+        .min_by_key(|(_, shape)| cost(shape, size, n, sms))
+        .ok_or_else(|| gpu.no_kernel("prefill"))?;
+    WgmmaPlan::with_kernel(weights, n, name)
 }
 
 /// Roughly the nanoseconds that weights of `m` x `k` and `n` tokens take in tiles of a shape: the units
@@ -49,11 +47,11 @@ pub fn prefill_plan(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Prefi
 /// decoding, and what those that share a tile hand over. Of 25 choices between all shapes and splits that were
 /// measured (an H200, five layers with 96 to 512 tokens) all but two were the fastest, and those were 1 and 2 %
 /// slower.
-pub fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, multiprocessors: usize) -> usize {
+pub fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, sms: usize) -> usize {
     /// For each token of a tile and each cluster that hands over.
     const HANDED_OVER: usize = 13;
     let (tiles, tile_cols) = (tiles(shape, m, n), k.div_ceil(TILE_COLS));
-    let (clusters, split) = deal(tiles, tile_cols, multiprocessors / shape.cluster);
+    let (clusters, split) = deal(tiles, tile_cols, sms / shape.cluster);
     let (units, sharers) = match clusters.checked_div(split) {
         Some(parts) => ((tiles * tile_cols).div_ceil(clusters), parts.max(2)),
         None => (tiles.div_ceil(clusters.max(1)) * tile_cols, 1),
@@ -86,35 +84,34 @@ fn unit_time(tokens: usize) -> usize {
     }
 }
 
-impl PrefillPlan {
+impl WgmmaPlan {
     /// The launch of a named kernel.
     ///
     /// # Errors
-    /// [`CudaError::Argument`] when `n` is 0, or the device has no such kernel.
-    pub fn with_kernel(
-        gpu: &Gpu,
-        weights: &DeviceMatrix,
-        n: usize,
-        kernel: &str,
-    ) -> Result<Self, CudaError> {
+    /// [`GpuError::Tokens`] when `n` is 0 or far too large, [`GpuError::NoKernel`] when the device has
+    /// no such kernel, and what loading it fails with.
+    pub fn with_kernel(weights: &DeviceMatrix, n: usize, kernel: &str) -> Result<Self, GpuError> {
+        check_tokens(n)?;
+        let gpu = weights.device();
         let kernel = gpu.find(PREFILLS, kernel)?;
+        gpu.load(kernel.0)?;
         let size = (weights.rows(), weights.cols());
-        let plan = Self::new(kernel, size, n, gpu.multiprocessors() as usize);
-        plan.ok_or_else(|| CudaError::Argument(format!("{n} tokens: too few or too many")))
+        let plan = Self::new(kernel, size, n, gpu.sms() as usize);
+        Ok(plan.expect("MAX_TOKENS and rows of 32 bits make tiles of 32 bits"))
     }
 
     /// The launch of a kernel, by name and shape, for weights of `m` x `k`, on so many
-    /// multiprocessors; none for no tokens, or for too many output tiles.
+    /// sms; none for no tokens, or for too many output tiles.
     pub fn new(
         (kernel, shape): (&'static str, Prefill),
         (m, k): (usize, usize),
         n: usize,
-        multiprocessors: usize,
+        sms: usize,
     ) -> Option<Self> {
         let tiles = tiles(&shape, m, n);
         let tiles32 = u32::try_from(tiles).ok().filter(|_| n > 0)?;
         let tile_cols = k.div_ceil(TILE_COLS);
-        let most = most_clusters(tiles, tile_cols, multiprocessors / shape.cluster);
+        let most = most_clusters(tiles, tile_cols, sms / shape.cluster);
         let (clusters, split) = deal(tiles, tile_cols, most);
         Some(Self {
             kernel,
@@ -168,7 +165,7 @@ impl PrefillPlan {
     }
 }
 
-impl fmt::Display for PrefillPlan {
+impl fmt::Display for WgmmaPlan {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Self {
             clusters,
@@ -250,65 +247,62 @@ pub fn tiles(shape: &Prefill, m: usize, n: usize) -> usize {
 
 /// Whether the kernels can read activations at `x` whose rows start `stride` apart: tensor copies
 /// start at multiples of 16 bytes, and so must all rows.
-pub fn can_read(x: CUdeviceptr, stride: usize) -> bool {
+pub fn can_read(x: u64, stride: usize) -> bool {
     stride.is_multiple_of(8) && x.is_multiple_of(16)
 }
 
-/// [`zipgemm_raw`](super::zipgemm_raw) for many tokens, of activations that [`can_read`] approves;
+/// [`Plan::run_raw`](super::Plan::run_raw) for many tokens, of activations that [`can_read`] approves;
 /// neither dimension of the weights is 0.
 ///
 /// # Errors
-/// [`CudaError::Argument`] when the plan does not fit; [`CudaError`] from the driver.
+/// [`GpuError::PlanMismatch`] and [`GpuError::WorkspaceTooSmall`] when the plan does not fit;
+/// [`GpuError::Driver`].
 ///
 /// # Safety
-/// As [`zipgemm_raw`](super::zipgemm_raw).
-pub unsafe fn zipgemm_prefill_raw(
-    gpu: &Gpu,
+/// As [`Plan::run_raw`](super::Plan::run_raw).
+pub unsafe fn run_wgmma(
     stream: RawStream,
-    plan: &PrefillPlan,
-    dependent: bool,
+    plan: &WgmmaPlan,
+    pdl: bool,
     weights: &DeviceMatrix,
-    operands: &GemmOperands,
+    operands: &RawOperands,
     workspace: &Workspace,
-) -> Result<(), CudaError> {
-    let (shape, blocks) = (plan.shape, plan.blocks());
-    let n = operands.n;
-    let wrong = if tiles(&shape, weights.rows(), n) != plan.tiles as usize {
-        Some(format!("the plan is for another problem than {n} tokens"))
-    } else if blocks as usize * shape.partial_bytes() > workspace.sum_bytes() {
-        Some(format!("{blocks} blocks do not fit the workspace"))
-    } else {
-        None
-    };
-    if let Some(wrong) = wrong {
-        return Err(CudaError::Argument(wrong));
+) -> Result<(), GpuError> {
+    let (shape, blocks, n) = (plan.shape, plan.blocks() as usize, operands.n);
+    let tiles = tiles(&shape, weights.rows(), n);
+    if tiles != plan.tiles as usize {
+        return Err(GpuError::mismatch("output tiles, as many as", plan.tiles, tiles));
     }
+    let bytes = blocks * shape.partial_bytes();
+    Workspace::check_room("bytes for partial sums", bytes, workspace.sum_bytes())?;
+    Workspace::check_room("flags", blocks, workspace.flags.len())?;
     let (dense, offsets, patches) = weights.addresses();
     let box_tokens = shape.box_tokens(n);
     let args = PrefillArgs {
         x: activations(operands, weights.cols(), box_tokens)?,
-        tiles: dense_tiles(weights, dense)?,
+        tiles: weights.dense_map(),
         output: operands.output(),
         dense,
         offsets,
         patches,
-        partials: workspace.sums.as_device_ptr().as_raw() as *mut f32,
-        flags: workspace.flags.as_device_ptr().as_raw() as *mut u32,
-        m: weights.rows,
+        partials: workspace.sums.address() as *mut f32,
+        flags: workspace.flags.address() as *mut u32,
+        m: weights.rows() as u32,
         n: n as u32,
-        k: weights.cols,
-        base: u32::from(weights.base),
+        k: weights.cols() as u32,
+        base: u32::from(weights.base()),
         deal: plan.deal(weights.cols()),
         box_tokens: box_tokens as u32,
     };
+    let device = weights.device();
     // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
-    unsafe { gpu.launch(plan.kernel, blocks, stream, dependent, args) }
+    unsafe { device.launch(plan.kernel, blocks as u32, stream, pdl, args) }
 }
 
 /// Describes rows of `k` activations as boxes of 64 columns by `tokens`. What lies between rows is
 /// outside.
-fn activations(operands: &GemmOperands, k: usize, tokens: usize) -> Result<TensorMap, CudaError> {
-    let &GemmOperands { x, x_stride, n, .. } = operands;
+fn activations(operands: &RawOperands, k: usize, tokens: usize) -> Result<TensorMap, GpuError> {
+    let &RawOperands { x, x_stride, n, .. } = operands;
     tensor_map(
         sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
@@ -320,14 +314,15 @@ fn activations(operands: &GemmOperands, k: usize, tokens: usize) -> Result<Tenso
 }
 
 /// Describes the dense part of a matrix, as [`Prefill::DENSE_BOX`] says.
-fn dense_tiles(weights: &DeviceMatrix, dense: *const u8) -> Result<TensorMap, CudaError> {
+pub fn dense_tiles(weights: &DeviceMatrix) -> Result<TensorMap, GpuError> {
+    let (dense, ..) = weights.addresses();
     let (strips, tile_cols) = tile_grid(weights.rows(), weights.cols());
     let [elements, bands, _, _] = Prefill::DENSE_BOX.map(u64::from);
     let tile = TILE_BYTES as u64;
     tensor_map(
         sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_INT64,
         sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
-        dense as CUdeviceptr,
+        dense as u64,
         [elements, bands, tile_cols as u64, strips as u64],
         &[tile / bands, tile, tile * tile_cols as u64],
         Prefill::DENSE_BOX,
@@ -339,11 +334,11 @@ fn dense_tiles(weights: &DeviceMatrix, dense: *const u8) -> Result<TensorMap, Cu
 fn tensor_map<const RANK: usize>(
     element: sys::CUtensorMapDataType,
     swizzle: sys::CUtensorMapSwizzle,
-    address: CUdeviceptr,
+    address: u64,
     sizes: [u64; RANK],
     strides: &[u64],
     boxes: [u32; RANK],
-) -> Result<TensorMap, CudaError> {
+) -> Result<TensorMap, GpuError> {
     assert_eq!(strides.len() + 1, RANK);
     let mut map = MaybeUninit::<sys::CUtensorMap>::uninit();
     // SAFETY: the call reads so many sizes, one stride less, and as many of the others as sizes; it

@@ -6,10 +6,9 @@ use bytemuck::NoUninit;
 use cudarc::{
     cublas::sys::cublasOperation_t,
     cublaslt::{result, sys},
-    driver::sys::CUdeviceptr,
 };
 
-use super::{CudaError, RawStream};
+use super::{GpuError, RawStream};
 
 /// A handle of the library, which serves one device and any thread.
 pub struct CublasLt {
@@ -37,7 +36,7 @@ pub struct Shape {
     /// Y is FP32, not BF16.
     pub f32_out: bool,
     /// Address of M values of Y's type that are added to each of its rows.
-    pub bias: Option<CUdeviceptr>,
+    pub bias: Option<u64>,
 }
 
 /// What a choice of cuBLASLt may count on.
@@ -66,36 +65,32 @@ pub struct Matmul {
 #[derive(Clone, Copy, Debug)]
 pub struct Operands {
     /// N rows of K.
-    pub x: CUdeviceptr,
+    pub x: u64,
     /// M rows of K.
-    pub w: CUdeviceptr,
+    pub w: u64,
     /// N rows of M.
-    pub y: CUdeviceptr,
+    pub y: u64,
 }
 
 /// Memory beside the operands: address and bytes.
-pub type Scratch = (CUdeviceptr, usize);
+pub type Scratch = (u64, usize);
 
 const BF16: sys::cudaDataType = sys::cudaDataType::CUDA_R_16BF;
 const F32: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
-
-/// What a library that is not there is reported as.
-pub const MISSING: &str = "the library libcublasLt.so is not found; it comes with the CUDA \
-    toolkit, and LD_LIBRARY_PATH names the folder where it is looked for";
 
 /// Whether the library can be loaded, by names for which cudarc looks; without it, its first call would
 /// panic. (cudarc itself tells only where no other crate has made it link to the library.)
 fn is_there() -> bool {
     // SAFETY: loading NVIDIA's library, as its first call would.
     let load = |name: &str| unsafe { libloading::Library::new(name) };
-    let names = ["libcublasLt.so", "libcublasLt.so.12", "libcublasLt.so.11"];
+    let names = ["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11"];
     names.into_iter().any(|name| load(name).is_ok())
 }
 
-fn check<T>(call: &'static str, result: Result<T, result::CublasError>) -> Result<T, CudaError> {
-    result.map_err(|error| CudaError::CublasLt {
+fn check<T>(call: &'static str, result: Result<T, result::CublasError>) -> Result<T, GpuError> {
+    result.map_err(|error| GpuError::Cublas {
         call,
-        status: error.0,
+        name: format!("{:?}", error.0),
     })
 }
 
@@ -103,10 +98,11 @@ impl CublasLt {
     /// Loads the library, for the device of the current context.
     ///
     /// # Errors
-    /// [`CudaError::Argument`] when it is missing; [`CudaError::CublasLt`] when it cannot be used.
-    pub fn load() -> Result<Self, CudaError> {
+    /// [`GpuError::NoLibrary`] when it is missing; [`GpuError::Cublas`] when it cannot be used.
+    pub fn load() -> Result<Self, GpuError> {
         if !is_there() {
-            return Err(CudaError::Argument(MISSING.to_owned()));
+            let name = "libcublasLt.so";
+            return Err(GpuError::NoLibrary { name });
         }
         let handle = check("cublasLtCreate", result::create_handle())?;
         Ok(Self { handle })
@@ -115,13 +111,13 @@ impl CublasLt {
     /// Choices for a product, best guess first, at most `limit`.
     ///
     /// # Errors
-    /// [`CudaError::CublasLt`], perhaps also when there is none.
+    /// [`GpuError::Cublas`], perhaps also when there is none.
     pub fn algorithms(
         &self,
         matmul: &Matmul,
         allowed: Allowed,
         limit: usize,
-    ) -> Result<Vec<Algorithm>, CudaError> {
+    ) -> Result<Vec<Algorithm>, GpuError> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let preference = Preference::new()?;
         preference.set(
@@ -175,7 +171,7 @@ impl CublasLt {
     /// returns at once, and can be captured into a CUDA graph.
     ///
     /// # Errors
-    /// [`CudaError::CublasLt`].
+    /// [`GpuError::Cublas`].
     ///
     /// # Safety
     /// When the kernels run, operands and bias are as large as the description says and aligned as
@@ -188,7 +184,7 @@ impl CublasLt {
         accumulate: bool,
         (scratch, bytes): Scratch,
         stream: RawStream,
-    ) -> Result<(), CudaError> {
+    ) -> Result<(), GpuError> {
         let one = 1f32;
         let beta = f32::from(accumulate);
         // SAFETY: the caller's promise; the call has read the factors when it returns.
@@ -227,8 +223,8 @@ impl Matmul {
     /// Describes a product.
     ///
     /// # Errors
-    /// [`CudaError::CublasLt`].
-    pub fn new(shape: &Shape) -> Result<Self, CudaError> {
+    /// [`GpuError::Cublas`].
+    pub fn new(shape: &Shape) -> Result<Self, GpuError> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let &Shape { m, n, k, .. } = shape;
         let description = Description::new()?;
@@ -253,7 +249,7 @@ impl Matmul {
 struct Description(sys::cublasLtMatmulDesc_t);
 
 impl Description {
-    fn new() -> Result<Self, CudaError> {
+    fn new() -> Result<Self, GpuError> {
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let description = result::create_matmul_desc(compute, F32);
         Ok(Self(check("cublasLtMatmulDescCreate", description)?))
@@ -263,7 +259,7 @@ impl Description {
         &self,
         attribute: sys::cublasLtMatmulDescAttributes_t,
         value: T,
-    ) -> Result<(), CudaError> {
+    ) -> Result<(), GpuError> {
         let value = ptr::from_ref(&value).cast();
         // SAFETY: lives until it is dropped; the call copies the value, and knows its size.
         let set =
@@ -288,7 +284,7 @@ impl Layout {
         rows: usize,
         cols: usize,
         stride: usize,
-    ) -> Result<Self, CudaError> {
+    ) -> Result<Self, GpuError> {
         let layout = result::create_matrix_layout(of, rows as u64, cols as u64, stride as i64);
         Ok(Self(check("cublasLtMatrixLayoutCreate", layout)?))
     }
@@ -304,7 +300,7 @@ impl Drop for Layout {
 struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Preference {
-    fn new() -> Result<Self, CudaError> {
+    fn new() -> Result<Self, GpuError> {
         let preference = result::create_matmul_pref();
         Ok(Self(check("cublasLtMatmulPreferenceCreate", preference)?))
     }
@@ -313,7 +309,7 @@ impl Preference {
         &self,
         attribute: sys::cublasLtMatmulPreferenceAttributes_t,
         value: T,
-    ) -> Result<(), CudaError> {
+    ) -> Result<(), GpuError> {
         let value = ptr::from_ref(&value).cast();
         // SAFETY: lives until it is dropped; the call copies the value, and knows its size.
         let set =

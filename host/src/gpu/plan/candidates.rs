@@ -3,10 +3,10 @@ use zipserv_gpu::{
     layout::TILE_COLS,
 };
 
+use crate::gpu::{Device, Family, kernels::Kernels};
 use super::{
-    Family, Gpu,
-    decode::{columns, tokens},
-    prefill::{self, cost, deal, most_clusters, tiles},
+    mma::{columns, tokens},
+    wgmma::{self, cost, deal, most_clusters, tiles},
 };
 use crate::results::TunedLaunch;
 
@@ -14,7 +14,7 @@ use crate::results::TunedLaunch;
 pub struct Candidates {
     gemms: Vec<(&'static str, Gemm)>,
     prefills: Vec<(&'static str, Prefill)>,
-    multiprocessors: usize,
+    sms: usize,
 }
 
 /// Shapes of the kernels for many tokens that are worth a try, at most: those with the lowest estimates, of
@@ -28,22 +28,23 @@ fn is_near(most: usize, n: usize) -> bool {
 
 impl Candidates {
     /// On a device.
-    pub fn of(gpu: &Gpu) -> Self {
-        Self::new(|kernel| gpu.has(kernel), gpu.multiprocessors())
+    pub fn of(gpu: &Device) -> Self {
+        Self::new(|kernel| gpu.has(kernel), gpu.sms())
     }
 
-    /// On an H100 with all of its 132 multiprocessors.
+    /// On an H100 with all of its 132 sms.
     pub fn of_h100() -> Self {
-        Self::new(|kernel| Family::Hopper.has(kernel), 132)
+        let kernels = Kernels::built_in(Family::Hopper);
+        Self::new(|kernel| kernels.has(kernel), 132)
     }
 
-    fn new(has: impl Fn(&str) -> bool, multiprocessors: u32) -> Self {
+    fn new(has: impl Fn(&str) -> bool, sms: u32) -> Self {
         let gemms = GEMMS.iter().filter(|(name, _)| has(name));
         let prefills = PREFILLS.iter().filter(|(name, _)| has(name));
         Self {
             gemms: gemms.copied().collect(),
             prefills: prefills.copied().collect(),
-            multiprocessors: multiprocessors as usize,
+            sms: sms as usize,
         }
     }
 
@@ -69,10 +70,10 @@ impl Candidates {
                 }
             }
         }
-        let suits = |shape: &Prefill| prefill::can_read(0, cols) && is_near(shape.tokens, n);
+        let suits = |shape: &Prefill| wgmma::can_read(0, cols) && is_near(shape.tokens, n);
         let suiting = self.prefills.iter().filter(|(_, shape)| suits(shape));
         let mut prefills: Vec<_> = suiting.collect();
-        prefills.sort_by_key(|(_, shape)| cost(shape, (rows, cols), n, self.multiprocessors));
+        prefills.sort_by_key(|(_, shape)| cost(shape, (rows, cols), n, self.sms));
         for (kernel, shape) in prefills.into_iter().take(SHAPES) {
             for (clusters, split) in self.deals(shape, rows, cols, n) {
                 add(kernel, clusters * shape.cluster, Some(split));
@@ -84,7 +85,7 @@ impl Candidates {
     /// Numbers of thread blocks for few tokens.
     fn blocks(&self, shape: &Gemm, rows: usize, cols: usize) -> Vec<usize> {
         let columns = columns(shape, rows, cols);
-        let own = columns.min(self.multiprocessors * shape.blocks).max(1);
+        let own = columns.min(self.sms * shape.blocks).max(1);
         let of_row = cols.div_ceil(TILE_COLS);
         // Shares that are whole row blocks, or equal parts of one.
         let is_aligned = |blocks: &usize| {
@@ -96,7 +97,7 @@ impl Candidates {
         // As few as have no longer shares than those.
         blocks.push(columns.div_ceil(columns.div_ceil(own).max(1)).max(1));
         blocks.extend((own * 3 / 4..own).rev().filter(|&b| b > 0).find(is_aligned));
-        // Some multiprocessors left to the kernels before and after.
+        // Some sms left to the kernels before and after.
         blocks.push((own * 31 / 32).max(1));
         blocks
     }
@@ -104,7 +105,7 @@ impl Candidates {
     /// Numbers of clusters and of output tiles that they share, for many tokens.
     fn deals(&self, shape: &Prefill, rows: usize, cols: usize, n: usize) -> Vec<(usize, usize)> {
         let (tiles, tile_cols) = (tiles(shape, rows, n).max(1), cols.div_ceil(TILE_COLS));
-        let most = most_clusters(tiles, tile_cols, self.multiprocessors / shape.cluster);
+        let most = most_clusters(tiles, tile_cols, self.sms / shape.cluster);
         let mut deals = vec![deal(tiles, tile_cols, most)];
         // Equal parts of each tile.
         for parts in 1..=most / tiles {

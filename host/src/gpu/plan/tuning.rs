@@ -1,37 +1,40 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use etcetera::BaseStrategy;
 
-use super::{CudaError, DeviceMatrix, Gpu, MAX_TOKENS, Plan, driver, zipgemm_plan};
-use crate::results::{TunedLaunch, TuningError, TuningKey, TuningTable};
+use crate::{
+    gpu::{Device, GpuError, MAX_TOKENS, driver},
+    results::{TunedLaunch, TuningError, TuningKey, TuningTable},
+};
 
-/// A [`TuningTable`] of the device at hand. Nothing is read unless one is loaded:
+/// A [`TuningTable`] of the device at hand, for [`PlanOptions::tuning`](super::PlanOptions::tuning).
+/// Nothing is read unless one is loaded:
 ///
 /// ```no_run
-/// # use zipserv::cuda::{DeviceMatrix, Gpu, Tuning, zipgemm_plan_tuned};
-/// # fn plan(weights: &DeviceMatrix) -> Result<(), zipserv::cuda::CudaError> {
-/// let gpu = Gpu::new(0)?;
-/// let tuning = Tuning::load(&gpu, "results/tuned-h200.json")?; // or `cached`, or `from_json`
-/// let plan = zipgemm_plan_tuned(&gpu, weights, 8, &tuning)?;
+/// # use zipserv::gpu::{Device, DeviceMatrix, GpuError, Plan, PlanOptions, Tuning};
+/// # fn plan(weights: &DeviceMatrix) -> Result<(), GpuError> {
+/// let tuning = Tuning::load(weights.device(), "results/tuned-h200.json")?; // or `cached`, or `from_json`
+/// let plan = Plan::new(weights, 8, &PlanOptions::default().tuning(&tuning))?;
 /// println!("{plan}");
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone, Debug)]
 pub struct Tuning {
-    table: TuningTable,
+    table: Arc<TuningTable>,
 }
 
 impl Tuning {
     /// Reads a table that `zipserv tune` wrote, such as one that is built in by `include_bytes!`.
     ///
     /// # Errors
-    /// [`CudaError::Tuning`] when it is damaged, of another version, or for another device, driver
-    /// or PTX than `gpu` has; [`CudaError`] from the driver.
-    pub fn from_json(gpu: &Gpu, json: &[u8]) -> Result<Self, CudaError> {
+    /// [`GpuError::Tuning`] when it is damaged, of another version, or for another device, driver
+    /// or PTX than `gpu` has; [`GpuError`] from the driver.
+    pub fn from_json(gpu: &Device, json: &[u8]) -> Result<Self, GpuError> {
         let table = TuningTable::from_json(json)?;
         table.check(&Self::key(gpu)?)?;
         for row in table.rows() {
@@ -39,14 +42,15 @@ impl Tuning {
                 return Err(TuningError::Damaged(format!("an impossible row: {row}")).into());
             }
         }
+        let table = Arc::new(table);
         Ok(Self { table })
     }
 
     /// Reads a file that `zipserv tune` wrote.
     ///
     /// # Errors
-    /// As [`Tuning::from_json`]; [`CudaError::Tuning`] also when the file cannot be read.
-    pub fn load(gpu: &Gpu, path: impl AsRef<Path>) -> Result<Self, CudaError> {
+    /// As [`Tuning::from_json`]; [`GpuError::Tuning`] also when the file cannot be read.
+    pub fn load(gpu: &Device, path: impl AsRef<Path>) -> Result<Self, GpuError> {
         let json = fs::read(path).map_err(TuningError::Io)?;
         Self::from_json(gpu, &json)
     }
@@ -55,7 +59,7 @@ impl Tuning {
     ///
     /// # Errors
     /// As [`Tuning::load`].
-    pub fn cached(gpu: &Gpu) -> Result<Self, CudaError> {
+    pub fn cached(gpu: &Device) -> Result<Self, GpuError> {
         Self::load(gpu, Self::cache_path(gpu)?)
     }
 
@@ -63,8 +67,8 @@ impl Tuning {
     /// of the user's cache (`XDG_CACHE_HOME`, or `~/.cache`).
     ///
     /// # Errors
-    /// [`CudaError::Tuning`] when there is no such folder; [`CudaError`] from the driver.
-    pub fn cache_path(gpu: &Gpu) -> Result<PathBuf, CudaError> {
+    /// [`GpuError::Tuning`] when there is no such folder; [`GpuError`] from the driver.
+    pub fn cache_path(gpu: &Device) -> Result<PathBuf, GpuError> {
         let strategy = etcetera::choose_base_strategy();
         let strategy = strategy.map_err(|error| TuningError::NoCache(error.to_string()))?;
         Ok(strategy
@@ -76,11 +80,11 @@ impl Tuning {
     /// What tables for `gpu` are for.
     ///
     /// # Errors
-    /// [`CudaError`] from the driver.
-    pub fn key(gpu: &Gpu) -> Result<TuningKey, CudaError> {
+    /// [`GpuError`] from the driver.
+    pub fn key(gpu: &Device) -> Result<TuningKey, GpuError> {
         Ok(TuningKey {
-            device: gpu.name()?,
-            multiprocessors: gpu.multiprocessors(),
+            device: gpu.name().to_owned(),
+            multiprocessors: gpu.sms(),
             driver: driver()?,
             ptx_crc32: gpu.ptx_crc32(),
         })
@@ -98,29 +102,10 @@ fn file_name(key: &TuningKey) -> String {
     format!("tuned-{:08x}.json", crc32fast::hash(&json))
 }
 
-/// Chooses as [`zipgemm_plan`], unless `tuning`, a table for `gpu`, has weights of this shape: then
-/// it takes the launch that was measured to be the fastest for `n` tokens. Where the table has more
-/// tokens only, their launch counts if the plan of [`zipgemm_plan`] is the same for both numbers.
-///
-/// # Errors
-/// As [`zipgemm_plan`].
-pub fn zipgemm_plan_tuned(
-    gpu: &Gpu,
-    weights: &DeviceMatrix,
-    n: usize,
-    tuning: &Tuning,
-) -> Result<Plan, CudaError> {
-    choose_tuned(
-        &tuning.table,
-        (weights.rows(), weights.cols()),
-        n,
-        |n| zipgemm_plan(gpu, weights, n),
-        |launch| Plan::tuned(gpu, weights, n, launch),
-    )
-}
-
-/// The rule of [`zipgemm_plan_tuned`], whatever plans are.
-fn choose_tuned<P: PartialEq, E>(
+/// The launch of a table for `n` tokens, where it has weights of this shape, and else what plans are
+/// without. Where the table has more tokens only, their launch counts if the plan without is the same
+/// for both numbers.
+pub fn choose_tuned<P: PartialEq, E>(
     table: &TuningTable,
     (rows, cols): (usize, usize),
     n: usize,

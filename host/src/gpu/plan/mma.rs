@@ -6,11 +6,13 @@ use zipserv_gpu::{
     layout::TILE_COLS,
 };
 
-use super::{CudaError, DeviceMatrix, Family, GemmOperands, Gpu, RawStream, Workspace};
+use crate::gpu::{
+    DeviceMatrix, Family, GpuError, RawOperands, RawStream, Workspace,
+};
 
 /// Launches of a kernel for few tokens, as many as it takes for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DecodePlan {
+pub struct MmaPlan {
     pub kernel: &'static str,
     shape: Gemm,
     /// Thread blocks.
@@ -39,22 +41,22 @@ fn whole_row_blocks(row_blocks: usize, most: usize) -> Option<usize> {
         .find(|&blocks| blocks > 0 && row_blocks.is_multiple_of(blocks))
 }
 
-impl DecodePlan {
+impl MmaPlan {
     /// The launches of a named kernel: as many thread blocks as the device holds at a time, or
     /// somewhat fewer, each with an equal share of the tile columns (stream-K).
     ///
     /// # Errors
-    /// [`CudaError::Argument`] when the device has no such kernel.
+    /// [`GpuError::NoKernel`] when the device has no such kernel, and what loading it fails with.
     pub fn with_kernel(
-        gpu: &Gpu,
         weights: &DeviceMatrix,
         n: usize,
         kernel: &str,
-    ) -> Result<Self, CudaError> {
-        let (kernel, shape) = gpu.find(GEMMS, kernel)?;
+    ) -> Result<Self, GpuError> {
+        let device = weights.device();
+        let (kernel, shape) = device.find(GEMMS, kernel)?;
         let columns = columns(&shape, weights.rows(), weights.cols());
         let row_blocks = weights.rows().div_ceil(shape.rows());
-        let most = columns.min(gpu.resident_blocks(kernel)? as usize);
+        let most = columns.min(device.resident_blocks(kernel)? as usize);
         let blocks = match shape.strips {
             1 => whole_row_blocks(row_blocks, most).unwrap_or(most),
             _ => most,
@@ -80,7 +82,7 @@ impl DecodePlan {
     }
 }
 
-impl fmt::Display for DecodePlan {
+impl fmt::Display for MmaPlan {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Self {
             shape,
@@ -100,44 +102,37 @@ impl fmt::Display for DecodePlan {
     }
 }
 
-/// [`zipgemm_raw`](super::zipgemm_raw) by slices of the tokens, one launch after another; neither
+/// [`Plan::run_raw`](super::Plan::run_raw) by slices of the tokens, one launch after another; neither
 /// dimension of the weights is 0.
 ///
 /// # Errors
-/// [`CudaError::Argument`] when the plan does not fit; [`CudaError`] from the driver.
+/// [`GpuError::PlanMismatch`] and [`GpuError::WorkspaceTooSmall`] when the plan does not fit;
+/// [`GpuError::Driver`].
 ///
 /// # Safety
-/// As [`zipgemm_raw`](super::zipgemm_raw).
-pub unsafe fn zipgemm_decode_raw(
-    gpu: &Gpu,
+/// As [`Plan::run_raw`](super::Plan::run_raw).
+pub unsafe fn run_mma(
     stream: RawStream,
-    plan: &DecodePlan,
-    dependent: bool,
+    plan: &MmaPlan,
+    pdl: bool,
     weights: &DeviceMatrix,
-    operands: &GemmOperands,
+    operands: &RawOperands,
     workspace: &Workspace,
-) -> Result<(), CudaError> {
-    let &DecodePlan { shape, blocks, .. } = plan;
-    let n = operands.n;
-    let columns = columns(&shape, weights.rows(), weights.cols());
-    let wrong = if n.div_ceil(tokens(&shape)) != plan.slices {
-        Some(format!("the plan is for another problem than {n} tokens"))
-    } else if blocks as usize > columns {
-        Some(format!(
-            "the plan is for a larger matrix: {columns} tile columns here"
-        ))
-    } else if blocks as usize * shape.partial_bytes() > workspace.partial_bytes() {
-        Some(format!("{blocks} blocks do not fit the workspace"))
-    } else if dependent && gpu.family() != Family::Hopper {
-        Some("the portable kernels cannot be launched dependently".to_owned())
-    } else {
-        None
-    };
-    if let Some(wrong) = wrong {
-        return Err(CudaError::Argument(wrong));
+) -> Result<(), GpuError> {
+    let &MmaPlan { shape, blocks, .. } = plan;
+    let (device, n) = (weights.device(), operands.n);
+    let slices = n.div_ceil(tokens(&shape));
+    if slices != plan.slices {
+        return Err(GpuError::mismatch("slices of tokens, as many as", plan.slices, slices));
     }
+    let columns = columns(&shape, weights.rows(), weights.cols());
+    if columns != plan.columns {
+        return Err(GpuError::mismatch("tile columns, as many as", plan.columns, columns));
+    }
+    let bytes = blocks as usize * shape.partial_bytes();
+    Workspace::check_room("bytes for partial sums", bytes, workspace.partial_bytes())?;
+    let (dense, offsets, patches) = weights.addresses();
     for first in (0..n).step_by(tokens(&shape)) {
-        let (dense, offsets, patches) = weights.addresses();
         let slice = operands.slice(first, tokens(&shape));
         let args = GemmArgs {
             output: slice.output(),
@@ -145,15 +140,17 @@ pub unsafe fn zipgemm_decode_raw(
             dense,
             offsets,
             patches,
-            partials: workspace.partials.as_device_ptr().as_raw() as *mut f32,
-            m: weights.rows,
+            partials: workspace.partials.address() as *mut f32,
+            m: weights.rows() as u32,
             n: slice.n as u32,
-            k: weights.cols,
+            k: weights.cols() as u32,
             x_stride: operands.x_stride as u32,
-            base: u32::from(weights.base),
+            base: u32::from(weights.base()),
         };
+        // The portable kernels know of no kernel before them.
+        let pdl = pdl && device.family() == Family::Hopper;
         // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
-        unsafe { gpu.launch(plan.kernel, blocks, stream, dependent, args)? };
+        unsafe { device.launch(plan.kernel, blocks, stream, pdl, args)? };
     }
     Ok(())
 }

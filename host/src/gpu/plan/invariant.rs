@@ -11,10 +11,8 @@ use std::fmt;
 
 use zipserv_gpu::launch::{PREFILLS, Prefill};
 
-use super::{
-    CudaError, DeviceMatrix, GemmOperands, Gpu, RawStream, Workspace,
-    prefill::{self, PrefillPlan, zipgemm_prefill_raw},
-};
+use crate::gpu::{DeviceMatrix, GpuError, Operand, RawOperands, RawStream, Workspace};
+use super::wgmma::{self, WgmmaPlan, run_wgmma};
 
 /// A launch for each group of tokens, of any number of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +20,7 @@ pub struct InvariantPlan {
     m: usize,
     k: usize,
     /// The launch of every group, but for the kernel.
-    pub launch: PrefillPlan,
+    pub launch: WgmmaPlan,
 }
 
 /// Tokens of a group at most.
@@ -41,25 +39,23 @@ impl InvariantPlan {
     /// Deals the weights out, once for all groups.
     ///
     /// # Errors
-    /// [`CudaError::Argument`] when the device lacks one of the kernels.
-    pub fn new(gpu: &Gpu, weights: &DeviceMatrix) -> Result<Self, CudaError> {
+    /// [`GpuError::NoKernel`] when the device lacks one of the kernels, and what loading the first
+    /// fails with.
+    pub fn new(weights: &DeviceMatrix) -> Result<Self, GpuError> {
+        let gpu = weights.device();
         if let Some((name, _)) = PREFILLS.iter().find(|(name, _)| !gpu.has(name)) {
-            return Err(CudaError::Argument(format!(
-                "batch-invariant plans need the kernels for Hopper, and there is no {name} for this \
-                 device ({})",
-                gpu.family()
-            )));
+            return Err(gpu.no_kernel(name));
         }
         let (m, k) = (weights.rows(), weights.cols());
-        let launch = launch((m, k), 1, gpu.multiprocessors() as usize);
+        let launch = launch((m, k), 1, gpu.sms() as usize);
         Ok(Self { m, k, launch })
     }
 }
 
 /// The launch for weights of `m` x `k` and a group of `n` tokens: another kernel, but the same deal
 /// whatever `n`, as a test says.
-fn launch(size: (usize, usize), n: usize, multiprocessors: usize) -> PrefillPlan {
-    let launch = PrefillPlan::new(kernel(n), size, n, multiprocessors);
+fn launch(size: (usize, usize), n: usize, sms: usize) -> WgmmaPlan {
+    let launch = WgmmaPlan::new(kernel(n), size, n, sms);
     launch.expect("no more tiles than rows, which have 32 bits")
 }
 
@@ -70,47 +66,47 @@ impl fmt::Display for InvariantPlan {
     }
 }
 
-/// [`zipgemm_raw`](super::zipgemm_raw) by groups of the tokens, one launch after another; neither
+/// [`Plan::run_raw`](super::Plan::run_raw) by groups of the tokens, one launch after another; neither
 /// dimension of the weights is 0.
 ///
 /// # Errors
-/// [`CudaError::Argument`] when the plan does not fit, or rows of activations are not aligned;
-/// [`CudaError`] from the driver.
+/// [`GpuError::PlanMismatch`] when the plan does not fit, [`GpuError::Alignment`] when rows of
+/// activations are not aligned; [`GpuError::Load`] and [`GpuError::Driver`].
 ///
 /// # Safety
-/// As [`zipgemm_raw`](super::zipgemm_raw).
-pub unsafe fn zipgemm_invariant_raw(
-    gpu: &Gpu,
+/// As [`Plan::run_raw`](super::Plan::run_raw).
+pub unsafe fn run_invariant(
     stream: RawStream,
     plan: &InvariantPlan,
-    dependent: bool,
+    pdl: bool,
     weights: &DeviceMatrix,
-    operands: &GemmOperands,
+    operands: &RawOperands,
     workspace: &Workspace,
-) -> Result<(), CudaError> {
+) -> Result<(), GpuError> {
     let &InvariantPlan { m, k, launch } = plan;
-    let wrong = |wrong: String| Err(CudaError::Argument(wrong));
     let (rows, cols) = (weights.rows(), weights.cols());
     if (rows, cols) != (m, k) {
-        return wrong(format!("the plan is for {m} x {k}, not {rows} x {cols}"));
+        let size = |rows, cols| format!("{rows} x {cols}");
+        return Err(GpuError::mismatch("weights of", size(m, k), size(rows, cols)));
     }
-    if !prefill::can_read(operands.x, operands.x_stride) {
-        return wrong(format!(
-            "batch-invariant plans take rows of activations aligned to 16 bytes, not from {:#x} on \
-             and {} BF16 apart",
-            operands.x, operands.x_stride
-        ));
+    if !wgmma::can_read(operands.x, operands.x_stride) {
+        return Err(GpuError::Alignment {
+            operand: Operand::Activations,
+            align: 16,
+            address: operands.x,
+            pitch: 2 * operands.x_stride,
+        });
     }
     for first in (0..operands.n).step_by(GROUP) {
         let group = operands.slice(first, GROUP);
         let (kernel, shape) = kernel(group.n);
-        let plan = PrefillPlan {
+        let plan = WgmmaPlan {
             kernel,
             shape,
             ..launch
         };
         // SAFETY: the caller's promise, for a part of the tokens; launches follow one another.
-        unsafe { zipgemm_prefill_raw(gpu, stream, &plan, dependent, weights, &group, workspace)? };
+        unsafe { run_wgmma(stream, &plan, pdl, weights, &group, workspace)? };
     }
     Ok(())
 }
@@ -133,8 +129,8 @@ mod tests {
 
     /// The parts into which clusters cut the sums of each row group along K, as its kernel finds them
     /// for a group of `n` tokens. The first clusters' are added, in this order, to the last one's.
-    fn parts(launch: &PrefillPlan, (m, k): (u32, u32), n: u32) -> Vec<Vec<(u32, u32)>> {
-        let PrefillPlan {
+    fn parts(launch: &WgmmaPlan, (m, k): (u32, u32), n: u32) -> Vec<Vec<(u32, u32)>> {
+        let WgmmaPlan {
             shape, clusters, ..
         } = *launch;
         let deal = launch.deal(k as usize);
@@ -166,9 +162,9 @@ mod tests {
             (8192, 28672),
         ];
         for (m, k) in sizes {
-            for multiprocessors in [2, 78, 114, 132] {
+            for sms in [2, 78, 114, 132] {
                 let of = |n: u32| {
-                    let launch = launch((m as usize, k as usize), n as usize, multiprocessors);
+                    let launch = launch((m as usize, k as usize), n as usize, sms);
                     let deal = (launch.clusters, launch.tiles, launch.split);
                     (deal, parts(&launch, (m, k), n))
                 };

@@ -1,13 +1,11 @@
 use std::fmt;
 
-use cudarc::driver::sys::{self, CUdeviceptr};
+use cudarc::driver::sys;
 
-use super::{
-    CudaError, DeviceMatrix, GemmOperands, Gpu, OutputType, RawStream, Workspace, check,
+use crate::gpu::{
+    DeviceMatrix, GpuError, Operand, OutputType, RawOperands, RawStream, Workspace,
+    buffer::same_context, check,
     cublaslt::{Algorithm, Allowed, Matmul, Operands, Shape},
-    decompress::decompress_raw,
-    gemm::zipgemm_fused_raw,
-    guard,
 };
 
 /// Decompression to memory, followed by a dense product of cuBLASLt.
@@ -71,9 +69,9 @@ impl Case {
         })
     }
 
-    fn of(operands: &GemmOperands) -> Self {
+    fn of(operands: &RawOperands) -> Self {
         let vector = u64::from(VECTOR);
-        let &GemmOperands { x, y, x_stride, .. } = operands;
+        let &RawOperands { x, y, x_stride, .. } = operands;
         let starts = [x, y, 2 * x_stride as u64, operands.y_pitch() as u64];
         Self {
             output: operands.output,
@@ -102,7 +100,7 @@ impl Case {
             y_stride,
             f32_out: self.output == OutputType::F32,
             // Never read, but some versions make no choice without an address.
-            bias: self.bias.then_some(CUdeviceptr::from(VECTOR)),
+            bias: self.bias.then_some(u64::from(VECTOR)),
         }
     }
 
@@ -124,20 +122,21 @@ impl DecoupledPlan {
     /// Lets cuBLASLt choose for every case, `n` tokens of each.
     ///
     /// # Errors
-    /// [`CudaError`] when the library is missing, or has no choice for a case.
-    pub fn new(gpu: &Gpu, weights: &DeviceMatrix, n: usize) -> Result<Self, CudaError> {
-        let (m, k) = (weights.rows(), weights.cols());
+    /// [`GpuError::EmptyWeights`]; [`GpuError::NoLibrary`] and [`GpuError::NoAlgorithm`] when cuBLASLt
+    /// is missing or has no choice for a case; [`GpuError::Cublas`].
+    pub fn new(weights: &DeviceMatrix, n: usize) -> Result<Self, GpuError> {
+        let (rows, cols) = (weights.rows(), weights.cols());
+        let (m, k) = (rows, cols);
         if m * k == 0 {
-            return Err(CudaError::Argument("there are no weights".to_owned()));
+            return Err(GpuError::EmptyWeights { rows, cols });
         }
-        guard::current_context(gpu)?;
-        let library = gpu.cublaslt()?;
+        let library = weights.device().cublaslt()?;
+        let _current = weights.device().enter()?;
         let choose = |case: Case| {
             let matmul = Matmul::new(&case.shape(m, n, k))?;
             let choices = library.algorithms(&matmul, case.allowed(), 1)?;
-            choices.first().copied().ok_or_else(|| {
-                CudaError::Argument(format!("cuBLASLt has no choice for {m} x {k}, {case:?}"))
-            })
+            let best = choices.first().copied();
+            best.ok_or(GpuError::NoAlgorithm { rows, cols })
         };
         let mut algorithms = [Algorithm { data: [0; 8] }; Case::COUNT];
         for (case, algorithm) in Case::all().into_iter().zip(&mut algorithms) {
@@ -163,65 +162,70 @@ impl fmt::Display for DecoupledPlan {
     }
 }
 
-/// [`zipgemm_raw`](super::zipgemm_raw) in two steps, or fused where cuBLASLt rounds twice; neither
-/// dimension of the weights is 0.
+impl DecoupledPlan {
+    /// Where a call decompresses to.
+    ///
+    /// # Errors
+    /// [`GpuError::PlanMismatch`] when the plan does not fit the call; [`GpuError::Missing`],
+    /// [`GpuError::WorkspaceTooSmall`], [`GpuError::Alignment`] and [`GpuError::Context`] for memory
+    /// for dense weights that does not.
+    pub fn memory(
+        &self,
+        weights: &DeviceMatrix,
+        operands: &RawOperands,
+        workspace: &Workspace,
+    ) -> Result<u64, GpuError> {
+        let &Self { m, n, k, .. } = self;
+        let (rows, cols) = (weights.rows(), weights.cols());
+        if (operands.n, rows, cols) != (n, m, k) {
+            let problem = |n, m, k| format!("{n} and weights of {m} x {k}");
+            let got = problem(operands.n, rows, cols);
+            return Err(GpuError::mismatch("tokens", problem(n, m, k), got));
+        }
+        let operand = Operand::DenseMemory;
+        let memory = workspace.dense.as_ref();
+        let memory = memory.ok_or(GpuError::Missing { operand })?;
+        let (needed, address) = (Layout::new(m, k).bytes, memory.address());
+        Workspace::check_room("bytes for dense weights", needed, memory.len())?;
+        if !address.is_multiple_of(ALIGN as u64) {
+            return Err(GpuError::Alignment {
+                operand,
+                align: ALIGN,
+                address,
+                pitch: 0,
+            });
+        }
+        same_context(weights.device(), memory.device(), operand)?;
+        Ok(address)
+    }
+}
+
+/// [`Plan::run_raw`](super::Plan::run_raw) in two steps, by way of the [memory](DecoupledPlan::memory)
+/// at `dense`; neither dimension of the weights is 0.
 ///
 /// # Errors
-/// [`CudaError::Argument`] when the plan or the workspace does not fit; [`CudaError`] from driver
-/// and library.
+/// [`GpuError`] from driver and library.
 ///
 /// # Safety
-/// As [`zipgemm_raw`](super::zipgemm_raw).
-pub unsafe fn zipgemm_decoupled_raw(
-    gpu: &Gpu,
+/// As [`Plan::run_raw`](super::Plan::run_raw).
+pub unsafe fn run_decoupled(
     stream: RawStream,
     plan: &DecoupledPlan,
     weights: &DeviceMatrix,
-    operands: &GemmOperands,
-    workspace: &Workspace,
-) -> Result<(), CudaError> {
+    operands: &RawOperands,
+    dense: u64,
+) -> Result<(), GpuError> {
     let &DecoupledPlan { m, n, k, .. } = plan;
-    let wrong = |wrong: String| Err(CudaError::Argument(wrong));
-    if (operands.n, weights.rows(), weights.cols()) != (n, m, k) {
-        return wrong(format!(
-            "the plan is for {n} tokens and {m} x {k}, not {} and {} x {}",
-            operands.n,
-            weights.rows(),
-            weights.cols()
-        ));
-    }
-    let Some(dense) = &workspace.dense else {
-        let wanted = "the plan decompresses to memory, and the workspace has none for it";
-        return wrong(format!("{wanted}; see Workspace::with_dense"));
-    };
     let layout = Layout::new(m, k);
-    if dense.bytes < layout.bytes {
-        return wrong(format!(
-            "{m} x {k} takes {} bytes of memory for dense weights, not {}",
-            layout.bytes, dense.bytes
-        ));
-    }
-    if !dense.address.is_multiple_of(ALIGN as CUdeviceptr) {
-        return wrong(format!(
-            "memory for dense weights must be aligned to {ALIGN} bytes"
-        ));
-    }
-    let memory = [("the memory for dense weights", dense.address)];
-    guard::current_context(gpu)?;
-    guard::same_device(gpu, stream, &memory)?;
-
-    if rounds_twice(operands) {
-        // SAFETY: the caller's promise.
-        return unsafe { zipgemm_fused_raw(gpu, stream, false, weights, operands, workspace) };
-    }
-    let at = |offset: usize| dense.address + offset as CUdeviceptr;
+    let at = |offset: usize| dense + offset as u64;
     let place = at(layout.bias);
     let case = Case::of(operands);
-    let library = gpu.cublaslt()?;
+    let library = weights.device().cublaslt()?;
+    let _current = weights.device().enter()?;
     // SAFETY: the caller's promise; weights, bias and cuBLASLt's memory follow one another in what
     // is large enough, and the choice was made for what the case says.
     unsafe {
-        decompress_raw(gpu, stream, weights, dense.address)?;
+        weights.decompress_raw(stream, dense)?;
         let bias = match operands.bias {
             Some(bias) => Some(place_bias(stream, bias, m, operands.output, place)?),
             None => None,
@@ -237,7 +241,7 @@ pub unsafe fn zipgemm_decoupled_raw(
         })?;
         let factors = Operands {
             x: operands.x,
-            w: dense.address,
+            w: dense,
             y: operands.y,
         };
         library.multiply(
@@ -253,7 +257,7 @@ pub unsafe fn zipgemm_decoupled_raw(
 
 /// Whether cuBLASLt rounds to the type of the outputs before all is added up: it does, as seen on an
 /// H100, if BF16 outputs get a bias.
-fn rounds_twice(operands: &GemmOperands) -> bool {
+pub fn rounds_twice(operands: &RawOperands) -> bool {
     operands.output == OutputType::Bf16 && operands.bias.is_some()
 }
 
@@ -264,11 +268,11 @@ fn rounds_twice(operands: &GemmOperands) -> bool {
 /// When the stream has come so far, the bias is there and `place` has room for `m` FP32.
 unsafe fn place_bias(
     stream: RawStream,
-    bias: CUdeviceptr,
+    bias: u64,
     m: usize,
     output: OutputType,
-    place: CUdeviceptr,
-) -> Result<CUdeviceptr, CudaError> {
+    place: u64,
+) -> Result<u64, GpuError> {
     if output == OutputType::Bf16 && bias.is_multiple_of(u64::from(VECTOR)) {
         return Ok(bias);
     }
@@ -277,13 +281,13 @@ unsafe fn place_bias(
         match output {
             OutputType::Bf16 => check(
                 "cuMemcpyDtoDAsync",
-                sys::cuMemcpyDtoDAsync_v2(place, bias, 2 * m, stream),
+                sys::cuMemcpyDtoDAsync_v2(place, bias, 2 * m, stream.cast()),
             )?,
             OutputType::F32 => {
                 // BF16 are the upper halves of FP32.
                 check(
                     "cuMemsetD32Async",
-                    sys::cuMemsetD32Async(place, 0, m, stream),
+                    sys::cuMemsetD32Async(place, 0, m, stream.cast()),
                 )?;
                 let halves = sys::CUDA_MEMCPY2D {
                     srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
@@ -303,7 +307,7 @@ unsafe fn place_bias(
                     dstHost: std::ptr::null_mut(),
                     dstArray: std::ptr::null_mut(),
                 };
-                check("cuMemcpy2DAsync", sys::cuMemcpy2DAsync_v2(&halves, stream))?;
+                check("cuMemcpy2DAsync", sys::cuMemcpy2DAsync_v2(&halves, stream.cast()))?;
             }
         }
     }
@@ -337,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_case_is_aligned_if_every_row_is() {
-        let aligned = GemmOperands {
+        let aligned = RawOperands {
             x: 0x1000,
             x_stride: 264,
             n: 3,
@@ -348,7 +352,7 @@ mod tests {
             accumulate: true,
         };
         assert!(Case::of(&aligned).aligned && Case::of(&aligned).bias);
-        let f32 = GemmOperands {
+        let f32 = RawOperands {
             y_stride: 132,
             output: OutputType::F32,
             bias: None,
@@ -361,7 +365,7 @@ mod tests {
             (0x1000, 264, 0x2008, 136),
             (0x1000, 264, 0x2010, 132),
         ] {
-            let operands = GemmOperands {
+            let operands = RawOperands {
                 x,
                 x_stride,
                 y,
@@ -375,7 +379,7 @@ mod tests {
             let Shape {
                 x_stride, y_stride, ..
             } = case.shape(133, 100, 267);
-            let operands = GemmOperands {
+            let operands = RawOperands {
                 x_stride,
                 y_stride,
                 output: case.output,

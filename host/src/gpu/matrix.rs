@@ -1,0 +1,189 @@
+use zipserv_gpu::{args::TensorMap, layout::tile_grid};
+
+use super::{
+    Buffer, Device, Family, GpuError, Need, Operand,
+    buffer::{check_len, same_context, write},
+    plan::{decoupled::Layout, wgmma::dense_tiles},
+};
+use crate::{CompressedMatrix, StoredLayout};
+
+/// A compressed matrix in the memory of a device: one allocation of just what is
+/// [stored](CompressedMatrix::as_bytes), and [`TAIL_BYTES`](Self::TAIL_BYTES) more.
+///
+/// It keeps the device alive, and what kernels read of it is never written again.
+pub struct DeviceMatrix {
+    layout: StoredLayout,
+    memory: Buffer<u8>,
+    /// How bulk copies find the dense part, on Hopper; none of empty weights.
+    dense_map: Option<TensorMap>,
+}
+
+impl DeviceMatrix {
+    /// Bytes behind the stored ones that must be readable: kernels copy patch offsets in whole
+    /// groups, past the last one's end. What they hold makes no difference.
+    pub const TAIL_BYTES: usize = 64;
+
+    /// Bytes to which the memory must be aligned, for bulk copies; allocations are.
+    pub const ALIGN: usize = 16;
+
+    /// Copies `matrix` to `device`, and waits for that.
+    ///
+    /// # Errors
+    /// [`GpuError::Changed`] when the bytes of `matrix` are those of a file that is being written to;
+    /// [`GpuError::Driver`].
+    pub fn upload(device: &Device, matrix: &CompressedMatrix) -> Result<Self, GpuError> {
+        let layout = matrix.layout();
+        let memory = Buffer::uninitialized(device, layout.stored_bytes() + Self::TAIL_BYTES)?;
+        // Kernels follow offsets without a check, so those that are copied must be those that are
+        // checked, even if another process writes to a file that is mapped.
+        let offsets = matrix.patch_offsets().to_vec();
+        check_offsets(&offsets, &layout)?;
+        let bytes = matrix.as_bytes();
+        let at = |offset: usize| memory.address() + offset as u64;
+        let (from, to) = (layout.patch_offsets().start, layout.patch_offsets().end);
+        // SAFETY: the parts follow one another in as much memory.
+        unsafe {
+            write(device, at(0), &bytes[..from])?;
+            write(device, at(from), &offsets)?;
+            write(device, at(to), &bytes[to..])?;
+            write(device, at(bytes.len()), &[0u8; Self::TAIL_BYTES])?;
+        }
+        Self::new(layout, memory)
+    }
+
+    /// A matrix that is on the device already, as other packages keep it.
+    ///
+    /// # Errors
+    /// [`GpuError::Length`] when `memory` has not as many bytes as are stored and
+    /// [`TAIL_BYTES`](Self::TAIL_BYTES), [`GpuError::Alignment`] when it is not aligned to
+    /// [`ALIGN`](Self::ALIGN).
+    ///
+    /// # Safety
+    /// When kernels run, `memory` holds the [bytes](CompressedMatrix::as_bytes) of a compressed
+    /// matrix of this layout that was checked, as
+    /// [`CompressedMatrix::from_bytes`](CompressedMatrix::from_bytes) does: they follow its patch
+    /// offsets without a check. Launches may read it before kernels ahead of them in the stream have
+    /// finished (programmatic dependent launch), so whoever wrote it must have been waited for.
+    pub unsafe fn from_device(layout: StoredLayout, memory: Buffer<u8>) -> Result<Self, GpuError> {
+        let needed = Need::AtLeast(layout.stored_bytes() + Self::TAIL_BYTES);
+        check_len(Operand::Weights, needed, memory.len())?;
+        Self::new(layout, memory)
+    }
+
+    fn new(layout: StoredLayout, memory: Buffer<u8>) -> Result<Self, GpuError> {
+        if !memory.address().is_multiple_of(Self::ALIGN as u64) {
+            return Err(GpuError::Alignment {
+                operand: Operand::Weights,
+                align: Self::ALIGN,
+                address: memory.address(),
+                pitch: 0,
+            });
+        }
+        let mut matrix = Self {
+            layout,
+            memory,
+            dense_map: None,
+        };
+        let is_empty = matrix.rows() == 0 || matrix.cols() == 0;
+        if !is_empty && matrix.device().family() == Family::Hopper {
+            matrix.dense_map = Some(dense_tiles(&matrix)?);
+        }
+        Ok(matrix)
+    }
+
+    /// Another copy of the same matrix.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`].
+    pub fn duplicate(&self, stream: &super::Stream) -> Result<Self, GpuError> {
+        let mut memory = Buffer::uninitialized(self.device(), self.memory.len())?;
+        memory.copy_from(stream, &self.memory)?;
+        // A launch may read the copy ahead of its stream.
+        stream.synchronize()?;
+        Self::new(self.layout.clone(), memory)
+    }
+
+    /// The device addresses of its dense part, patch offsets and patches, for a kernel of one's own:
+    /// what [`CompressedMatrix::dense`], [`CompressedMatrix::patch_offsets`] and
+    /// [`CompressedMatrix::patches`] hold. They are valid as long as the matrix lives.
+    pub fn addresses(&self) -> (*const u8, *const u32, *const u16) {
+        let at = |offset: usize| self.memory.address() as usize + offset;
+        (
+            at(self.layout.dense().start) as *const u8,
+            at(self.layout.patch_offsets().start) as *const u32,
+            at(self.layout.patches().start) as *const u16,
+        )
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        self.memory.device()
+    }
+
+    /// Its sizes, and where its parts lie.
+    pub fn layout(&self) -> &StoredLayout {
+        &self.layout
+    }
+
+    /// Output features, M.
+    pub fn rows(&self) -> usize {
+        self.layout.rows()
+    }
+
+    /// Input features, K.
+    pub fn cols(&self) -> usize {
+        self.layout.cols()
+    }
+
+    /// The lowest exponent of the window, biased.
+    pub fn base(&self) -> u8 {
+        self.layout.base()
+    }
+
+    /// Bytes that a [workspace](super::Workspace::with_dense) needs for plans of this matrix that
+    /// are decoupled: for the dense weights, a bias in FP32, and 32 MiB for cuBLASLt.
+    pub fn dense_workspace_bytes(&self) -> usize {
+        Layout::new(self.rows(), self.cols()).bytes
+    }
+
+    /// Bytes that a kernel reads.
+    pub fn device_bytes(&self) -> usize {
+        self.layout.stored_bytes() - self.layout.dense().start
+    }
+
+    /// How bulk copies find the dense part.
+    pub(super) fn dense_map(&self) -> TensorMap {
+        self.dense_map
+            .expect("kernels for Hopper are launched on Hopper, for weights that are not empty")
+    }
+
+    /// Addresses of the memory that it takes.
+    pub(super) fn memory(&self) -> std::ops::Range<u64> {
+        self.memory.address()..self.memory.address() + self.memory.len() as u64
+    }
+
+    /// An error unless `device` can use it.
+    pub(super) fn check_context(&self, device: &Device) -> Result<(), GpuError> {
+        same_context(self.device(), device, Operand::Weights)
+    }
+}
+
+/// Whether the offsets, as they are copied, are those that a checked matrix may have.
+fn check_offsets(bytes: &[u8], layout: &StoredLayout) -> Result<(), GpuError> {
+    let (tile_rows, tile_cols) = tile_grid(layout.rows(), layout.cols());
+    let tiles = tile_rows * tile_cols;
+    let mut last = 0;
+    for (tile, bytes) in bytes.chunks_exact(4).take(tiles + 1).enumerate() {
+        let offset = u32::from_le_bytes(bytes.try_into().expect("four bytes"));
+        let expected = match tile {
+            0 => offset == 0,
+            _ if tile == tiles => offset as usize == layout.outliers(),
+            _ => true,
+        };
+        if offset < last || !expected {
+            return Err(GpuError::Changed { tile });
+        }
+        last = offset;
+    }
+    Ok(())
+}
