@@ -15,7 +15,7 @@ pub enum Error {
         /// Bytes given.
         found: usize,
     },
-    /// The format counts rows, columns, tiles and patches in 32 bits.
+    /// The format counts rows, columns and tiles in 32 bits, and patches in 31.
     #[error("a {rows} x {cols} matrix is too large for the format")]
     MatrixTooLarge {
         /// Rows asked for.

@@ -14,8 +14,8 @@ mod matrix;
 mod memory;
 mod published;
 
-pub use compressed::{CompressedMatrix, HEADER_BYTES, LAYOUT_ID, VERSION};
-pub(crate) use compressed::{Header, Sections, combine_crcs};
+pub(crate) use compressed::combine_crcs;
+pub use compressed::{CompressedMatrix, HEADER_BYTES, LAYOUT_ID, MatrixHeader, VERSION};
 pub(crate) use decode::decode_panel;
 pub use decode::{decode, decode_into};
 pub use encode::encode;
