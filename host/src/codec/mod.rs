@@ -13,6 +13,7 @@ mod histogram;
 mod matrix;
 mod memory;
 mod published;
+mod slice;
 
 pub(crate) use compressed::combine_crcs;
 pub use compressed::{CompressedMatrix, HEADER_BYTES, LAYOUT_ID, MatrixHeader, VERSION};
