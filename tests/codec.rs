@@ -2,9 +2,11 @@
 
 mod reference;
 
+use std::ops::Range;
+
 use half::bf16;
 use proptest::prelude::*;
-use zipserv::{CompressedMatrix, Error, Matrix, decode, decode_into, encode};
+use zipserv::{CompressedMatrix, Error, Matrix, MatrixHeader, decode, decode_into, encode};
 use zipserv_gpu::{decode as lanes, layout};
 
 /// Compresses, then restores by every route there is.
@@ -101,6 +103,29 @@ proptest! {
     fn equal_weights_need_no_patch(rows in 0usize..70, cols in 0usize..140, bits: u16) {
         let compressed = round_trip(rows, cols, &vec![bits; rows * cols]);
         prop_assert_eq!(compressed.outliers(), 0);
+    }
+
+    #[test]
+    fn parts_decode_to_parts_of_the_whole(
+        (rows, cols, bits) in matrix(boxed(mixed())),
+        at: [prop::sample::Index; 4],
+    ) {
+        let compressed = encode(&Matrix::from_bits(rows, cols, &bits).unwrap()).unwrap();
+        let (r, c) = (ranges(rows, 32), ranges(cols, 64));
+        let (part, bits) = slice(&compressed, &bits, at[0].get(&r).clone(), at[1].get(&c).clone());
+        // And a part of the part.
+        let (r, c) = (ranges(part.rows(), 32), ranges(part.cols(), 64));
+        slice(&part, &bits, at[2].get(&r).clone(), at[3].get(&c).clone());
+    }
+
+    #[test]
+    fn any_range_is_cut_or_refused(rows in 0usize..70, cols in 0usize..140, r: [u8; 2], c: [u8; 2]) {
+        let bits = vec![0x3F80; rows * cols];
+        let compressed = encode(&Matrix::from_bits(rows, cols, &bits).unwrap()).unwrap();
+        let range = |[start, end]: [u8; 2]| usize::from(start)..usize::from(end);
+        let (r, c) = (range(r), range(c));
+        let allowed = ranges(rows, 32).contains(&r) && ranges(cols, 64).contains(&c);
+        prop_assert_eq!(compressed.slice(r, c).is_ok(), allowed);
     }
 
     /// The very function that the kernels inline, as compiled for the host.
@@ -242,6 +267,207 @@ fn threads_do_not_change_the_bytes() {
     }
 }
 
+/// Slices a matrix, and checks that what the part decodes to is that part of `bits`.
+fn slice(
+    compressed: &CompressedMatrix,
+    bits: &[u16],
+    rows: Range<usize>,
+    cols: Range<usize>,
+) -> (CompressedMatrix<'static>, Vec<u16>) {
+    let part = compressed.slice(rows.clone(), cols.clone()).unwrap();
+    assert_eq!((part.rows(), part.cols()), (rows.len(), cols.len()));
+    assert_eq!(part.base(), compressed.base());
+    let row = |row: usize| &bits[row * compressed.cols()..][cols.clone()];
+    let expected: Vec<u16> = rows.flat_map(row).copied().collect();
+    assert!(restore(&part) == expected, "`decode` differs");
+    assert!(
+        reference::decode(part.as_bytes()).unwrap().bits == expected,
+        "the reference decoder differs"
+    );
+    assert_eq!(
+        CompressedMatrix::from_bytes(part.as_bytes()),
+        Ok(part.clone())
+    );
+    (part, expected)
+}
+
+/// All places at which a part may start or end.
+fn edges(len: usize, tile: usize) -> Vec<usize> {
+    let mut edges: Vec<_> = (0..len).step_by(tile).collect();
+    edges.push(len);
+    edges
+}
+
+fn ranges(len: usize, tile: usize) -> Vec<Range<usize>> {
+    let edges = edges(len, tile);
+    let from = |(i, &start): (usize, &usize)| -> Vec<_> {
+        edges[i..].iter().map(|&end| start..end).collect()
+    };
+    edges.iter().enumerate().flat_map(from).collect()
+}
+
+#[test]
+fn every_part_decodes_to_that_part() {
+    let few = |i: usize| ((i % 8 + 115) << 7 | i % 97) as u16 | u16::from(i % 61 == 0) << 14;
+    let many = |i: usize| (i * 40503) as u16;
+    for (rows, cols) in [
+        (0, 0),
+        (0, 130),
+        (70, 0),
+        (1, 1),
+        (32, 64),
+        (33, 65),
+        (64, 128),
+        (70, 140),
+        (96, 200),
+    ] {
+        for weight in [&few as &dyn Fn(usize) -> u16, &many] {
+            let bits: Vec<u16> = (0..rows * cols).map(weight).collect();
+            let compressed = encode(&Matrix::from_bits(rows, cols, &bits).unwrap()).unwrap();
+            for r in ranges(rows, 32) {
+                for c in ranges(cols, 64) {
+                    slice(&compressed, &bits, r.clone(), c);
+                }
+            }
+            let (all, _) = slice(&compressed, &bits, 0..rows, 0..cols);
+            assert_eq!(all, compressed);
+        }
+    }
+}
+
+/// Where the window fits a part too, the part has the bytes that its encoder writes: padding too.
+#[test]
+fn parts_are_as_encoded() {
+    let bits: Vec<u16> = (0..100 * 200)
+        .map(|i| (i % 8 + 115) << 7 | i % 128)
+        .collect();
+    let compressed = encode(&Matrix::from_bits(100, 200, &bits).unwrap()).unwrap();
+    for (r, c) in [(0..32, 0..64), (32..100, 128..200), (96..100, 192..200)] {
+        let (part, bits) = slice(&compressed, &bits, r, c);
+        let matrix = Matrix::from_bits(part.rows(), part.cols(), &bits).unwrap();
+        assert_eq!(part, encode(&matrix).unwrap());
+    }
+}
+
+#[test]
+fn empty_parts_keep_their_shape() {
+    let most = u32::MAX as usize;
+    let tall = encode(&Matrix::from_bits(most, 0, &[]).unwrap()).unwrap();
+    let part = tall.slice(32..most, 0..0).unwrap();
+    assert_eq!((part.rows(), part.cols()), (most - 32, 0));
+    assert_eq!(tall.slice(0..most, 0..0), Ok(tall.clone()));
+    let bits = vec![0xFFFF; 70 * 70];
+    let compressed = encode(&Matrix::from_bits(70, 70, &bits).unwrap()).unwrap();
+    for (r, c) in [
+        (0..0, 0..70),
+        (70..70, 0..64),
+        (32..64, 70..70),
+        (64..64, 64..64),
+    ] {
+        let (part, _) = slice(&compressed, &bits, r, c);
+        assert_eq!((part.header().tiles(), part.outliers()), (0, 0));
+        assert_eq!(part.stored_bytes(), 144);
+    }
+}
+
+#[test]
+fn parts_that_cut_tiles_are_refused() {
+    let bits = vec![0x3F80; 70 * 140];
+    let compressed = encode(&Matrix::from_bits(70, 140, &bits).unwrap()).unwrap();
+    let error = |axis, range: Range<usize>, tile, len| {
+        let Range { start, end } = range;
+        Err(Error::Slice {
+            axis,
+            start,
+            end,
+            tile,
+            len,
+        })
+    };
+    #[allow(clippy::reversed_empty_ranges)]
+    for wrong in [
+        1..32,
+        0..33,
+        0..71,
+        0..96,
+        96..96,
+        64..32,
+        70..64,
+        5..5,
+        0..usize::MAX,
+        usize::MAX..usize::MAX,
+    ] {
+        assert_eq!(
+            compressed.slice(wrong.clone(), 0..64),
+            error("rows", wrong, 32, 70)
+        );
+    }
+    for wrong in [32..64, 0..139, 64..192, 141..141] {
+        assert_eq!(
+            compressed.slice(0..70, wrong.clone()),
+            error("cols", wrong, 64, 140)
+        );
+    }
+    assert_eq!(
+        compressed.slice(5..64, 0..140).unwrap_err().to_string(),
+        "rows 5..64 of 70 are no part: it starts and ends at multiples of 32, or at 70"
+    );
+}
+
+#[test]
+fn headers_say_where_the_sections_lie() {
+    let blob = sample();
+    let matrix = CompressedMatrix::from_bytes(&blob).unwrap();
+    let first = blob.first_chunk().unwrap();
+    let header = MatrixHeader::parse(first, blob.len()).unwrap();
+    assert_eq!(header, *matrix.header());
+    assert_eq!((header.rows(), header.cols(), header.tiles()), (40, 70, 4));
+    assert_eq!(header.base(), matrix.base());
+    assert_eq!(header.outliers(), matrix.outliers());
+    assert_eq!(header.original_bytes(), 2 * 40 * 70);
+    assert_eq!(header.stored_bytes(), blob.len());
+    assert_eq!(matrix.stored_bytes(), blob.len());
+    assert_eq!(header.bits_per_weight(), matrix.bits_per_weight());
+    assert_eq!(header.dense(), 128..128 + 4 * 2816);
+    assert_eq!(header.dense().end, header.patch_offsets().start);
+    assert_eq!(header.patch_offsets().end, header.patches().start);
+    assert_eq!(header.patches().end, blob.len());
+    assert!(header.patches().len() >= 2 * header.outliers());
+    assert_eq!(blob[header.dense()], *matrix.dense());
+    assert_eq!(blob[header.patch_offsets()], *matrix.patch_offsets());
+    assert_eq!(blob[header.patches()], *matrix.patches());
+
+    let expected = blob.len() as u64;
+    assert_eq!(
+        MatrixHeader::parse(first, 128),
+        Err(Error::Truncated {
+            expected,
+            found: 128
+        })
+    );
+    assert_eq!(
+        MatrixHeader::parse(first, usize::MAX),
+        Err(Error::TrailingBytes {
+            expected,
+            found: usize::MAX as u64
+        })
+    );
+    assert_eq!(MatrixHeader::parse(&[0; 128], 128), Err(Error::Magic));
+}
+
+#[test]
+fn bits_are_counted_for_each_weight() {
+    let of = |rows, cols| {
+        let bits = vec![0x3F80; rows * cols];
+        let compressed = encode(&Matrix::from_bits(rows, cols, &bits).unwrap()).unwrap();
+        compressed.bits_per_weight()
+    };
+    let tile = (128 + 2816 + 16) as f64;
+    assert_eq!(of(32, 64), 8.0 * tile / 2048.0);
+    assert_eq!(of(1, 1), 8.0 * tile);
+    assert_eq!([of(0, 0), of(0, 70), of(70, 0)], [0.0; 3]);
+}
+
 /// A small matrix with patches in two of its four tiles, compressed.
 fn sample() -> Vec<u8> {
     let mut bits: Vec<u16> = (0..40 * 70)
@@ -328,6 +554,22 @@ fn forgeries_with_right_checksums_are_refused() {
         (forged(16, &huge), field("rows", 16, u64::MAX)),
         (forged(24, &huge), field("cols", 24, u64::MAX)),
         (forged(32, &huge), field("patches", 32, u64::MAX)),
+        // One more than there may be, and as many as offsets could count.
+        (
+            forged(32, &(1u64 << 31).to_le_bytes()),
+            field("patches", 32, 1 << 31),
+        ),
+        (
+            forged(32, &(u64::from(u32::MAX)).to_le_bytes()),
+            field("patches", 32, u32::MAX.into()),
+        ),
+        (
+            forged(32, &((1u64 << 31) - 1).to_le_bytes()),
+            Error::Truncated {
+                expected: PATCHES as u64 + (1 << 32),
+                found: sample().len() as u64,
+            },
+        ),
         (forged(99, &[1]), field("reserved", 99, 1)),
         (
             forged(16, &[[255, 255, 255, 255, 0, 0, 0, 0]; 2].concat()),

@@ -36,7 +36,7 @@ pub fn decode(blob: &[u8]) -> Result<Weights, &'static str> {
     if base > 240 && base != 248 {
         return Err("base");
     }
-    if [rows, cols, patches].iter().any(|&n| n > 0xFFFF_FFFF) {
+    if rows > 0xFFFF_FFFF || cols > 0xFFFF_FFFF || patches > 0x7FFF_FFFF {
         return Err("counts");
     }
 

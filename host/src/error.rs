@@ -15,7 +15,7 @@ pub enum Error {
         /// Bytes given.
         found: usize,
     },
-    /// The format counts rows, columns, tiles and patches in 32 bits.
+    /// The format counts rows, columns and tiles in 32 bits, and patches in 31.
     #[error("a {rows} x {cols} matrix is too large for the format")]
     MatrixTooLarge {
         /// Rows asked for.
@@ -85,6 +85,22 @@ pub enum Error {
         tile: usize,
         /// Index of the patch among all patches.
         index: usize,
+    },
+    /// The part asked for is not made of whole tiles of the matrix.
+    #[error(
+        "{axis} {start}..{end} of {len} are no part: it starts and ends at multiples of {tile}, or at {len}"
+    )]
+    Slice {
+        /// `rows` or `cols`.
+        axis: &'static str,
+        /// The first asked for.
+        start: usize,
+        /// The first behind those asked for.
+        end: usize,
+        /// Rows or columns of a tile.
+        tile: usize,
+        /// Rows or columns of the matrix.
+        len: usize,
     },
     /// The output does not have room for exactly the decoded matrix.
     #[error("output of {found} bytes for a matrix of {expected}")]

@@ -97,7 +97,7 @@ pub mod results;
 pub mod synthetic;
 
 pub use codec::{
-    CompressedMatrix, HEADER_BYTES, Histogram, LAYOUT_ID, Matrix, PublishedMatrix, VERSION, Window,
-    decode, decode_into, encode,
+    CompressedMatrix, HEADER_BYTES, Histogram, LAYOUT_ID, Matrix, MatrixHeader, PublishedMatrix,
+    VERSION, Window, decode, decode_into, encode,
 };
 pub use error::Error;

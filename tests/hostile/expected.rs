@@ -255,7 +255,11 @@ pub const ERRORS: &[(&str, &str)] = &[
     ),
     (
         "blob_more_patches_than_bytes",
-        "tensor `w` at offset 382: compressed matrix of 2976 bytes, but 8589937552 are needed",
+        "tensor `w` at offset 382: compressed matrix of 2976 bytes, but 4294970256 are needed",
+    ),
+    (
+        "blob_patches_of_32_bits",
+        "tensor `w` at offset 382: header field `patches` at offset 32 has the impossible value 2147483648",
     ),
     (
         "blob_other_shape",

@@ -327,7 +327,11 @@ pub fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "blob_more_patches_than_bytes",
-            forged(|blob| put(blob, 32, &u32::MAX.to_le_bytes())),
+            forged(|blob| put(blob, 32, &i32::MAX.to_le_bytes())),
+        ),
+        (
+            "blob_patches_of_32_bits",
+            forged(|blob| put(blob, 32, &(1u32 << 31).to_le_bytes())),
         ),
         (
             "blob_other_shape",

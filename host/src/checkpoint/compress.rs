@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     HEADER_BYTES,
-    codec::{Encoder, Sections, TileBuffer, combine_crcs},
+    codec::{Encoder, TileBuffer, combine_crcs},
 };
 
 /// Tiles that a thread encodes at a time.
@@ -145,7 +145,7 @@ impl Writer<'_> {
             .zip(&header.tensors)
             .flat_map(|(item, tensor)| {
                 let (units, step) = match &item.encoder {
-                    Some(encoder) => (encoder.sections().tiles, RUN_TILES),
+                    Some(encoder) => (encoder.header().tiles(), RUN_TILES),
                     None => (self.original.tensor(item.tensor).len(), PIECE_BYTES),
                 };
                 let start = header.file_range(tensor).start;
@@ -163,7 +163,7 @@ impl Writer<'_> {
             self.progress.advance(bytes.len() as u64);
             return Ok(None);
         };
-        let tiles = RUN_TILES.min(encoder.sections().tiles - job.first);
+        let tiles = RUN_TILES.min(encoder.header().tiles() - job.first);
         dense.resize(tiles * TILE_BYTES, 0);
         let mut buffer = TileBuffer::default();
         encoder.encode_tiles(job.first, dense, &mut buffer);
@@ -173,7 +173,7 @@ impl Writer<'_> {
         )?;
         // Tiles at the edge have padding, so this is the tensor's share of the run.
         let total = self.original.tensor(job.item.tensor).len() as u128;
-        let tiles_before = |n: usize| (total * n as u128 / encoder.sections().tiles as u128) as u64;
+        let tiles_before = |n: usize| (total * n as u128 / encoder.header().tiles() as u128) as u64;
         self.progress
             .advance(tiles_before(job.first + tiles) - tiles_before(job.first));
         Ok(Some(Encoded {
@@ -215,16 +215,11 @@ impl<'a> Tail<'a> {
     }
 
     fn append(&mut self, writer: &Writer, run: Encoded) -> Result<(), Error> {
-        let Sections {
-            tiles,
-            offsets_at,
-            patches_at,
-            ..
-        } = self.encoder.sections();
+        let header = self.encoder.header();
         let changed = || Error::new(writer.original.input().path(), ErrorKind::Changed);
         let patches_before = self.patches as usize;
         // The file may have changed since its exponents were counted.
-        if patches_before + run.buffer.patches.len() > self.encoder.patches() {
+        if patches_before + run.buffer.patches.len() > header.outliers() {
             return Err(changed());
         }
         let mut offsets = Vec::with_capacity(4 * run.buffer.counts.len());
@@ -234,35 +229,31 @@ impl<'a> Tail<'a> {
         }
         let patches = bytemuck::cast_slice(&run.buffer.patches);
         let at = |offset: usize| self.start + offset as u64;
+        let (offsets_at, patches_at) = (header.patch_offsets().start, header.patches().start);
         writer.write_at(&offsets, at(offsets_at + 4 * (self.tiles + 1)))?;
         writer.write_at(patches, at(patches_at + 2 * patches_before))?;
         self.dense_crcs.push((run.crc, run.len));
         self.offsets_crc.update(&offsets);
         self.patches_crc.update(patches);
         self.tiles += run.buffer.counts.len();
-        if self.tiles < tiles {
+        if self.tiles < header.tiles() {
             return Ok(());
         }
-        if self.patches as usize != self.encoder.patches() {
+        if self.patches as usize != header.outliers() {
             return Err(changed());
         }
-        let header = self.encoder.header(self.payload_crc());
+        let header = header.with_payload_crc(self.payload_crc());
         writer.write_at(&header.to_bytes(), self.start)
     }
 
     fn payload_crc(&mut self) -> u32 {
-        let Sections {
-            tiles,
-            offsets_at,
-            patches_at,
-            end,
-        } = self.encoder.sections();
-        let offsets = 4 * (tiles + 1);
-        let patches = 2 * self.encoder.patches();
+        let header = self.encoder.header();
+        let offsets = 4 * (header.tiles() + 1);
+        let patches = 2 * header.outliers();
         let mut dense_crcs = std::mem::take(&mut self.dense_crcs);
         for (crc, used, len) in [
-            (&mut self.offsets_crc, offsets, patches_at - offsets_at),
-            (&mut self.patches_crc, patches, end - patches_at),
+            (&mut self.offsets_crc, offsets, header.patch_offsets().len()),
+            (&mut self.patches_crc, patches, header.patches().len()),
         ] {
             crc.update(&[0; 16][..len - used]);
             dense_crcs.push((crc.clone().finalize(), len as u64));

@@ -11,10 +11,7 @@ use super::{
     report::{FileReport, Storage, TensorReport},
     source::{PIECE_BYTES, Piece, Source},
 };
-use crate::{
-    CompressedMatrix, Histogram,
-    codec::{Header as MatrixHeader, decode_panel},
-};
+use crate::{CompressedMatrix, Histogram, MatrixHeader, codec::decode_panel};
 
 /// Keys in the metadata of a compressed file.
 pub(crate) const VERSION_KEY: &str = "zipserv.version";
@@ -89,8 +86,8 @@ impl Container {
         // of that size is made; the matrices themselves are checked when they are decoded.
         for index in 0..this.places.len() {
             if this.places[index].is_matrix {
-                let found = MatrixHeader::parse(this.stored_slice(index));
-                this.check_shape(index, found.map(|(header, _)| (header.rows, header.cols)))?;
+                let found = MatrixHeader::of(this.stored_slice(index));
+                this.check_shape(index, found.map(|header| (header.rows(), header.cols())))?;
             }
         }
         Ok(this)

@@ -38,7 +38,7 @@ impl<'a> Plan<'a> {
                 Ok(encoder) => (Storage::Compressed, Some(encoder)),
                 Err(storage) => (storage, None),
             };
-            let stored = encoder.as_ref().map(|e| e.sections().end as u64);
+            let stored = encoder.as_ref().map(|e| e.header().stored_bytes() as u64);
             reports.push(TensorReport {
                 name: tensor.name.clone(),
                 dtype: tensor.dtype.clone(),
@@ -67,7 +67,7 @@ impl<'a> Plan<'a> {
             let start = end;
             match &item.encoder {
                 Some(encoder) => {
-                    let bytes = encoder.sections().end as u64;
+                    let bytes = encoder.header().stored_bytes() as u64;
                     end += bytes;
                     Tensor {
                         name: format!("{}{suffix}", tensor.name),
@@ -129,7 +129,7 @@ fn encoder<'a>(
         Encoder::new(&matrix, exponents).ok()
     });
     encoder
-        .filter(|encoder| (encoder.sections().end as u64) < tensor.bytes())
+        .filter(|encoder| (encoder.header().stored_bytes() as u64) < tensor.bytes())
         .ok_or(Storage::Incompressible)
 }
 

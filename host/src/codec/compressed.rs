@@ -1,4 +1,4 @@
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use rayon::prelude::*;
 use zipserv_gpu::layout::{
@@ -17,47 +17,80 @@ const MAGIC: [u8; 8] = *b"ZIPSERV\0";
 /// Sections start at, and the whole ends at, multiples of this: the unit of bulk copies.
 const ALIGN: usize = 16;
 
-/// The fields in front of a compressed matrix, see `docs/FORMAT.md`.
+/// The most patches: what steps through them in 32 bits, as kernels do, does not wrap with any stride
+/// up to 2^31.
+const MAX_PATCHES: usize = (1 << 31) - 1;
+
+/// What the header of a compressed matrix says, and where the sections lie that follow from it.
+///
+/// ```text
+/// 0..HEADER_BYTES   the header itself
+/// dense()           TILE_BYTES for each tile, tiles in row-major order
+/// patch_offsets()   a little-endian u32 for each tile and one more, then padding
+/// patches()         a little-endian u16 for each outlier, then padding, to stored_bytes()
+/// ```
+///
+/// All ranges count bytes from the start of the matrix, and start at multiples of 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Header {
-    pub rows: usize,
-    pub cols: usize,
-    pub base: u8,
-    pub patches: usize,
-    pub payload_crc: u32,
+pub struct MatrixHeader {
+    rows: usize,
+    cols: usize,
+    base: u8,
+    patches: usize,
+    payload_crc: u32,
+    tiles: usize,
+    offsets_at: usize,
+    patches_at: usize,
+    end: usize,
 }
 
-/// Where the three sections lie, in bytes from the start of the compressed matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sections {
-    pub tiles: usize,
-    pub offsets_at: usize,
-    pub patches_at: usize,
-    pub end: usize,
-}
-
-impl Header {
-    /// `None` when the sections would not fit in the address space.
-    pub fn sections(&self) -> Option<Sections> {
-        let (tile_rows, tile_cols) = tile_grid(self.rows, self.cols);
-        let tiles = tile_rows.checked_mul(tile_cols)?;
-        let offsets_at = tiles.checked_mul(TILE_BYTES)?.checked_add(HEADER_BYTES)?;
-        let offsets = tiles.checked_add(1)?.checked_mul(4)?;
-        let patches_at = offsets_at
-            .checked_add(offsets)?
-            .checked_next_multiple_of(ALIGN)?;
-        let end = patches_at
-            .checked_add(self.patches.checked_mul(2)?)?
-            .checked_next_multiple_of(ALIGN)?;
-        Some(Sections {
-            tiles,
-            offsets_at,
-            patches_at,
-            end,
-        })
+impl MatrixHeader {
+    /// Lays out a matrix whose payload is not known yet.
+    ///
+    /// # Errors
+    /// [`Error::MatrixTooLarge`] when the format cannot count its parts, or the address space cannot
+    /// hold them.
+    pub(crate) fn new(rows: usize, cols: usize, base: u8, patches: u64) -> Result<Self, Error> {
+        let too_large = Error::MatrixTooLarge { rows, cols };
+        let patches = match usize::try_from(patches) {
+            Ok(patches) if patches <= MAX_PATCHES => patches,
+            _ => return Err(too_large),
+        };
+        let tiles = tiles(rows, cols)?;
+        let lay_out = || {
+            let offsets_at = tiles.checked_mul(TILE_BYTES)?.checked_add(HEADER_BYTES)?;
+            let offsets = tiles.checked_add(1)?.checked_mul(4)?;
+            let patches_at = offsets_at
+                .checked_add(offsets)?
+                .checked_next_multiple_of(ALIGN)?;
+            let end = patches_at
+                .checked_add(patches.checked_mul(2)?)?
+                .checked_next_multiple_of(ALIGN)?;
+            // The weights themselves must fit, too.
+            rows.checked_mul(cols)?.checked_mul(2)?;
+            Some(Self {
+                rows,
+                cols,
+                base,
+                patches,
+                payload_crc: 0,
+                tiles,
+                offsets_at,
+                patches_at,
+                end,
+            })
+        };
+        lay_out().ok_or(too_large)
     }
 
-    pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
+    pub(crate) fn with_payload_crc(self, payload_crc: u32) -> Self {
+        Self {
+            payload_crc,
+            ..self
+        }
+    }
+
+    pub(crate) fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
@@ -72,13 +105,29 @@ impl Header {
         bytes
     }
 
-    /// Reads and checks the header of a compressed matrix of `bytes.len()` bytes in all.
-    pub fn parse(bytes: &[u8]) -> Result<(Self, Sections), Error> {
-        let found = bytes.len() as u64;
-        let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else {
-            let expected = HEADER_BYTES as u64;
-            return Err(Error::Truncated { expected, found });
-        };
+    /// Reads and checks the header of a compressed matrix of `stored_bytes` bytes in all, from its
+    /// first bytes alone.
+    ///
+    /// What lies behind the header is not looked at: only
+    /// [`CompressedMatrix::from_bytes`] vouches for it.
+    ///
+    /// # Errors
+    /// [`Error`] names the field that is wrong; [`Error::Truncated`] and [`Error::TrailingBytes`] when
+    /// `stored_bytes` is not what the header asks for.
+    ///
+    /// ```
+    /// use zipserv::{HEADER_BYTES, Matrix, MatrixHeader, encode};
+    ///
+    /// let compressed = encode(&Matrix::from_bits(40, 70, &[0x3F80; 40 * 70])?)?;
+    /// let bytes = compressed.as_bytes();
+    /// let header = MatrixHeader::parse(bytes.first_chunk().unwrap(), bytes.len())?;
+    /// assert_eq!((header.rows(), header.cols(), header.tiles()), (40, 70, 4));
+    /// assert_eq!(header.dense(), HEADER_BYTES..HEADER_BYTES + 4 * 2816);
+    /// assert_eq!(bytes[header.patches()], *compressed.patches());
+    /// # Ok::<(), zipserv::Error>(())
+    /// ```
+    pub fn parse(header: &[u8; HEADER_BYTES], stored_bytes: usize) -> Result<Self, Error> {
+        let bytes = header;
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         if bytes[..8] != MAGIC {
             return Err(Error::Magic);
@@ -98,33 +147,29 @@ impl Header {
                 found: actual,
             });
         }
-        let field = |field, offset, max: u64| {
+        let field = |field, offset, max: usize| {
             let value = match offset {
                 12 => u64::from(u32_at(bytes, 12)),
                 _ => u64::from_le_bytes(bytes[offset..offset + 8].try_into().expect("eight bytes")),
             };
-            if value > max || usize::try_from(value).is_err() {
-                return Err(Error::HeaderField {
+            match usize::try_from(value) {
+                Ok(value) if value <= max => Ok(value),
+                _ => Err(Error::HeaderField {
                     field,
                     offset,
                     value,
-                });
+                }),
             }
-            Ok(value as usize)
         };
-        let limit = u64::from(u32::MAX);
-        let header = Self {
-            base: field("base", 12, u64::from(MAX_BASE))? as u8,
-            rows: field("rows", 16, limit)?,
-            cols: field("cols", 24, limit)?,
-            patches: field("patches", 32, limit)?,
-            payload_crc: u32_at(bytes, 40),
-        };
-        if !is_base(header.base) {
+        let base = field("base", 12, MAX_BASE.into())? as u8;
+        let rows = field("rows", 16, u32::MAX as usize)?;
+        let cols = field("cols", 24, u32::MAX as usize)?;
+        let patches = field("patches", 32, MAX_PATCHES)?;
+        if !is_base(base) {
             return Err(Error::HeaderField {
                 field: "base",
                 offset: 12,
-                value: header.base.into(),
+                value: base.into(),
             });
         }
         if let Some(at) = bytes[48..].iter().position(|&b| b != 0) {
@@ -134,22 +179,104 @@ impl Header {
                 value: u64::from(bytes[48 + at]),
             });
         }
-        let too_large = Error::MatrixTooLarge {
-            rows: header.rows,
-            cols: header.cols,
-        };
-        let sections = header.sections().ok_or(too_large.clone())?;
-        if sections.tiles as u64 >= limit {
-            return Err(too_large);
-        }
-        let expected = sections.end as u64;
+        let header =
+            Self::new(rows, cols, base, patches as u64)?.with_payload_crc(u32_at(bytes, 40));
+        let (expected, found) = (header.end as u64, stored_bytes as u64);
         if found < expected {
             return Err(Error::Truncated { expected, found });
         }
         if found > expected {
             return Err(Error::TrailingBytes { expected, found });
         }
-        Ok((header, sections))
+        Ok(header)
+    }
+
+    /// Reads and checks the header in front of the compressed matrix that `bytes` are.
+    pub(crate) fn of(bytes: &[u8]) -> Result<Self, Error> {
+        let header = bytes.first_chunk().ok_or(Error::Truncated {
+            expected: HEADER_BYTES as u64,
+            found: bytes.len() as u64,
+        })?;
+        Self::parse(header, bytes.len())
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The lowest exponent of the window, biased.
+    pub fn base(&self) -> u8 {
+        self.base
+    }
+
+    /// Weights whose exponent lies outside the window: the number of patches.
+    pub fn outliers(&self) -> usize {
+        self.patches
+    }
+
+    /// Tiles of 32 x 64 weights that cover the matrix.
+    pub fn tiles(&self) -> usize {
+        self.tiles
+    }
+
+    /// Where the dense part lies, see [`CompressedMatrix::dense`].
+    pub fn dense(&self) -> Range<usize> {
+        HEADER_BYTES..self.offsets_at
+    }
+
+    /// Where the patch offsets lie, see [`CompressedMatrix::patch_offsets`].
+    pub fn patch_offsets(&self) -> Range<usize> {
+        self.offsets_at..self.patches_at
+    }
+
+    /// Where the patches lie, see [`CompressedMatrix::patches`].
+    pub fn patches(&self) -> Range<usize> {
+        self.patches_at..self.end
+    }
+
+    /// Bytes of the whole compressed matrix.
+    pub fn stored_bytes(&self) -> usize {
+        self.end
+    }
+
+    /// Bytes of the matrix before compression: two for each weight.
+    pub fn original_bytes(&self) -> usize {
+        2 * self.rows * self.cols
+    }
+
+    /// Stored bits for each weight, headers, padding and patches included; 0 for a matrix without
+    /// weights.
+    pub fn bits_per_weight(&self) -> f64 {
+        match self.original_bytes() {
+            0 => 0.0,
+            original => 16.0 * self.end as f64 / original as f64,
+        }
+    }
+
+    /// The three sections of the bytes of such a matrix.
+    pub(crate) fn sections_mut<'a>(&self, bytes: &'a mut [u8]) -> [&'a mut [u8]; 3] {
+        let (dense, rest) = bytes[HEADER_BYTES..].split_at_mut(self.dense().len());
+        let (offsets, patches) = rest.split_at_mut(self.patch_offsets().len());
+        [dense, offsets, patches]
+    }
+}
+
+/// Tiles of a matrix.
+///
+/// # Errors
+/// [`Error::MatrixTooLarge`] for 2^32 rows or columns or more, or 2^32 - 1 tiles.
+pub(super) fn tiles(rows: usize, cols: usize) -> Result<usize, Error> {
+    let limit = u32::MAX as usize;
+    let (tile_rows, tile_cols) = tile_grid(rows, cols);
+    match tile_rows.checked_mul(tile_cols) {
+        Some(tiles) if rows <= limit && cols <= limit && tiles < limit => Ok(tiles),
+        _ => Err(Error::MatrixTooLarge { rows, cols }),
     }
 }
 
@@ -167,7 +294,7 @@ pub(crate) fn combine_crcs(pieces: impl IntoIterator<Item = (u32, u64)>) -> u32 
 }
 
 /// The CRC-32 of `bytes`, computed in parallel.
-fn crc(bytes: &[u8]) -> u32 {
+pub(super) fn crc(bytes: &[u8]) -> u32 {
     const PIECE: usize = 1 << 20;
     let pieces: Vec<_> = bytes
         .par_chunks(PIECE)
@@ -183,8 +310,7 @@ fn crc(bytes: &[u8]) -> u32 {
 /// value has been checked in full: decoding it cannot fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompressedMatrix<'a> {
-    header: Header,
-    sections: Sections,
+    header: MatrixHeader,
     bytes: Cow<'a, [u8]>,
 }
 
@@ -196,7 +322,7 @@ impl<'a> CompressedMatrix<'a> {
     /// [`Error`] names what is wrong and where.
     pub fn from_bytes(bytes: impl Into<Cow<'a, [u8]>>) -> Result<Self, Error> {
         let bytes = bytes.into();
-        let (header, sections) = Header::parse(&bytes)?;
+        let header = MatrixHeader::of(&bytes)?;
         let found = crc(&bytes[HEADER_BYTES..]);
         if found != header.payload_crc {
             return Err(Error::Checksum {
@@ -205,21 +331,18 @@ impl<'a> CompressedMatrix<'a> {
                 found,
             });
         }
-        let this = Self {
-            header,
-            sections,
-            bytes,
-        };
+        let this = Self { header, bytes };
         this.check_patches()?;
         Ok(this)
     }
 
-    /// Bytes that the codec has just made.
-    pub(crate) fn new(header: Header, sections: Sections, bytes: Vec<u8>) -> Self {
-        debug_assert_eq!(Header::parse(&bytes), Ok((header, sections)));
+    /// Completes the bytes of a matrix whose sections the codec has just made.
+    pub(crate) fn new(header: MatrixHeader, mut bytes: Vec<u8>, payload_crc: u32) -> Self {
+        let header = header.with_payload_crc(payload_crc);
+        bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
+        debug_assert_eq!(MatrixHeader::of(&bytes), Ok(header));
         Self {
             header,
-            sections,
             bytes: bytes.into(),
         }
     }
@@ -227,35 +350,38 @@ impl<'a> CompressedMatrix<'a> {
     fn check_patches(&self) -> Result<(), Error> {
         let offset_error = |tile| Error::PatchOffset {
             tile,
-            offset: (self.sections.offsets_at + 4 * tile) as u64,
+            offset: (self.header.offsets_at + 4 * tile) as u64,
         };
         if self.patch_offset(0) != 0 {
             return Err(offset_error(0));
         }
-        if self.patch_offset(self.sections.tiles) != self.header.patches {
-            return Err(offset_error(self.sections.tiles));
+        if self.patch_offset(self.header.tiles) != self.header.patches {
+            return Err(offset_error(self.header.tiles));
         }
         let (_, tile_cols) = tile_grid(self.header.rows, self.header.cols);
-        (0..self.sections.tiles)
-            .into_par_iter()
-            .try_for_each(|tile| {
-                let (start, end) = (self.patch_offset(tile), self.patch_offset(tile + 1));
-                if start > end || end > self.header.patches {
-                    return Err(offset_error(tile + 1));
+        (0..self.header.tiles).into_par_iter().try_for_each(|tile| {
+            let (start, end) = (self.patch_offset(tile), self.patch_offset(tile + 1));
+            if start > end || end > self.header.patches {
+                return Err(offset_error(tile + 1));
+            }
+            let rows = self.header.rows - tile / tile_cols * TILE_ROWS;
+            let cols = self.header.cols - tile % tile_cols * TILE_COLS;
+            let mut next = 0;
+            for index in start..end {
+                let position = self.patch(index).position();
+                let (row, col) = patch_row_col(position);
+                if position < next || row >= rows || col >= cols {
+                    return Err(Error::PatchPosition { tile, index });
                 }
-                let rows = self.header.rows - tile / tile_cols * TILE_ROWS;
-                let cols = self.header.cols - tile % tile_cols * TILE_COLS;
-                let mut next = 0;
-                for index in start..end {
-                    let position = self.patch(index).position();
-                    let (row, col) = patch_row_col(position);
-                    if position < next || row >= rows || col >= cols {
-                        return Err(Error::PatchPosition { tile, index });
-                    }
-                    next = position + 1;
-                }
-                Ok(())
-            })
+                next = position + 1;
+            }
+            Ok(())
+        })
+    }
+
+    /// What the header says, and where the sections lie in [`as_bytes`](Self::as_bytes).
+    pub fn header(&self) -> &MatrixHeader {
+        &self.header
     }
 
     /// Output features.
@@ -278,14 +404,20 @@ impl<'a> CompressedMatrix<'a> {
         self.header.patches
     }
 
-    /// Bytes of the matrix before compression.
+    /// Bytes of the matrix before compression: two for each weight.
     pub fn original_bytes(&self) -> usize {
-        2 * self.rows() * self.cols()
+        self.header.original_bytes()
     }
 
-    /// Stored bits for each weight, headers, padding and patches included.
+    /// Bytes of the whole compressed matrix: those of [`as_bytes`](Self::as_bytes).
+    pub fn stored_bytes(&self) -> usize {
+        self.header.stored_bytes()
+    }
+
+    /// Stored bits for each weight, headers, padding and patches included; 0 for a matrix without
+    /// weights.
     pub fn bits_per_weight(&self) -> f64 {
-        8.0 * self.bytes.len() as f64 / (self.rows() * self.cols()) as f64
+        self.header.bits_per_weight()
     }
 
     /// The whole compressed matrix, as it is stored.
@@ -295,27 +427,27 @@ impl<'a> CompressedMatrix<'a> {
 
     /// The dense part: [`TILE_BYTES`] for each tile, tiles in row-major order.
     pub fn dense(&self) -> &[u8] {
-        &self.bytes[HEADER_BYTES..self.sections.offsets_at]
+        &self.bytes[self.header.dense()]
     }
 
     /// The offsets of the tiles' first patches, as little-endian `u32`, one more than there are
     /// tiles, then zeros to a multiple of 16 bytes.
     pub fn patch_offsets(&self) -> &[u8] {
-        &self.bytes[self.sections.offsets_at..self.sections.patches_at]
+        &self.bytes[self.header.patch_offsets()]
     }
 
     /// The patches as little-endian `u16`, tile after tile, then zeros to a multiple of 16 bytes.
     pub fn patches(&self) -> &[u8] {
-        &self.bytes[self.sections.patches_at..]
+        &self.bytes[self.header.patches()]
     }
 
     /// Index of the first patch of `tile`.
     pub(crate) fn patch_offset(&self, tile: usize) -> usize {
-        u32_at(&self.bytes, self.sections.offsets_at + 4 * tile) as usize
+        u32_at(&self.bytes, self.header.offsets_at + 4 * tile) as usize
     }
 
     pub(crate) fn patch(&self, index: usize) -> Patch {
-        let at = self.sections.patches_at + 2 * index;
+        let at = self.header.patches_at + 2 * index;
         Patch(u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]))
     }
 
@@ -323,8 +455,30 @@ impl<'a> CompressedMatrix<'a> {
     pub fn into_owned(self) -> CompressedMatrix<'static> {
         CompressedMatrix {
             header: self.header,
-            sections: self.sections,
             bytes: Cow::Owned(self.bytes.into_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A matrix with so many outliers would take 4 GB, so this asks for no more than the header.
+    #[test]
+    fn no_more_patches_than_the_reader_takes_are_laid_out() {
+        let (rows, cols) = (1 << 16, 1 << 16);
+        let header = MatrixHeader::new(rows, cols, 120, (1 << 31) - 1).unwrap();
+        let bytes = header.to_bytes();
+        assert_eq!(
+            MatrixHeader::parse(&bytes, header.stored_bytes()),
+            Ok(header)
+        );
+        for patches in [1 << 31, u64::from(u32::MAX), u64::MAX] {
+            assert_eq!(
+                MatrixHeader::new(rows, cols, 120, patches),
+                Err(Error::MatrixTooLarge { rows, cols })
+            );
         }
     }
 }

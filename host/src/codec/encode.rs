@@ -2,17 +2,14 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 use zipserv_gpu::{decode, layout::*};
 
-use super::{
-    CompressedMatrix, HEADER_BYTES, Header, Histogram, Matrix, Sections, combine_crcs,
-    memory::zeroed,
-};
+use super::{CompressedMatrix, Histogram, Matrix, MatrixHeader, combine_crcs, memory::zeroed};
 use crate::Error;
 
 /// Compresses `matrix`, in parallel on the current rayon pool. Every bit pattern and every shape
 /// comes back bit for bit from [`decode`](super::decode()).
 ///
 /// # Errors
-/// [`Error::MatrixTooLarge`] when there are 2^32 outliers or more.
+/// [`Error::MatrixTooLarge`] when there are 2^31 outliers or more.
 ///
 /// ```
 /// use zipserv::{Matrix, decode, encode};
@@ -28,15 +25,9 @@ use crate::Error;
 /// ```
 pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
     let encoder = Encoder::new(matrix, &Histogram::of(matrix))?;
-    let Sections {
-        offsets_at,
-        patches_at,
-        end,
-        ..
-    } = encoder.sections();
-    let mut bytes = zeroed(end);
-    let (dense, rest) = bytes[HEADER_BYTES..].split_at_mut(offsets_at - HEADER_BYTES);
-    let (offsets, patches) = rest.split_at_mut(patches_at - offsets_at);
+    let header = encoder.header();
+    let mut bytes = zeroed(header.stored_bytes());
+    let [dense, offsets, patches] = header.sections_mut(&mut bytes);
 
     let strips: Vec<_> = dense
         .par_chunks_mut(encoder.strip_bytes().max(1))
@@ -66,16 +57,13 @@ pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
     for section in [&*offsets, &*patches] {
         crcs.push((crc32fast::hash(section), section.len() as u64));
     }
-    let header = encoder.header(combine_crcs(crcs));
-    bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
-    Ok(CompressedMatrix::new(header, encoder.sections(), bytes))
+    Ok(CompressedMatrix::new(header, bytes, combine_crcs(crcs)))
 }
 
 /// What is known of a matrix before its first strip is encoded: the window and all sizes.
 pub(crate) struct Encoder<'a> {
     matrix: Matrix<'a>,
-    header: Header,
-    sections: Sections,
+    header: MatrixHeader,
 }
 
 /// The variable part of a run of encoded tiles.
@@ -90,38 +78,16 @@ pub(crate) struct TileBuffer {
 impl<'a> Encoder<'a> {
     pub fn new(matrix: &Matrix<'a>, histogram: &Histogram) -> Result<Self, Error> {
         let window = histogram.window();
-        let too_large = || Error::MatrixTooLarge {
-            rows: matrix.rows(),
-            cols: matrix.cols(),
-        };
-        let header = Header {
-            rows: matrix.rows(),
-            cols: matrix.cols(),
-            base: window.base,
-            patches: u32::try_from(window.outliers).map_err(|_| too_large())? as usize,
-            payload_crc: 0,
-        };
+        let (rows, cols) = (matrix.rows(), matrix.cols());
         Ok(Self {
             matrix: *matrix,
-            header,
-            sections: header.sections().ok_or_else(too_large)?,
+            header: MatrixHeader::new(rows, cols, window.base, window.outliers)?,
         })
     }
 
-    pub fn sections(&self) -> Sections {
-        self.sections
-    }
-
-    pub fn header(&self, payload_crc: u32) -> Header {
-        Header {
-            payload_crc,
-            ..self.header
-        }
-    }
-
-    /// Patches in all.
-    pub fn patches(&self) -> usize {
-        self.header.patches
+    /// The header, which lacks the checksum of the payload.
+    pub fn header(&self) -> MatrixHeader {
+        self.header
     }
 
     /// Dense bytes of a strip.
@@ -133,6 +99,7 @@ impl<'a> Encoder<'a> {
     pub fn encode_tiles(&self, first: usize, dense: &mut [u8], buffer: &mut TileBuffer) {
         let cols = self.matrix.cols();
         let (_, tile_cols) = tile_grid(self.matrix.rows(), cols);
+        let base = self.header.base();
         for (index, dense) in dense.chunks_exact_mut(TILE_BYTES).enumerate() {
             let (strip, tile_col) = ((first + index) / tile_cols, (first + index) % tile_cols);
             let rows = self.matrix.strip(strip);
@@ -141,11 +108,11 @@ impl<'a> Encoder<'a> {
             let before = buffer.patches.len();
             if full && col + TILE_COLS <= cols {
                 let tile = &rows[2 * col..];
-                encode_tile(self.header.base, tile, 2 * cols, dense, &mut buffer.patches);
+                encode_tile(base, tile, 2 * cols, dense, &mut buffer.patches);
             } else {
                 let tile = self.padded_tile(rows, col);
                 let stride = 2 * TILE_COLS;
-                encode_tile(self.header.base, &tile, stride, dense, &mut buffer.patches);
+                encode_tile(base, &tile, stride, dense, &mut buffer.patches);
             }
             buffer.counts.push((buffer.patches.len() - before) as u32);
         }
@@ -153,7 +120,7 @@ impl<'a> Encoder<'a> {
 
     /// A tile that sticks out of the matrix, filled up with weights that are stored as zeros.
     fn padded_tile(&self, rows: &[u8], col: usize) -> [u8; 2 * TILE_WEIGHTS] {
-        let padding = (u16::from(self.header.base) << 7).to_le_bytes();
+        let padding = (u16::from(self.header.base()) << 7).to_le_bytes();
         let mut tile = [0; 2 * TILE_WEIGHTS];
         for weight in tile.chunks_exact_mut(2) {
             weight.copy_from_slice(&padding);

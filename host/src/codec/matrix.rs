@@ -1,5 +1,6 @@
 use zipserv_gpu::layout;
 
+use super::compressed::tiles;
 use crate::Error;
 
 /// A dense row-major matrix of BF16 weights: `rows` output features by `cols` input features.
@@ -29,12 +30,7 @@ impl<'a> Matrix<'a> {
                 found: bytes.len(),
             });
         }
-        let (tile_rows, tile_cols) = layout::tile_grid(rows, cols);
-        let tiles = (tile_rows as u64).checked_mul(tile_cols as u64);
-        let limit = u64::from(u32::MAX);
-        if rows as u64 > limit || cols as u64 > limit || tiles.is_none_or(|n| n >= limit) {
-            return Err(Error::MatrixTooLarge { rows, cols });
-        }
+        tiles(rows, cols)?;
         Ok(Self { rows, cols, bytes })
     }
 

@@ -13,9 +13,10 @@ mod histogram;
 mod matrix;
 mod memory;
 mod published;
+mod slice;
 
-pub use compressed::{CompressedMatrix, HEADER_BYTES, LAYOUT_ID, VERSION};
-pub(crate) use compressed::{Header, Sections, combine_crcs};
+pub(crate) use compressed::combine_crcs;
+pub use compressed::{CompressedMatrix, HEADER_BYTES, LAYOUT_ID, MatrixHeader, VERSION};
 pub(crate) use decode::decode_panel;
 pub use decode::{decode, decode_into};
 pub use encode::encode;
