@@ -89,9 +89,9 @@ compile_error!("weights are little-endian, and so must be the host");
 pub mod bench;
 pub mod checkpoint;
 mod codec;
+mod error;
 #[cfg(feature = "cuda")]
 pub mod gpu;
-mod error;
 pub mod results;
 #[cfg(feature = "synthetic")]
 pub mod synthetic;

@@ -234,7 +234,11 @@ impl<T> Drop for Buffer<T> {
 
 impl<T> fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} values at {:#x} of {:?}", self.len, self.address, self.device)
+        write!(
+            f,
+            "{} values at {:#x} of {:?}",
+            self.len, self.address, self.device
+        )
     }
 }
 

@@ -25,7 +25,10 @@
 //! ```
 
 use bytemuck::Pod;
-use cust::{memory::{DeviceCopy, DeviceSlice}, stream};
+use cust::{
+    memory::{DeviceCopy, DeviceSlice},
+    stream,
+};
 
 use super::{Device, GpuError, Stream, View, ViewMut};
 

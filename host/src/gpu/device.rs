@@ -138,10 +138,7 @@ impl Device {
         Ok(count as u32)
     }
 
-    fn open(
-        ordinal: u32,
-        kernels: impl FnOnce(Family) -> Kernels,
-    ) -> Result<Self, GpuError> {
+    fn open(ordinal: u32, kernels: impl FnOnce(Family) -> Kernels) -> Result<Self, GpuError> {
         static IDS: AtomicU64 = AtomicU64::new(0);
         initialize()?;
         let count = Self::count()?;

@@ -11,7 +11,9 @@ pub enum GpuError {
     #[error("no NVIDIA driver found")]
     NoDriver,
     /// The driver has no device of this number.
-    #[error("there is no CUDA device {ordinal}: the driver finds {count}, those that CUDA_VISIBLE_DEVICES hides left out")]
+    #[error(
+        "there is no CUDA device {ordinal}: the driver finds {count}, those that CUDA_VISIBLE_DEVICES hides left out"
+    )]
     NoDevice {
         /// The number asked for.
         ordinal: u32,
@@ -130,7 +132,9 @@ pub enum GpuError {
         most: usize,
     },
     /// An address, or a stride, is not aligned.
-    #[error("{operand} must be aligned to {align} bytes: at {address:#x}, rows {pitch} bytes apart")]
+    #[error(
+        "{operand} must be aligned to {align} bytes: at {address:#x}, rows {pitch} bytes apart"
+    )]
     Alignment {
         /// The operand.
         operand: Operand,

@@ -399,7 +399,11 @@ mod tests {
         let expected = "// a\n.version 8.0\n.func f()\n{\n\tret;\n}\n\n.global .b8 g;\n\n// \
                         end\n.visible .entry read()\n{\n}";
         assert_eq!(text, expected);
-        assert!(kernels.text(&kernels.entries[0]).contains("decompress(\n\t.param"));
+        assert!(
+            kernels
+                .text(&kernels.entries[0])
+                .contains("decompress(\n\t.param")
+        );
     }
 
     #[test]

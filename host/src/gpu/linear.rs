@@ -73,7 +73,11 @@ impl Linear {
     /// # Errors
     /// [`GpuError::Length`] and [`GpuError::Context`].
     pub fn with_bias(self, bias: Buffer<bf16>) -> Result<Self, GpuError> {
-        check_len(Operand::Bias, Need::Exactly(self.weights.rows()), bias.len())?;
+        check_len(
+            Operand::Bias,
+            Need::Exactly(self.weights.rows()),
+            bias.len(),
+        )?;
         same_context(self.weights.device(), bias.device(), Operand::Bias)?;
         let bias = Some(bias);
         Ok(Self { bias, ..self })

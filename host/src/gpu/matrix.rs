@@ -1,18 +1,18 @@
-use zipserv_gpu::{args::TensorMap, layout::tile_grid};
+use zipserv_gpu::args::TensorMap;
 
 use super::{
     Buffer, Device, Family, GpuError, Need, Operand,
     buffer::{check_len, same_context, write},
     plan::{decoupled::Layout, wgmma::dense_tiles},
 };
-use crate::{CompressedMatrix, StoredLayout};
+use crate::{CompressedMatrix, MatrixHeader};
 
 /// A compressed matrix in the memory of a device: one allocation of just what is
 /// [stored](CompressedMatrix::as_bytes), and [`TAIL_BYTES`](Self::TAIL_BYTES) more.
 ///
 /// It keeps the device alive, and what kernels read of it is never written again.
 pub struct DeviceMatrix {
-    layout: StoredLayout,
+    header: MatrixHeader,
     memory: Buffer<u8>,
     /// How bulk copies find the dense part, on Hopper; none of empty weights.
     dense_map: Option<TensorMap>,
@@ -32,15 +32,15 @@ impl DeviceMatrix {
     /// [`GpuError::Changed`] when the bytes of `matrix` are those of a file that is being written to;
     /// [`GpuError::Driver`].
     pub fn upload(device: &Device, matrix: &CompressedMatrix) -> Result<Self, GpuError> {
-        let layout = matrix.layout();
-        let memory = Buffer::uninitialized(device, layout.stored_bytes() + Self::TAIL_BYTES)?;
+        let header = matrix.header().clone();
+        let memory = Buffer::uninitialized(device, header.stored_bytes() + Self::TAIL_BYTES)?;
         // Kernels follow offsets without a check, so those that are copied must be those that are
         // checked, even if another process writes to a file that is mapped.
         let offsets = matrix.patch_offsets().to_vec();
-        check_offsets(&offsets, &layout)?;
+        check_offsets(&offsets, &header)?;
         let bytes = matrix.as_bytes();
         let at = |offset: usize| memory.address() + offset as u64;
-        let (from, to) = (layout.patch_offsets().start, layout.patch_offsets().end);
+        let (from, to) = (header.patch_offsets().start, header.patch_offsets().end);
         // SAFETY: the parts follow one another in as much memory.
         unsafe {
             write(device, at(0), &bytes[..from])?;
@@ -48,7 +48,7 @@ impl DeviceMatrix {
             write(device, at(to), &bytes[to..])?;
             write(device, at(bytes.len()), &[0u8; Self::TAIL_BYTES])?;
         }
-        Self::new(layout, memory)
+        Self::new(header, memory)
     }
 
     /// A matrix that is on the device already, as other packages keep it.
@@ -60,17 +60,17 @@ impl DeviceMatrix {
     ///
     /// # Safety
     /// When kernels run, `memory` holds the [bytes](CompressedMatrix::as_bytes) of a compressed
-    /// matrix of this layout that was checked, as
+    /// matrix of this header that was checked, as
     /// [`CompressedMatrix::from_bytes`](CompressedMatrix::from_bytes) does: they follow its patch
     /// offsets without a check. Launches may read it before kernels ahead of them in the stream have
     /// finished (programmatic dependent launch), so whoever wrote it must have been waited for.
-    pub unsafe fn from_device(layout: StoredLayout, memory: Buffer<u8>) -> Result<Self, GpuError> {
-        let needed = Need::AtLeast(layout.stored_bytes() + Self::TAIL_BYTES);
+    pub unsafe fn from_device(header: MatrixHeader, memory: Buffer<u8>) -> Result<Self, GpuError> {
+        let needed = Need::AtLeast(header.stored_bytes() + Self::TAIL_BYTES);
         check_len(Operand::Weights, needed, memory.len())?;
-        Self::new(layout, memory)
+        Self::new(header, memory)
     }
 
-    fn new(layout: StoredLayout, memory: Buffer<u8>) -> Result<Self, GpuError> {
+    fn new(header: MatrixHeader, memory: Buffer<u8>) -> Result<Self, GpuError> {
         if !memory.address().is_multiple_of(Self::ALIGN as u64) {
             return Err(GpuError::Alignment {
                 operand: Operand::Weights,
@@ -80,7 +80,7 @@ impl DeviceMatrix {
             });
         }
         let mut matrix = Self {
-            layout,
+            header,
             memory,
             dense_map: None,
         };
@@ -100,7 +100,7 @@ impl DeviceMatrix {
         memory.copy_from(stream, &self.memory)?;
         // A launch may read the copy ahead of its stream.
         stream.synchronize()?;
-        Self::new(self.layout.clone(), memory)
+        Self::new(self.header.clone(), memory)
     }
 
     /// The device addresses of its dense part, patch offsets and patches, for a kernel of one's own:
@@ -109,9 +109,9 @@ impl DeviceMatrix {
     pub fn addresses(&self) -> (*const u8, *const u32, *const u16) {
         let at = |offset: usize| self.memory.address() as usize + offset;
         (
-            at(self.layout.dense().start) as *const u8,
-            at(self.layout.patch_offsets().start) as *const u32,
-            at(self.layout.patches().start) as *const u16,
+            at(self.header.dense().start) as *const u8,
+            at(self.header.patch_offsets().start) as *const u32,
+            at(self.header.patches().start) as *const u16,
         )
     }
 
@@ -121,23 +121,23 @@ impl DeviceMatrix {
     }
 
     /// Its sizes, and where its parts lie.
-    pub fn layout(&self) -> &StoredLayout {
-        &self.layout
+    pub fn header(&self) -> &MatrixHeader {
+        &self.header
     }
 
     /// Output features, M.
     pub fn rows(&self) -> usize {
-        self.layout.rows()
+        self.header.rows()
     }
 
     /// Input features, K.
     pub fn cols(&self) -> usize {
-        self.layout.cols()
+        self.header.cols()
     }
 
     /// The lowest exponent of the window, biased.
     pub fn base(&self) -> u8 {
-        self.layout.base()
+        self.header.base()
     }
 
     /// Bytes that a [workspace](super::Workspace::with_dense) needs for plans of this matrix that
@@ -148,7 +148,7 @@ impl DeviceMatrix {
 
     /// Bytes that a kernel reads.
     pub fn device_bytes(&self) -> usize {
-        self.layout.stored_bytes() - self.layout.dense().start
+        self.header.stored_bytes() - self.header.dense().start
     }
 
     /// How bulk copies find the dense part.
@@ -169,15 +169,14 @@ impl DeviceMatrix {
 }
 
 /// Whether the offsets, as they are copied, are those that a checked matrix may have.
-fn check_offsets(bytes: &[u8], layout: &StoredLayout) -> Result<(), GpuError> {
-    let (tile_rows, tile_cols) = tile_grid(layout.rows(), layout.cols());
-    let tiles = tile_rows * tile_cols;
+fn check_offsets(bytes: &[u8], header: &MatrixHeader) -> Result<(), GpuError> {
+    let tiles = header.tiles();
     let mut last = 0;
     for (tile, bytes) in bytes.chunks_exact(4).take(tiles + 1).enumerate() {
         let offset = u32::from_le_bytes(bytes.try_into().expect("four bytes"));
         let expected = match tile {
             0 => offset == 0,
-            _ if tile == tiles => offset as usize == layout.outliers(),
+            _ if tile == tiles => offset as usize == header.outliers(),
             _ => true,
         };
         if offset < last || !expected {

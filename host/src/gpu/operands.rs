@@ -377,7 +377,6 @@ impl RawOperands {
     }
 }
 
-
 /// Rows of bytes in memory.
 #[derive(Clone, Copy)]
 struct Rows {
@@ -417,7 +416,8 @@ impl Rows {
             return true;
         }
         // Where the rows of `other` start between two of this.
-        let start = (i128::from(other.at) - i128::from(self.at)).rem_euclid(self.pitch.into()) as u64;
+        let start =
+            (i128::from(other.at) - i128::from(self.at)).rem_euclid(self.pitch.into()) as u64;
         start < self.width || start + other.width > self.pitch
     }
 }
@@ -551,9 +551,8 @@ mod tests {
     #[test]
     fn outputs_apart_from_inputs() {
         let at = |x: u64, y: u64| RawOperands { x, y, ..operands() };
-        let overlaps = |operands: RawOperands| {
-            matches!(operands.check(M, K), Err(GpuError::Overlap { .. }))
-        };
+        let overlaps =
+            |operands: RawOperands| matches!(operands.check(M, K), Err(GpuError::Overlap { .. }));
         let (x_bytes, y_bytes) = (3 * 2 * K as u64, 3 * 4 * M as u64);
         let from = 0x8000;
         assert!(!overlaps(at(from, from + x_bytes)) && overlaps(at(from, from + x_bytes - 4)));

@@ -144,7 +144,11 @@ pub unsafe fn published_decompress_raw(
         output: weights as *mut u16,
     };
     // SAFETY: the caller's promise.
-    unsafe { matrix.device().launch(DECOMPRESS.name, blocks as u32, stream, false, args) }
+    unsafe {
+        matrix
+            .device()
+            .launch(DECOMPRESS.name, blocks as u32, stream, false, args)
+    }
 }
 
 /// How [`published_gemm_raw`] launches its kernel.
@@ -295,7 +299,11 @@ pub unsafe fn published_gemm_raw(
         split: plan.split,
     };
     // SAFETY: the caller's promise; the plan is for these weights.
-    unsafe { weights.device().launch(plan.kernel, plan.blocks(), stream, false, args) }
+    unsafe {
+        weights
+            .device()
+            .launch(plan.kernel, plan.blocks(), stream, false, args)
+    }
 }
 
 fn aligned(operand: Operand, address: u64, align: usize) -> Result<(), GpuError> {

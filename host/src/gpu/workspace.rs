@@ -1,9 +1,6 @@
 use zipserv_gpu::launch::{GEMMS, Gemm, PREFILLS};
 
-use super::{
-    Buffer, Device, GpuError, Operand, Stream,
-    buffer::same_context,
-};
+use super::{Buffer, Device, GpuError, Operand, Stream, buffer::same_context};
 
 /// Memory through which the thread blocks of a [plan](super::Plan)'s launch hand over partial sums,
 /// and, if the caller adds some, to which plans that are [decoupled](super::Plan::is_decoupled)

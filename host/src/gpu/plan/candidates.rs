@@ -3,11 +3,11 @@ use zipserv_gpu::{
     layout::TILE_COLS,
 };
 
-use crate::gpu::{Device, Family, kernels::Kernels};
 use super::{
     mma::{columns, tokens},
     wgmma::{self, cost, deal, most_clusters, tiles},
 };
+use crate::gpu::{Device, Family, kernels::Kernels};
 use crate::results::TunedLaunch;
 
 /// Launches that are worth a try: what the tuner searches.

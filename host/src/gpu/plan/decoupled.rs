@@ -4,7 +4,8 @@ use cudarc::driver::sys;
 
 use crate::gpu::{
     DeviceMatrix, GpuError, Operand, OutputType, RawOperands, RawStream, Workspace,
-    buffer::same_context, check,
+    buffer::same_context,
+    check,
     cublaslt::{Algorithm, Allowed, Matmul, Operands, Shape},
 };
 
@@ -307,7 +308,10 @@ unsafe fn place_bias(
                     dstHost: std::ptr::null_mut(),
                     dstArray: std::ptr::null_mut(),
                 };
-                check("cuMemcpy2DAsync", sys::cuMemcpy2DAsync_v2(&halves, stream.cast()))?;
+                check(
+                    "cuMemcpy2DAsync",
+                    sys::cuMemcpy2DAsync_v2(&halves, stream.cast()),
+                )?;
             }
         }
     }

@@ -11,8 +11,8 @@ use std::fmt;
 
 use zipserv_gpu::launch::{PREFILLS, Prefill};
 
-use crate::gpu::{DeviceMatrix, GpuError, Operand, RawOperands, RawStream, Workspace};
 use super::wgmma::{self, WgmmaPlan, run_wgmma};
+use crate::gpu::{DeviceMatrix, GpuError, Operand, RawOperands, RawStream, Workspace};
 
 /// A launch for each group of tokens, of any number of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,11 @@ pub unsafe fn run_invariant(
     let (rows, cols) = (weights.rows(), weights.cols());
     if (rows, cols) != (m, k) {
         let size = |rows, cols| format!("{rows} x {cols}");
-        return Err(GpuError::mismatch("weights of", size(m, k), size(rows, cols)));
+        return Err(GpuError::mismatch(
+            "weights of",
+            size(m, k),
+            size(rows, cols),
+        ));
     }
     if !wgmma::can_read(operands.x, operands.x_stride) {
         return Err(GpuError::Alignment {

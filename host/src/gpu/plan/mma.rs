@@ -6,9 +6,7 @@ use zipserv_gpu::{
     layout::TILE_COLS,
 };
 
-use crate::gpu::{
-    DeviceMatrix, Family, GpuError, RawOperands, RawStream, Workspace,
-};
+use crate::gpu::{DeviceMatrix, Family, GpuError, RawOperands, RawStream, Workspace};
 
 /// Launches of a kernel for few tokens, as many as it takes for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +45,7 @@ impl MmaPlan {
     ///
     /// # Errors
     /// [`GpuError::NoKernel`] when the device has no such kernel, and what loading it fails with.
-    pub fn with_kernel(
-        weights: &DeviceMatrix,
-        n: usize,
-        kernel: &str,
-    ) -> Result<Self, GpuError> {
+    pub fn with_kernel(weights: &DeviceMatrix, n: usize, kernel: &str) -> Result<Self, GpuError> {
         let device = weights.device();
         let (kernel, shape) = device.find(GEMMS, kernel)?;
         let columns = columns(&shape, weights.rows(), weights.cols());
@@ -123,11 +117,19 @@ pub unsafe fn run_mma(
     let (device, n) = (weights.device(), operands.n);
     let slices = n.div_ceil(tokens(&shape));
     if slices != plan.slices {
-        return Err(GpuError::mismatch("slices of tokens, as many as", plan.slices, slices));
+        return Err(GpuError::mismatch(
+            "slices of tokens, as many as",
+            plan.slices,
+            slices,
+        ));
     }
     let columns = columns(&shape, weights.rows(), weights.cols());
     if columns != plan.columns {
-        return Err(GpuError::mismatch("tile columns, as many as", plan.columns, columns));
+        return Err(GpuError::mismatch(
+            "tile columns, as many as",
+            plan.columns,
+            columns,
+        ));
     }
     let bytes = blocks as usize * shape.partial_bytes();
     Workspace::check_room("bytes for partial sums", bytes, workspace.partial_bytes())?;

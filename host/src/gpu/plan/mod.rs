@@ -10,7 +10,9 @@ mod options;
 mod tuning;
 pub(super) mod wgmma;
 
-pub(super) use self::{decoupled::run_decoupled, invariant::run_invariant, mma::run_mma, wgmma::run_wgmma};
+pub(super) use self::{
+    decoupled::run_decoupled, invariant::run_invariant, mma::run_mma, wgmma::run_wgmma,
+};
 pub use self::{options::PlanOptions, tuning::Tuning};
 
 use std::fmt;
@@ -163,7 +165,6 @@ pub(super) fn choose(weights: &DeviceMatrix, n: usize, many: bool) -> Result<Pla
     let kind = Kind::Mma(MmaPlan::with_kernel(weights, n, name)?);
     Ok(Plan::of(device, kind, choice))
 }
-
 
 impl Plan {
     fn of(device: &Device, kind: Kind, choice: Choice) -> Self {

@@ -1,5 +1,6 @@
 use super::{
-    Choice, Hindrance, Plan, Tuning, choose, measured::is_decoupled_faster, tuning::choose_tuned, wgmma,
+    Choice, Hindrance, Plan, Tuning, choose, measured::is_decoupled_faster, tuning::choose_tuned,
+    wgmma,
 };
 use crate::gpu::{DeviceMatrix, GpuError, operands::check_tokens};
 
@@ -120,11 +121,7 @@ impl Plan {
 }
 
 /// The best that reads compressed weights.
-fn best_fused(
-    weights: &DeviceMatrix,
-    n: usize,
-    tuning: Option<&Tuning>,
-) -> Result<Plan, GpuError> {
+fn best_fused(weights: &DeviceMatrix, n: usize, tuning: Option<&Tuning>) -> Result<Plan, GpuError> {
     let default = |n| choose(weights, n, wgmma::can_read(0, weights.cols()));
     let Some(tuning) = tuning else {
         return default(n);

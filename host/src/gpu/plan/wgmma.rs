@@ -271,7 +271,11 @@ pub unsafe fn run_wgmma(
     let (shape, blocks, n) = (plan.shape, plan.blocks() as usize, operands.n);
     let tiles = tiles(&shape, weights.rows(), n);
     if tiles != plan.tiles as usize {
-        return Err(GpuError::mismatch("output tiles, as many as", plan.tiles, tiles));
+        return Err(GpuError::mismatch(
+            "output tiles, as many as",
+            plan.tiles,
+            tiles,
+        ));
     }
     let bytes = blocks * shape.partial_bytes();
     Workspace::check_room("bytes for partial sums", bytes, workspace.sum_bytes())?;
