@@ -2,7 +2,7 @@
 
 use crate::{
     data::KINDS,
-    lab::{Lab, quick, upload},
+    lab::{Lab, quick},
 };
 
 const SHAPES: [(usize, usize); 12] = [
@@ -27,7 +27,7 @@ fn every_bit_of_every_kind_and_shape() {
         for kind in KINDS {
             for &(rows, cols) in shapes {
                 let bits = kind.weights(rows, cols);
-                let matrix = upload(rows, cols, &bits);
+                let matrix = lab.upload(rows, cols, &bits);
                 for skew in [0, 1] {
                     let restored = lab.decompress(&matrix, skew);
                     assert!(restored == bits, "{kind:?}, {rows} x {cols}, skew {skew}");

@@ -1,19 +1,14 @@
 //! Decompression to memory, then cuBLASLt: right for any tokens, and refused without that memory.
 
-use cust::{
-    context::CurrentContext,
-    device::Device,
-    memory::{CopyDestination, DeviceBuffer},
-};
 use half::bf16;
-use zipserv::cuda::{
-    CudaError, DeviceMatrix, GemmOperands, GemmSlices, Gpu, Outputs, Plan, Workspace, zipgemm,
-    zipgemm_plan_within, zipgemm_raw, zipgemm_with,
+use zipserv::gpu::{
+    Buffer, Device, DeviceMatrix, GpuError, Operand, Operands, Plan, PlanOptions, RawOperands,
+    Workspace,
 };
 
 use crate::{
     data::{Kind, Product},
-    lab::{GUARD, Guarded, Lab, NAN, quick, upload},
+    lab::{GUARD, Guarded, Lab, NAN, decoupled, plan_with, quick, refused, skipped},
 };
 
 /// Numbers of tokens, of which the first few are enough to see whether it works at all.
@@ -25,12 +20,12 @@ fn tokens() -> &'static [usize] {
 
 fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skews: [usize; 2]) {
     let bits = kind.weights(m, k);
-    let weights = upload(m, k, &bits);
+    let weights = lab.upload(m, k, &bits);
     let most = tokens.iter().copied().max().unwrap();
     let x = kind.activations(most, k);
     let product = Product::new(&x, &bits, k);
     for &n in tokens {
-        let plan = Plan::decoupled(lab.gpu, &weights, n).unwrap();
+        let plan = decoupled(&weights, n);
         let y = lab.multiply(&plan, &weights, &x[..n * k], skews);
         let what = format_args!("{kind:?} {m} x {k}, {n} tokens, skews {skews:?}, {plan}");
         product.check(&y, &what);
@@ -92,14 +87,15 @@ fn dispatch_of_any_tokens() {
         // Of the second one, tensor copies do not read the activations.
         for (m, k) in [(200, 328), (200, 333)] {
             let bits = Kind::Gaussian.weights(m, k);
-            let weights = upload(m, k, &bits);
+            let weights = lab.upload(m, k, &bits);
             let tokens = [1, 65, 64, 128, 129, 200, 1000, 2048, 2561, 4095];
             let tokens = if quick() { &tokens[..2] } else { &tokens };
             let most = tokens.iter().copied().max().unwrap();
             let x = Kind::Gaussian.activations(most, k);
             let product = Product::new(&x, &bits, k);
             for &n in tokens {
-                let plan = |bytes| zipgemm_plan_within(lab.gpu, &weights, n, bytes).unwrap();
+                let within = |bytes| PlanOptions::default().dense_workspace(bytes);
+                let plan = |bytes| plan_with(&weights, n, within(bytes));
                 let needed = weights.dense_workspace_bytes();
                 assert!(needed <= lab.workspace.dense_bytes());
                 let (with, without) = (plan(needed), plan(needed - 1));
@@ -113,9 +109,10 @@ fn dispatch_of_any_tokens() {
                 }
             }
             for n in [0, 16_385] {
-                let bytes = lab.workspace.dense_bytes();
-                assert!(zipgemm_plan_within(lab.gpu, &weights, n, bytes).is_err());
-                assert!(Plan::decoupled(lab.gpu, &weights, n).is_err());
+                let within = PlanOptions::default().dense_workspace(lab.workspace.dense_bytes());
+                for options in [within, PlanOptions::default().decoupled()] {
+                    refused!(Plan::new(&weights, n, &options), GpuError::Tokens { tokens, .. } if *tokens == n);
+                }
             }
         }
     }
@@ -128,26 +125,23 @@ fn decoupled_slices() {
     for mut lab in Lab::each_with_dense() {
         let (m, k, n) = (136, 264, 100);
         let bits = Kind::Gaussian.weights(m, k);
-        let weights = upload(m, k, &bits);
+        let weights = lab.upload(m, k, &bits);
         let values = Kind::Gaussian.activations(n, k);
         let product = Product::new(&values, &bits, k);
-        let plan = Plan::decoupled(lab.gpu, &weights, n).unwrap();
+        let plan = decoupled(&weights, n);
         let full = |value: f32, len| vec![bf16::from_f32(value).to_bits(); len];
-        let x = DeviceBuffer::from_slice(&values).unwrap();
-        let bias = DeviceBuffer::from_slice(&full(1.0, m)).unwrap();
+        let x = lab.buffer(&values);
+        let bias = lab.buffer(&full(1.0, m));
         for (accumulate, added) in [(false, 1.0), (true, 3.0)] {
-            let mut y = DeviceBuffer::from_slice(&full(2.0, n * m)).unwrap();
-            CurrentContext::synchronize().unwrap();
-            let slices = GemmSlices {
-                bias: Some(&bias),
-                accumulate,
-                ..GemmSlices::new(&weights, &x, n, Outputs::Bf16(&mut y))
+            let mut y = lab.buffer(&full(2.0, n * m));
+            let operands = Operands::new(&x, &mut y).bias(&bias);
+            let operands = match accumulate {
+                true => operands.accumulate(),
+                false => operands,
             };
-            let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
-            zipgemm_with(gpu, stream, &plan, &weights, slices, work).unwrap();
-            stream.synchronize().unwrap();
-            let mut outputs = vec![0; n * m];
-            y.copy_to(&mut outputs).unwrap();
+            let (stream, work) = (&lab.stream, &mut lab.workspace);
+            plan.run(stream, &weights, operands, work).unwrap();
+            let outputs = lab.bits(&y);
             for (at, (&bits, &(sum, all))) in outputs.iter().zip(product.sums()).enumerate() {
                 let (value, exact) = (bf16::from_bits(bits).to_f64(), sum + added);
                 let close = (value - exact).abs() <= exact.abs() / 256.0 + all * 2e-6 + 1e-6;
@@ -160,104 +154,96 @@ fn decoupled_slices() {
     }
 }
 
-/// What a call of a decoupled plan says, unless it goes through.
-fn refusal(
-    gpu: &Gpu,
+/// What a call of a decoupled plan with a workspace says; nothing is written when it is refused.
+fn call(
     lab: &Lab,
     plan: &Plan,
     weights: &DeviceMatrix,
     n: usize,
     workspace: &Workspace,
-) -> Option<String> {
+) -> Result<(), GpuError> {
     let k = weights.cols();
-    let x = Guarded::new(&Kind::Gaussian.activations(n, k), NAN, 0);
-    let y = Guarded::new(&vec![0u16; n * weights.rows()], GUARD, 0);
-    let operands = GemmOperands::new(weights, x.address(), n, y.address());
+    let x = Guarded::new(lab, &Kind::Gaussian.activations(n, k), NAN, 0);
+    let y = Guarded::new(lab, &vec![0u16; n * weights.rows()], GUARD, 0);
+    let operands = RawOperands::new(weights, x.address(), n, y.address());
     // SAFETY: both have room; nothing else uses the workspace.
-    let result = unsafe { zipgemm_raw(gpu, lab.raw(), plan, weights, &operands, workspace) };
-    lab.stream.synchronize().unwrap();
-    match result {
-        Ok(()) => None,
-        Err(CudaError::Argument(why)) => {
-            assert!(y.values().iter().all(|&y| y == 0), "{why}, but it ran");
-            Some(why)
-        }
-        Err(error) => panic!("{error}"),
+    let result = unsafe { plan.run_raw(lab.raw(), weights, &operands, workspace) };
+    let outputs = y.values(lab);
+    if let Err(error) = &result {
+        assert!(outputs.iter().all(|&y| y == 0), "{error}, but it ran");
     }
+    result
 }
 
 #[test]
 fn memory_for_dense_weights_is_checked() {
     for mut lab in Lab::each_with_dense() {
         let (m, k, n) = (100, 200, 70);
-        let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
-        let plan = Plan::decoupled(lab.gpu, &weights, n).unwrap();
-        let needed = weights.dense_workspace_bytes();
-        let memory = DeviceBuffer::<u8>::zeroed(needed + 256).unwrap();
-        CurrentContext::synchronize().unwrap();
-        let at = memory.as_device_ptr().as_raw();
+        let weights = lab.upload(m, k, &Kind::Gaussian.weights(m, k));
+        let plan = decoupled(&weights, n);
+        let bytes = weights.dense_workspace_bytes();
+        let memory = Buffer::<u8>::zeroed(lab.device, bytes + 256).unwrap();
+        let at = memory.address();
         let workspace = |at, bytes| {
-            let workspace = Workspace::new(lab.gpu).unwrap();
             // SAFETY: within `memory`, which only these use, one after the other.
-            unsafe { workspace.with_dense_raw(at, bytes) }
+            let memory = unsafe { Buffer::borrowed(lab.device, at, bytes) };
+            Workspace::new(lab.device).unwrap().with_dense(memory)
         };
-        let refused = |workspace: &Workspace, what: &str| {
-            let why = refusal(lab.gpu, &lab, &plan, &weights, n, workspace);
-            assert!(
-                why.as_ref().is_some_and(|why| why.contains(what)),
-                "{why:?}"
-            );
-        };
-        refused(&Workspace::new(lab.gpu).unwrap(), "Workspace::with_dense");
-        refused(
-            &workspace(at, needed - 1),
-            "bytes of memory for dense weights",
+        let call = |weights, n, workspace: &Workspace| call(&lab, &plan, weights, n, workspace);
+        refused!(
+            call(&weights, n, &Workspace::new(lab.device).unwrap()),
+            GpuError::Missing { operand: Operand::DenseMemory }
         );
-        refused(&workspace(at + 128, needed), "aligned to 256 bytes");
-        let fits = workspace(at + 256, needed);
-        assert_eq!(fits.dense_bytes(), needed);
-        assert_eq!(refusal(lab.gpu, &lab, &plan, &weights, n, &fits), None);
+        refused!(
+            call(&weights, n, &workspace(at, bytes - 1)),
+            GpuError::WorkspaceTooSmall { what: "bytes for dense weights", needed, got }
+                if *needed == bytes && *got == bytes - 1
+        );
+        refused!(
+            call(&weights, n, &workspace(at + 128, bytes)),
+            GpuError::Alignment { operand: Operand::DenseMemory, align: 256, address, .. }
+                if *address == at + 128
+        );
+        let fits = workspace(at + 256, bytes);
+        assert_eq!(fits.dense_bytes(), bytes);
+        call(&weights, n, &fits).unwrap();
 
         // Other numbers of tokens and other weights than the plan's.
-        let other = refusal(lab.gpu, &lab, &plan, &weights, n + 1, &fits);
-        assert!(other.is_some_and(|why| why.contains("the plan is for")));
-        let larger = upload(m, k + 8, &Kind::Zero.weights(m, k + 8));
-        let other = refusal(lab.gpu, &lab, &plan, &larger, n, &fits);
-        assert!(other.is_some_and(|why| why.contains("the plan is for")));
+        refused!(call(&weights, n + 1, &fits), GpuError::PlanMismatch { .. });
+        let larger = lab.upload(m, k + 8, &Kind::Zero.weights(m, k + 8));
+        refused!(call(&larger, n, &fits), GpuError::PlanMismatch { .. });
         drop(fits);
 
         // The checked call, with none and with too little.
-        let x = DeviceBuffer::from_slice(&Kind::Gaussian.activations(n, k)).unwrap();
-        let mut y = DeviceBuffer::from_slice(&vec![0u16; n * m]).unwrap();
-        let little = DeviceBuffer::<u8>::zeroed(needed - 1).unwrap();
-        CurrentContext::synchronize().unwrap();
-        lab.workspace = Workspace::new(lab.gpu).unwrap();
+        let x = lab.buffer(&Kind::Gaussian.activations(n, k));
+        let mut y = lab.buffer(&vec![0; n * m]);
+        let little = Buffer::zeroed(lab.device, bytes - 1).unwrap();
+        lab.workspace = Workspace::new(lab.device).unwrap();
         let mut multiply = |lab: &mut Lab| {
-            let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
-            zipgemm(gpu, stream, &plan, &weights, &x, &mut y, work)
+            let (stream, work) = (&lab.stream, &mut lab.workspace);
+            plan.run(stream, &weights, Operands::new(&x, &mut y), work)
         };
-        assert!(matches!(multiply(&mut lab), Err(CudaError::Argument(_))));
-        lab.workspace = Workspace::new(lab.gpu).unwrap().with_dense(little);
-        assert!(matches!(multiply(&mut lab), Err(CudaError::Argument(_))));
+        refused!(multiply(&mut lab), GpuError::Missing { operand: Operand::DenseMemory });
+        lab.workspace = Workspace::new(lab.device).unwrap().with_dense(little);
+        refused!(multiply(&mut lab), GpuError::WorkspaceTooSmall { .. });
     }
 }
 
 #[test]
 fn memory_of_another_device_is_refused() {
     for lab in Lab::each_with_dense() {
-        if Device::num_devices().unwrap() < 2 {
-            return;
+        if Device::count().unwrap() < 2 {
+            return skipped(&"there is one device only");
         }
         let (m, k, n) = (100, 200, 70);
-        let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
-        let plan = Plan::decoupled(lab.gpu, &weights, n).unwrap();
-        let other = Gpu::new(1).unwrap();
-        let memory = DeviceBuffer::zeroed(weights.dense_workspace_bytes()).unwrap();
-        lab.gpu.make_current().unwrap();
-        let workspace = Workspace::new(lab.gpu).unwrap().with_dense(memory);
-        let why = refusal(lab.gpu, &lab, &plan, &weights, n, &workspace);
-        assert!(why.is_some_and(|why| why.contains("belongs to another device")));
-        drop(workspace);
-        drop(other);
+        let weights = lab.upload(m, k, &Kind::Gaussian.weights(m, k));
+        let plan = decoupled(&weights, n);
+        let other = Device::new(1).unwrap();
+        let memory = Buffer::zeroed(&other, weights.dense_workspace_bytes()).unwrap();
+        let workspace = Workspace::new(lab.device).unwrap().with_dense(memory);
+        refused!(
+            call(&lab, &plan, &weights, n, &workspace),
+            GpuError::Context { operand: Operand::DenseMemory }
+        );
     }
 }

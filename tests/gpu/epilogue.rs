@@ -4,21 +4,17 @@
 
 use std::fmt::Debug;
 
-use cust::{
-    context::CurrentContext,
-    memory::{CopyDestination, DeviceBuffer, DeviceCopy, DeviceSlice},
-};
+use bytemuck::Pod;
 use half::bf16;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use rand_distr::StandardNormal;
-use zipserv::cuda::{
-    CudaError, DeviceMatrix, GemmOperands, GemmSlices, OutputType, Outputs, Plan, zipgemm_plan,
-    zipgemm_raw, zipgemm_with,
+use zipserv::gpu::{
+    Buffer, DeviceMatrix, GpuError, Need, Operand, Operands, OutputType, Plan, RawOperands, View,
 };
 
 use crate::{
     data::{Kind, Product},
-    lab::{GUARD, Guarded, Lab, NAN, quick, upload},
+    lab::{GUARD, Guarded, Lab, NAN, batch_invariant, decoupled, plan, plan_of, plans_of, quick, refused},
 };
 
 const TOKENS: [usize; 8] = [1, 65, 8, 13, 33, 64, 200, 300];
@@ -30,7 +26,7 @@ fn tokens() -> &'static [usize] {
 }
 
 /// Bits of a type of outputs.
-trait Bits: DeviceCopy + PartialEq + Debug {
+trait Bits: Pod + PartialEq + Debug {
     const OUTPUT: OutputType;
     /// What lies around and between rows.
     const GAP: Self;
@@ -123,22 +119,21 @@ impl Problem<'_> {
             true => self.old.iter().map(|&value| T::rounded(value)).collect(),
             false => vec![T::NAN; self.old.len()],
         };
-        let y = Guarded::new(&apart(&before, M, stride, T::GAP), T::GAP, 0);
+        let y = Guarded::new(self.lab, &apart(&before, M, stride, T::GAP), T::GAP, 0);
         let bias: Vec<u16> = self.bias.iter().map(|&value| u16::rounded(value)).collect();
         // Aligned to nothing but its type.
-        let bias = Guarded::new(&bias, NAN, 1);
-        let operands = GemmOperands {
+        let bias = Guarded::new(self.lab, &bias, NAN, 1);
+        let operands = RawOperands {
             x_stride: self.x_stride,
             y_stride: stride,
             output: T::OUTPUT,
             bias: add_bias.then(|| bias.address()),
             accumulate,
-            ..GemmOperands::new(self.weights, self.x.address(), self.n, y.address())
+            ..RawOperands::new(self.weights, self.x.address(), self.n, y.address())
         };
         // SAFETY: all have room.
         unsafe { self.lab.launch(plan, self.weights, &operands) };
-        self.lab.stream.synchronize().unwrap();
-        together(&y.values(), M, stride)
+        together(&y.values(self.lab), M, stride)
     }
 
     /// Checks one combination; `sums` are the plan's own.
@@ -213,12 +208,12 @@ impl Problem<'_> {
 
 /// Every kernel's launches for `n` tokens, as kernels share sums and as they do not.
 fn plans(lab: &Lab, weights: &DeviceMatrix, n: usize) -> Vec<Plan> {
-    let mut plans = vec![zipgemm_plan(lab.gpu, weights, n).unwrap()];
+    let mut plans = vec![plan(weights, n)];
     for (kernel, _) in lab.decode_kernels().filter(|&(_, tokens)| n <= tokens) {
-        plans.extend(lab.plans(weights, n, kernel, &[2]));
+        plans.extend(plans_of(weights, n, kernel, &[2]));
     }
     for (kernel, _) in lab.prefill_kernels() {
-        let plan = Plan::with_kernel(lab.gpu, weights, n, kernel).unwrap();
+        let plan = plan_of(weights, n, kernel);
         plans.extend([plan, plan.with_split(0)]);
     }
     plans
@@ -227,7 +222,7 @@ fn plans(lab: &Lab, weights: &DeviceMatrix, n: usize) -> Vec<Plan> {
 /// Checks all fused plans. They are for weights as wide as the kernels for many tokens want them.
 fn check(lab: &Lab, k: usize, x_strides: &[usize], tokens: &[usize]) {
     let wide = k.next_multiple_of(8);
-    let wide = upload(M, wide, &Kind::Zero.weights(M, wide));
+    let wide = lab.upload(M, wide, &Kind::Zero.weights(M, wide));
     check_plans(lab, k, x_strides, tokens, |_, n| plans(lab, &wide, n));
 }
 
@@ -242,13 +237,13 @@ fn check_plans(
 ) {
     let most = tokens.iter().copied().max().unwrap();
     let bits = Kind::Gaussian.weights(M, k);
-    let weights = upload(M, k, &bits);
+    let weights = lab.upload(M, k, &bits);
     let values = Kind::Gaussian.activations(most, k);
     let product = Product::new(&values, &bits, k);
     let (bias, old) = (addends(M, 1), addends(most * M, 2));
     for &n in tokens {
         for (index, &x_stride) in x_strides.iter().enumerate() {
-            let x = Guarded::new(&apart(&values[..n * k], k, x_stride, NAN), NAN, 0);
+            let x = Guarded::new(lab, &apart(&values[..n * k], k, x_stride, NAN), NAN, 0);
             let problem = Problem {
                 lab,
                 weights: &weights,
@@ -291,8 +286,8 @@ fn batch_invariant() {
         return;
     };
     let plans = |weights: &DeviceMatrix, _| {
-        let plan = Plan::batch_invariant(lab.gpu, weights).unwrap();
-        vec![plan, plan.with_dependent(false)]
+        let plan = batch_invariant(weights);
+        vec![plan, plan.with_pdl(false)]
     };
     let tokens = [65, 300, 1, 200, 513];
     let tokens = if quick() { &tokens[..2] } else { &tokens };
@@ -304,8 +299,7 @@ fn batch_invariant() {
 fn decoupled() {
     for lab in Lab::each_with_dense() {
         let plans = |weights: &DeviceMatrix, n| {
-            let plan = Plan::decoupled(lab.gpu, weights, n);
-            vec![plan.unwrap()]
+            vec![decoupled(weights, n)]
         };
         let tokens = [65, 300, 129, 1000, 4095];
         let tokens = if quick() { &tokens[..2] } else { &tokens };
@@ -321,34 +315,33 @@ fn addends_of_the_kernel_before() {
     for lab in Lab::each() {
         let size = if quick() { 256 } else { 1024 };
         let depth = if quick() { 3 } else { 20 };
-        let weights = upload(size, size, &Kind::Gaussian.weights(size, size));
-        for (kernel, tokens) in Plan::kernels(lab.gpu) {
+        let weights = lab.upload(size, size, &Kind::Gaussian.weights(size, size));
+        for (kernel, tokens) in Plan::kernels(lab.device) {
             let n = tokens + 1;
-            let plan = Plan::with_kernel(lab.gpu, &weights, n, kernel).unwrap();
-            let one = zipgemm_plan(lab.gpu, &weights, 1).unwrap();
-            let x = Guarded::new(&Kind::Gaussian.activations(n, size), NAN, 0);
-            let run = |dependent: bool| {
-                let y = Guarded::new(&vec![0u16; n * size], GUARD, 0);
-                let bias = Guarded::new(&vec![NAN; size], GUARD, 0);
+            let plan = plan_of(&weights, n, kernel);
+            let one = plan(&weights, 1);
+            let x = Guarded::new(&lab, &Kind::Gaussian.activations(n, size), NAN, 0);
+            let run = |pdl: bool| {
+                let y = Guarded::new(&lab, &vec![0u16; n * size], GUARD, 0);
+                let bias = Guarded::new(&lab, &vec![NAN; size], GUARD, 0);
                 for i in 0..depth {
                     let token = x.address() + (2 * size * (i % n)) as u64;
-                    let write = GemmOperands::new(&weights, token, 1, bias.address());
-                    let add = GemmOperands {
+                    let write = RawOperands::new(&weights, token, 1, bias.address());
+                    let add = RawOperands {
                         bias: Some(bias.address()),
                         accumulate: true,
-                        ..GemmOperands::new(&weights, x.address(), n, y.address())
+                        ..RawOperands::new(&weights, x.address(), n, y.address())
                     };
                     for (plan, operands) in [(one, write), (plan, add)] {
-                        let plan = plan.with_dependent(dependent && plan.is_dependent());
+                        let plan = plan.with_pdl(pdl && plan.is_pdl());
                         // SAFETY: all have room.
                         unsafe { lab.launch(&plan, &weights, &operands) };
-                        if !dependent {
+                        if !pdl {
                             lab.stream.synchronize().unwrap();
                         }
                     }
                 }
-                lab.stream.synchronize().unwrap();
-                y.values()
+                y.values(&lab)
             };
             let same = run(true) == run(false);
             assert!(same, "{plan}: a launch was ahead of what it adds");
@@ -360,46 +353,36 @@ fn addends_of_the_kernel_before() {
 fn no_input_features() {
     for lab in Lab::each() {
         let (m, n, stride) = (5, 3, 7);
-        let weights = upload(m, 0, &[]);
-        let other = upload(m, 8, &Kind::Zero.weights(m, 8));
-        let plan = zipgemm_plan(lab.gpu, &other, n).unwrap();
+        let weights = lab.upload(m, 0, &[]);
+        let other = lab.upload(m, 8, &Kind::Zero.weights(m, 8));
+        let plan = plan(&other, n);
         let y = Guarded::new(
+            &lab,
             &apart(&vec![u32::NAN; n * m], m, stride, u32::GAP),
             u32::GAP,
             0,
         );
-        let zeros = GemmOperands {
+        let zeros = RawOperands {
             y_stride: stride,
             output: OutputType::F32,
-            ..GemmOperands::new(&weights, 0, n, y.address())
+            ..RawOperands::new(&weights, 0, n, y.address())
         };
-        let kept = GemmOperands {
+        let kept = RawOperands {
             accumulate: true,
             ..zeros
         };
-        let refused = GemmOperands {
+        let biased = RawOperands {
             bias: Some(y.address()),
             ..zeros
         };
-        let values = || {
-            lab.stream.synchronize().unwrap();
-            together(&y.values(), m, stride)
-        };
+        let values = || together(&y.values(&lab), m, stride);
         // SAFETY: `y` has room, and nothing else is read.
         unsafe {
             lab.launch(&plan, &weights, &kept);
             assert_eq!(values(), vec![u32::NAN; n * m]);
             lab.launch(&plan, &weights, &zeros);
             assert_eq!(values(), vec![0; n * m]);
-            let result = zipgemm_raw(
-                lab.gpu,
-                lab.raw(),
-                &plan,
-                &weights,
-                &refused,
-                &lab.workspace,
-            );
-            assert!(matches!(result, Err(CudaError::Argument(_))));
+            refused!(lab.try_launch(&plan, &weights, &biased), GpuError::EmptyBias);
         }
     }
 }
@@ -410,36 +393,32 @@ fn slices() {
     for mut lab in Lab::each() {
         let (k, n, x_stride, y_stride) = (264, 3, 272, 140);
         let bits = Kind::Gaussian.weights(M, k);
-        let weights = upload(M, k, &bits);
-        let values = Kind::Gaussian.activations(n, k);
-        let product = Product::new(&values, &bits, k);
-        let plan = zipgemm_plan(lab.gpu, &weights, n).unwrap();
-        let bias = vec![bf16::ONE.to_bits(); M];
-        let x = DeviceBuffer::from_slice(&apart(&values, k, x_stride, NAN)).unwrap();
-        let old = apart(&vec![2f32; n * M], M, y_stride, -1.0);
-        let mut y = DeviceBuffer::from_slice(&old).unwrap();
-        let bias = DeviceBuffer::from_slice(&bias).unwrap();
-        CurrentContext::synchronize().unwrap();
-        let mut multiply = |y: &mut DeviceBuffer<f32>, n, bias: &DeviceSlice<u16>| {
-            let slices = GemmSlices {
-                x_stride,
-                y_stride,
-                bias: Some(bias),
-                accumulate: true,
-                ..GemmSlices::new(&weights, &x, n, Outputs::F32(y))
-            };
-            let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
-            zipgemm_with(gpu, stream, &plan, &weights, slices, work)
+        let weights = lab.upload(M, k, &bits);
+        // Behind what is multiplied there is room for one token more.
+        let values = Kind::Gaussian.activations(n + 1, k);
+        let product = Product::new(&values[..n * k], &bits, k);
+        let plan = plan(&weights, n);
+        let x = lab.buffer(&apart(&values, k, x_stride, NAN));
+        let old = apart(&vec![2f32; (n + 1) * M], M, y_stride, -1.0);
+        let mut y = Buffer::from_slice(lab.device, &old).unwrap();
+        let bias = Buffer::from_slice(lab.device, &[bf16::ONE; M]).unwrap();
+        let mut multiply = |y: &mut Buffer<f32>, n, bias: View<bf16>| {
+            let (x, y) = (x.slice(..2 * x_stride + k), y.slice_mut(..2 * y_stride + M));
+            let operands = Operands::new(x, y).tokens(n);
+            let operands = operands.x_stride(x_stride).y_stride(y_stride);
+            let operands = operands.bias(bias).accumulate();
+            plan.run(&lab.stream, &weights, operands, &mut lab.workspace)
         };
-        assert!(multiply(&mut y, n + 1, &bias).is_err(), "too many tokens");
-        assert!(
-            multiply(&mut y, n, &bias.index(1..)).is_err(),
-            "a short bias"
+        refused!(
+            multiply(&mut y, n + 1, bias.slice(..)),
+            GpuError::Length { operand: Operand::Activations, expected: Need::AtLeast(_), .. }
         );
-        multiply(&mut y, n, &bias).unwrap();
-        lab.stream.synchronize().unwrap();
-        let mut outputs = vec![0f32; y.len()];
-        y.copy_to(&mut outputs).unwrap();
+        refused!(
+            multiply(&mut y, n, bias.slice(1..)),
+            GpuError::Length { operand: Operand::Bias, expected: Need::Exactly(M), got: 132 }
+        );
+        multiply(&mut y, n, bias.slice(..)).unwrap();
+        let outputs = y.to_vec(&lab.stream).unwrap();
         for (at, &(sum, all)) in product.sums().iter().enumerate() {
             let value = f64::from(outputs[at / M * y_stride + at % M]);
             assert!(
@@ -450,5 +429,7 @@ fn slices() {
         for row in outputs.chunks(y_stride) {
             assert!(row[M..].iter().all(|&gap| gap == -1.0), "a gap was written");
         }
+        let behind = &outputs[n * y_stride..];
+        assert!(behind.iter().all(|&old| old == 2.0), "a token too many");
     }
 }

@@ -1,18 +1,13 @@
 //! Batch-invariant plans: a token's outputs have the same bits whatever tokens share the call, are
 //! right, and activations that the kernels cannot read are refused.
 
-use cust::{
-    context::CurrentContext,
-    memory::{CopyDestination, DeviceBuffer},
-};
-use zipserv::cuda::{
-    CudaError, Family, GemmOperands, GemmSlices, OutputType, Outputs, Plan, zipgemm, zipgemm_raw,
-    zipgemm_with,
+use zipserv::gpu::{
+    Buffer, DeviceMatrix, Family, GpuError, Operand, Operands, Plan, PlanOptions, RawOperands,
 };
 
 use crate::{
     data::{Kind, Product},
-    lab::{GUARD, Guarded, Lab, NAN, quick, upload},
+    lab::{GUARD, Guarded, Lab, NAN, batch_invariant, quick, refused},
 };
 
 /// Numbers of tokens, of which the first few are enough to see whether it works at all.
@@ -29,8 +24,8 @@ fn tokens() -> &'static [usize] {
 /// with what they are together.
 fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize)) {
     let bits = kind.weights(m, k);
-    let weights = upload(m, k, &bits);
-    let plan = Plan::batch_invariant(lab.gpu, &weights).unwrap();
+    let weights = lab.upload(m, k, &bits);
+    let plan = batch_invariant(&weights);
     let what = format!("{kind:?} {m} x {k}, {plan}");
     let most = tokens().iter().copied().max().unwrap();
     let x = kind.activations(most, k);
@@ -47,7 +42,7 @@ fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize)) {
         for first in firsts {
             let x = &x[first * k..][..n * k];
             // Outputs that no vector is written to, and launches that do not overlap.
-            for (plan, skew) in [(plan, 0), (plan.with_dependent(false), 1)] {
+            for (plan, skew) in [(plan, 0), (plan.with_pdl(false), 1)] {
                 let y = lab.multiply(&plan, &weights, x, [0, skew]);
                 let expected = &all[first * m..][..n * m];
                 let differs = y.iter().zip(expected).position(|(a, b)| a != b);
@@ -102,28 +97,20 @@ fn invariant_bits_with_an_epilogue() {
     };
     let (m, k, most) = (133, 1021_usize, 600);
     let [x_stride, y_stride] = [k.next_multiple_of(8), m + 2];
-    let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
-    let plan = Plan::batch_invariant(lab.gpu, &weights).unwrap();
-    let x = DeviceBuffer::from_slice(&Kind::Gaussian.activations(most, x_stride)).unwrap();
-    let bias = DeviceBuffer::from_slice(&Kind::Gaussian.activations(1, m)).unwrap();
+    let weights = lab.upload(m, k, &Kind::Gaussian.weights(m, k));
+    let plan = batch_invariant(&weights);
+    let x = lab.buffer(&Kind::Gaussian.activations(most, x_stride));
+    let bias = lab.buffer(&Kind::Gaussian.activations(1, m));
     let old: Vec<f32> = (0..m).map(|feature| feature as f32 / 77.0).collect();
     let old: Vec<f32> = [old, vec![0.0; y_stride - m]].concat().repeat(most);
     let mut multiply = |first: usize, n: usize| {
-        let mut y = DeviceBuffer::from_slice(&old[..n * y_stride]).unwrap();
-        CurrentContext::synchronize().unwrap();
-        let x = x.index(first * x_stride..);
-        let slices = GemmSlices {
-            x_stride,
-            y_stride,
-            bias: Some(&bias),
-            accumulate: true,
-            ..GemmSlices::new(&weights, &x, n, Outputs::F32(&mut y))
-        };
-        let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
-        zipgemm_with(gpu, stream, &plan, &weights, slices, work).unwrap();
-        stream.synchronize().unwrap();
-        let mut outputs = vec![0.0; n * y_stride];
-        y.copy_to(&mut outputs).unwrap();
+        let mut y = Buffer::from_slice(lab.device, &old[..n * y_stride]).unwrap();
+        let operands = Operands::new(x.slice(first * x_stride..), &mut y).tokens(n);
+        let operands = operands.x_stride(x_stride).y_stride(y_stride);
+        let operands = operands.bias(&bias).accumulate();
+        let (stream, work) = (&lab.stream, &mut lab.workspace);
+        plan.run(stream, &weights, operands, work).unwrap();
+        let outputs = y.to_vec(stream).unwrap();
         outputs.into_iter().map(f32::to_bits).collect::<Vec<_>>()
     };
     let all = multiply(0, most);
@@ -140,9 +127,9 @@ fn invariant_refusals() {
         return;
     };
     let (m, k, n) = (100, 203, 300);
-    let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
-    let plan = Plan::batch_invariant(lab.gpu, &weights).unwrap();
-    let y = Guarded::new(&vec![0u16; n * m], GUARD, 0);
+    let weights = lab.upload(m, k, &Kind::Gaussian.weights(m, k));
+    let plan = batch_invariant(&weights);
+    let y = Guarded::new(&lab, &vec![0u16; n * m], GUARD, 0);
     for (stride, skew, fits) in [
         (208, 0, true),
         (208, 8, true),
@@ -150,70 +137,60 @@ fn invariant_refusals() {
         (208, 1, false),
         (204, 0, false),
     ] {
-        let x = Guarded::new(&Kind::Gaussian.activations(n, stride), NAN, skew);
-        let operands = GemmOperands {
+        let x = Guarded::new(&lab, &Kind::Gaussian.activations(n, stride), NAN, skew);
+        let operands = RawOperands {
             x_stride: stride,
-            output: OutputType::Bf16,
-            ..GemmOperands::new(&weights, x.address(), n, y.address())
+            ..RawOperands::new(&weights, x.address(), n, y.address())
         };
         // SAFETY: both have room; nothing else uses the workspace.
-        let result = unsafe {
-            zipgemm_raw(
-                lab.gpu,
-                lab.raw(),
-                &plan,
-                &weights,
-                &operands,
-                &lab.workspace,
-            )
-        };
+        let result = unsafe { lab.try_launch(&plan, &weights, &operands) };
         lab.stream.synchronize().unwrap();
-        match result {
-            Ok(()) => assert!(fits, "stride {stride}, skew {skew}"),
-            Err(CudaError::Argument(why)) => {
-                assert!(!fits && why.contains("aligned to 16 bytes"), "{why}");
-            }
-            Err(error) => panic!("{error}"),
+        match fits {
+            true => result.unwrap(),
+            false => refused!(
+                result,
+                GpuError::Alignment { operand: Operand::Activations, align: 16, address, pitch }
+                    if (*address, *pitch) == (operands.x, 2 * stride)
+            ),
         }
     }
 
-    let mut refusal = |weights, k: usize| {
-        let x = DeviceBuffer::from_slice(&Kind::Gaussian.activations(n, k)).unwrap();
-        let mut y = DeviceBuffer::from_slice(&vec![GUARD; n * m]).unwrap();
-        CurrentContext::synchronize().unwrap();
-        let (gpu, stream, work) = (lab.gpu, &lab.stream, &mut lab.workspace);
-        let result = zipgemm(gpu, stream, &plan, weights, &x, &mut y, work);
-        stream.synchronize().unwrap();
-        let mut outputs = vec![0; n * m];
-        y.copy_to(&mut outputs).unwrap();
-        assert!(outputs.iter().all(|&y| y == GUARD), "it ran");
-        match result {
-            Err(CudaError::Argument(why)) => why,
-            other => panic!("{other:?}"),
-        }
+    let mut call = |weights: &DeviceMatrix| {
+        let x = lab.buffer(&Kind::Gaussian.activations(n, weights.cols()));
+        let mut y = lab.buffer(&vec![GUARD; n * m]);
+        let (stream, work) = (&lab.stream, &mut lab.workspace);
+        let result = plan.run(stream, weights, Operands::new(&x, &mut y), work);
+        assert!(lab.bits(&y).iter().all(|&y| y == GUARD), "it ran");
+        result
     };
-    let why = refusal(&weights, k);
-    assert!(why.contains("aligned to 16 bytes"), "{why}");
+    refused!(
+        call(&weights),
+        GpuError::Alignment { operand: Operand::Activations, align: 16, pitch: 406, .. }
+    );
     // As many output tiles and units.
-    let other = upload(m, k + 5, &Kind::Zero.weights(m, k + 5));
-    let why = refusal(&other, k + 5);
-    assert!(why.contains("the plan is for 100 x 203"), "{why}");
+    let other = lab.upload(m, k + 5, &Kind::Zero.weights(m, k + 5));
+    refused!(
+        call(&other),
+        GpuError::PlanMismatch { what: "weights of", expected, got }
+            if expected == "100 x 203" && got == "100 x 208"
+    );
 }
 
 #[test]
 fn invariant_needs_kernels_for_hopper() {
     for lab in Lab::each() {
-        let weights = upload(64, 64, &Kind::Zero.weights(64, 64));
-        let plan = Plan::batch_invariant(lab.gpu, &weights);
-        match lab.gpu.family() {
+        let weights = lab.upload(64, 64, &Kind::Zero.weights(64, 64));
+        let plan = Plan::new(&weights, 1, &PlanOptions::default().batch_invariant());
+        match lab.device.family() {
             Family::Hopper => {
                 let text = plan.unwrap().to_string();
                 assert!(text.starts_with("batch_invariant (as asked for)"), "{text}");
             }
-            _ => {
-                let why = plan.unwrap_err().to_string();
-                assert!(why.contains("need the kernels for Hopper"), "{why}");
-            }
+            _ => refused!(
+                plan,
+                GpuError::NoKernel { kernel, family: Family::Portable }
+                    if kernel.starts_with("prefill")
+            ),
         }
     }
 }

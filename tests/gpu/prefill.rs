@@ -1,10 +1,10 @@
 //! The kernels for many tokens give what sums in FP64 give, and the same bits each time.
 
-use zipserv::cuda::{DeviceMatrix, Plan};
+use zipserv::gpu::{DeviceMatrix, Plan};
 
 use crate::{
     data::{Kind, Product},
-    lab::{Lab, quick, upload},
+    lab::{Lab, plan_of, quick},
 };
 
 /// Numbers of tokens, of which the first few are enough to see whether it works at all.
@@ -18,18 +18,18 @@ fn tokens() -> &'static [usize] {
 fn plans(lab: &Lab, weights: &DeviceMatrix, n: usize) -> Vec<Plan> {
     let mut plans = Vec::new();
     for (name, _) in lab.prefill_kernels() {
-        let plan = Plan::with_kernel(lab.gpu, weights, n, name).unwrap();
+        let plan = plan_of(weights, n, name);
         let all = u32::MAX;
         plans.extend([plan, plan.with_split(0), plan.with_split(all)]);
         plans.push(plan.with_blocks(6).with_split(all));
-        plans.push(plan.with_blocks(4).with_split(1).with_dependent(false));
+        plans.push(plan.with_blocks(4).with_split(1).with_pdl(false));
     }
     plans
 }
 
 fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skew: usize) {
     let bits = kind.weights(m, k);
-    let weights = upload(m, k, &bits);
+    let weights = lab.upload(m, k, &bits);
     let most = tokens.iter().copied().max().unwrap();
     let x = kind.activations(most, k);
     let product = Product::new(&x, &bits, k);
@@ -107,9 +107,9 @@ fn prefill_slow_outputs() {
     let (m, runs) = if quick() { (1024, 1) } else { (28672, 40) };
     let (k, n) = (512, 512);
     let bits = Kind::Gaussian.weights(m, k);
-    let weights = upload(m, k, &bits);
+    let weights = lab.upload(m, k, &bits);
     let x = Kind::Gaussian.activations(n, k);
-    let plan = Plan::with_kernel(lab.gpu, &weights, n, "prefill_n256").unwrap();
+    let plan = plan_of(&weights, n, "prefill_n256");
     let fast = lab.multiply(&plan, &weights, &x, [0; 2]);
     Product::check_ends([&x, &bits, &fast], k, 40, &plan);
     for run in 0..runs {

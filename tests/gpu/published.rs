@@ -2,21 +2,21 @@
 
 use zipserv::{
     Matrix, PublishedMatrix,
-    cuda::{
-        PUBLISHED_MAX_TOKENS, PublishedDeviceMatrix, PublishedPlan, published_decompress_raw,
+    gpu::{
+        GpuError, Need, Operand, PUBLISHED_MAX_TOKENS, PublishedDeviceMatrix, PublishedPlan, published_decompress_raw,
         published_gemm_raw,
     },
 };
 
 use crate::{
     data::{KINDS, Kind, Product},
-    lab::{GUARD, Guarded, Lab, NAN, quick},
+    lab::{GUARD, Guarded, Lab, NAN, quick, refused},
 };
 
-fn upload(rows: usize, cols: usize, bits: &[u16]) -> PublishedDeviceMatrix {
+fn upload(lab: &Lab, rows: usize, cols: usize, bits: &[u16]) -> PublishedDeviceMatrix {
     let matrix = Matrix::from_bits(rows, cols, bits).unwrap();
     let matrix = PublishedMatrix::encode(&matrix).unwrap();
-    PublishedDeviceMatrix::upload(&matrix).unwrap()
+    PublishedDeviceMatrix::upload(lab.device, &matrix).unwrap()
 }
 
 #[test]
@@ -39,15 +39,14 @@ fn every_bit_of_every_kind_and_shape() {
         for kind in KINDS {
             for &(rows, cols) in shapes {
                 let bits = kind.weights(rows, cols);
-                let matrix = upload(rows, cols, &bits);
+                let matrix = upload(&lab, rows, cols, &bits);
                 for skew in [0, 1] {
-                    let output = Guarded::new(&vec![NAN; rows * cols], GUARD, skew);
+                    let output = Guarded::new(&lab, &vec![NAN; rows * cols], GUARD, skew);
                     let at = output.address();
                     // SAFETY: the output has room.
-                    unsafe { published_decompress_raw(lab.gpu, lab.raw(), &matrix, at) }.unwrap();
-                    lab.stream.synchronize().unwrap();
+                    unsafe { published_decompress_raw(lab.raw(), &matrix, at) }.unwrap();
                     let what = format!("{kind:?}, {rows} x {cols}, skew {skew}");
-                    assert!(output.values() == bits, "{what}");
+                    assert!(output.values(&lab) == bits, "{what}");
                 }
             }
         }
@@ -62,24 +61,23 @@ fn multiply(
     skew: usize,
 ) -> Vec<u16> {
     let n = x.len() / weights.cols();
-    let input = Guarded::new(x, NAN, 0);
-    let output = Guarded::new(&vec![NAN; n * weights.rows()], GUARD, skew);
+    let input = Guarded::new(lab, x, NAN, 0);
+    let output = Guarded::new(lab, &vec![NAN; n * weights.rows()], GUARD, skew);
     let (stream, workspace) = (lab.raw(), &lab.workspace);
     let (x, y) = (input.address(), output.address());
     // SAFETY: both have room; one stream has the workspace.
-    unsafe { published_gemm_raw(lab.gpu, stream, plan, weights, x, n, y, workspace) }.unwrap();
-    lab.stream.synchronize().unwrap();
-    output.values()
+    unsafe { published_gemm_raw(stream, plan, weights, x, n, y, workspace) }.unwrap();
+    output.values(lab)
 }
 
 /// Checks one matrix with the first `tokens` of the same activations, and several splits of K.
 fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skew: usize) {
     let bits = kind.weights(m, k);
-    let weights = upload(m, k, &bits);
+    let weights = upload(lab, m, k, &bits);
     let x = kind.activations(PUBLISHED_MAX_TOKENS, k);
     let product = Product::new(&x, &bits, k);
     for &n in tokens {
-        let planned = PublishedPlan::new(lab.gpu, &weights, n).unwrap();
+        let planned = PublishedPlan::new(&weights, n).unwrap();
         let mut plans = vec![planned];
         for split in [1, 2, 3, 7, 64] {
             let plan = planned.with_split(split);
@@ -150,36 +148,51 @@ fn outliers_and_extreme_bases() {
 fn what_does_not_fit_is_refused() {
     for lab in Lab::each() {
         let (m, k) = (100, 65);
-        let weights = upload(m, k, &Kind::Gaussian.weights(m, k));
+        let weights = upload(&lab, m, k, &Kind::Gaussian.weights(m, k));
         for n in [0, PUBLISHED_MAX_TOKENS + 1] {
-            assert!(PublishedPlan::new(lab.gpu, &weights, n).is_err());
+            refused!(
+                PublishedPlan::new(&weights, n),
+                GpuError::Tokens { tokens, most: PUBLISHED_MAX_TOKENS } if *tokens == n
+            );
         }
-        let empty = upload(0, 8, &[]);
-        assert!(PublishedPlan::new(lab.gpu, &empty, 1).is_err());
-        let plan = PublishedPlan::new(lab.gpu, &weights, 1).unwrap();
-        let other = upload(m, 128, &Kind::Gaussian.weights(m, 128));
-        let refused = |weights: &PublishedDeviceMatrix, x: u64, n: usize, y: u64| {
-            let (gpu, stream, workspace) = (lab.gpu, lab.raw(), &lab.workspace);
+        let empty = upload(&lab, 0, 8, &[]);
+        refused!(
+            PublishedPlan::new(&empty, 1),
+            GpuError::EmptyWeights { rows: 0, cols: 8 }
+        );
+        let plan = PublishedPlan::new(&weights, 1).unwrap();
+        let other = upload(&lab, m, 128, &Kind::Gaussian.weights(m, 128));
+        let taller = upload(&lab, 10 * m, k, &Kind::Gaussian.weights(10 * m, k));
+        let call = |plan, weights: &PublishedDeviceMatrix, x: u64, n: usize, y: u64| {
+            let (stream, workspace) = (lab.raw(), &lab.workspace);
             // SAFETY: refused before anything is launched.
-            unsafe { published_gemm_raw(gpu, stream, &plan, weights, x, n, y, workspace) }.is_err()
+            unsafe { published_gemm_raw(stream, plan, weights, x, n, y, workspace) }
         };
-        // K is no multiple of 8; another matrix; too many tokens.
-        assert!(refused(&weights, 256, 1, 256));
-        assert!(refused(&other, 256, 9, 256));
-        let plan_of_other = PublishedPlan::new(lab.gpu, &other, 1).unwrap();
-        assert_eq!(plan_of_other.with_split(9).split(), 2);
-        assert_eq!(plan_of_other.with_split(0).split(), 1);
-        let refused = |x: u64, y: u64| {
-            let (gpu, stream, workspace) = (lab.gpu, lab.raw(), &lab.workspace);
-            let plan = &plan_of_other;
-            // SAFETY: refused before anything is launched.
-            unsafe { published_gemm_raw(gpu, stream, plan, &other, x, 1, y, workspace) }.is_err()
-        };
-        assert!(refused(258, 256) && refused(256, 257));
+        refused!(
+            call(&plan, &weights, 256, 1, 256),
+            GpuError::Length { expected: Need::MultipleOf(8), got: 65, .. }
+        );
+        refused!(
+            call(&plan, &other, 256, 9, 256),
+            GpuError::Tokens { tokens: 9, most: 8 }
+        );
+        refused!(call(&plan, &taller, 256, 1, 256), GpuError::PlanMismatch { .. });
+        let plan = PublishedPlan::new(&other, 1).unwrap();
+        assert_eq!(plan.with_split(9).split(), 2);
+        assert_eq!(plan.with_split(0).split(), 1);
+        refused!(
+            call(&plan, &other, 258, 1, 256),
+            GpuError::Alignment { operand: Operand::Activations, align: 16, address: 258, .. }
+        );
+        refused!(
+            call(&plan, &other, 256, 1, 257),
+            GpuError::Alignment { operand: Operand::Outputs, align: 2, address: 257, .. }
+        );
         // SAFETY: as above.
-        unsafe {
-            let (gpu, stream) = (lab.gpu, lab.raw());
-            assert!(published_decompress_raw(gpu, stream, &other, 257).is_err());
-        }
+        let result = unsafe { published_decompress_raw(lab.raw(), &other, 257) };
+        refused!(
+            result,
+            GpuError::Alignment { operand: Operand::Outputs, align: 2, address: 257, .. }
+        );
     }
 }
