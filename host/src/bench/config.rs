@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::{Layer, MODELS, layers};
-use crate::cuda::{CudaError, Tuning};
+use crate::gpu::{GpuError, Tuning};
 
 /// Numbers of tokens that are measured where none are named: decoding one token of a few
 /// sequences, to reading whole prompts.
@@ -86,18 +86,18 @@ impl Config {
     }
 
     /// The layers asked for, with the name of their model.
-    pub(super) fn layers(&self) -> Result<Vec<(&'static str, Layer)>, CudaError> {
+    pub(super) fn layers(&self) -> Result<Vec<(&'static str, Layer)>, GpuError> {
         let known = |name: &&String| MODELS.iter().any(|model| model.name == name.as_str());
         if let Some(name) = self.models.iter().find(|name| !known(name)) {
             let names: Vec<_> = MODELS.iter().map(|model| model.name).collect();
-            return Err(CudaError::Argument(format!(
+            return Err(GpuError::Config(format!(
                 "no model {name}; there are {}",
                 names.join(", ")
             )));
         }
         if self.layers.iter().any(|&(rows, cols)| rows * cols == 0) {
             let wrong = "a layer has at least one row and one column";
-            return Err(CudaError::Argument(wrong.to_owned()));
+            return Err(GpuError::Config(wrong.to_owned()));
         }
         let mut all = Vec::new();
         if !self.models.is_empty() || self.layers.is_empty() {

@@ -1,38 +1,29 @@
 use std::{ffi::c_void, rc::Rc};
 
 use cudarc::cublas::{self, sys as blas};
-use cust::memory::DeviceBuffer;
 
-use crate::cuda::{
-    CudaError, RawStream,
+pub use crate::gpu::cublaslt::Operands;
+use crate::gpu::{
+    Buffer, GpuError, Stream,
     cublaslt::{self, Allowed, CublasLt, Matmul, Shape},
 };
 
-pub use crate::cuda::cublaslt::Operands;
-
-/// What cuBLAS said.
-#[derive(Debug, thiserror::Error)]
-#[error("cuBLAS: {0}")]
-pub struct CublasError(String);
-
-impl From<cublas::result::CublasError> for CublasError {
-    fn from(error: cublas::result::CublasError) -> Self {
-        Self(format!("{error:?}"))
-    }
-}
-
-impl From<CublasError> for CudaError {
-    fn from(error: CublasError) -> Self {
-        Self::Argument(error.to_string())
-    }
+fn check<T>(
+    call: &'static str,
+    result: Result<T, cublas::result::CublasError>,
+) -> Result<T, GpuError> {
+    result.map_err(|error| GpuError::Cublas {
+        call,
+        name: format!("{:?}", error.0),
+    })
 }
 
 /// cuBLAS and cuBLASLt, loaded at run time, for comparison.
 pub struct Cublas {
     blas: blas::cublasHandle_t,
     lt: CublasLt,
-    workspace: DeviceBuffer<u8>,
-    stream: RawStream,
+    workspace: Buffer<u8>,
+    stream: Stream,
 }
 
 /// Y[N, M] = X[N, K] W[M, K]^T, all BF16 but perhaps Y.
@@ -54,9 +45,6 @@ pub struct Algorithm {
     choice: cublaslt::Algorithm,
 }
 
-const MISSING: &str = "the library libcublas.so is not found; it comes with the CUDA toolkit, and \
-    LD_LIBRARY_PATH names the folder where it is looked for";
-
 /// Bytes that cuBLAS may use beside the operands, as much as it recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
@@ -64,48 +52,52 @@ impl Cublas {
     /// Loads the libraries, for calls on `stream`.
     ///
     /// # Errors
-    /// [`CudaError`] when a library cannot be used.
-    pub fn new(stream: RawStream) -> Result<Self, CudaError> {
+    /// [`GpuError`] when a library cannot be used.
+    pub fn new(stream: &Stream) -> Result<Self, GpuError> {
+        let _current = stream.device().enter()?;
         let lt = CublasLt::load()?;
         // SAFETY: loading NVIDIA's library, as its first call would, which panics without.
         if !unsafe { blas::is_culib_present() } {
-            return Err(CublasError(MISSING.to_owned()).into());
+            let name = "libcublas.so";
+            return Err(GpuError::NoLibrary { name });
         }
-        let blas = cublas::result::create_handle().map_err(CublasError::from)?;
-        let workspace = DeviceBuffer::from_slice(&vec![0u8; WORKSPACE])?;
-        // SAFETY: the handle lives, and the workspace as long as it.
-        unsafe {
-            cublas::result::set_stream(blas, stream.cast()).map_err(CublasError::from)?;
-            let at = workspace.as_device_ptr().as_raw() as *mut c_void;
-            blas::cublasSetWorkspace_v2(blas, at, WORKSPACE)
-                .result()
-                .map_err(CublasError::from)?;
-        }
-        Ok(Self {
+        let blas = check("cublasCreate", cublas::result::create_handle())?;
+        let workspace = Buffer::uninitialized(stream.device(), WORKSPACE)?;
+        let this = Self {
             blas,
             lt,
             workspace,
-            stream,
-        })
+            stream: stream.clone(),
+        };
+        let at = this.workspace.address() as *mut c_void;
+        // SAFETY: the handle lives; stream and workspace live as long.
+        unsafe {
+            let set = cublas::result::set_stream(blas, stream.raw().cast());
+            check("cublasSetStream", set)?;
+            let set = blas::cublasSetWorkspace_v2(blas, at, WORKSPACE).result();
+            check("cublasSetWorkspace", set)?;
+        }
+        Ok(this)
     }
 
     /// Multiplies by cuBLAS's own choice of kernel.
     ///
     /// # Errors
-    /// [`CublasError`].
+    /// [`GpuError::Cublas`].
     ///
     /// # Safety
     /// The operands are as large as the problem says.
-    pub unsafe fn gemm(&self, p: Problem, at: Operands) -> Result<(), CublasError> {
+    pub unsafe fn gemm(&self, p: Problem, at: Operands) -> Result<(), GpuError> {
         let (one, zero) = (1f32, 0f32);
         let out = if p.f32_out {
             blas::cudaDataType::CUDA_R_32F
         } else {
             blas::cudaDataType::CUDA_R_16BF
         };
+        let _current = self.stream.device().enter()?;
         // Row-major Y is column-major Y^T = W X^T.
         // SAFETY: the caller's promise.
-        unsafe {
+        let multiplied = unsafe {
             cublas::result::gemm_ex(
                 self.blas,
                 blas::cublasOperation_t::CUBLAS_OP_T,
@@ -126,16 +118,16 @@ impl Cublas {
                 p.m as i32,
                 blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-            )?;
-        }
-        Ok(())
+            )
+        };
+        check("cublasGemmEx", multiplied)
     }
 
     /// cuBLASLt's choices for a problem, best guess first.
     ///
     /// # Errors
-    /// [`CudaError::CublasLt`].
-    pub fn algorithms(&self, p: Problem, limit: usize) -> Result<Vec<Algorithm>, CudaError> {
+    /// [`GpuError::Cublas`].
+    pub fn algorithms(&self, p: Problem, limit: usize) -> Result<Vec<Algorithm>, GpuError> {
         let matmul = Rc::new(Matmul::new(&Shape {
             m: p.m,
             n: p.n,
@@ -163,23 +155,25 @@ impl Cublas {
     /// Multiplies by a choice of cuBLASLt.
     ///
     /// # Errors
-    /// [`CudaError::CublasLt`].
+    /// [`GpuError::Cublas`].
     ///
     /// # Safety
     /// The operands are as large as the problem of the algorithm says.
-    pub unsafe fn matmul(&self, algorithm: &Algorithm, at: Operands) -> Result<(), CudaError> {
+    pub unsafe fn matmul(&self, algorithm: &Algorithm, at: Operands) -> Result<(), GpuError> {
         let Algorithm { matmul, choice } = algorithm;
-        let scratch = (self.workspace.as_device_ptr().as_raw(), WORKSPACE);
+        let scratch = (self.workspace.address(), WORKSPACE);
+        let _current = self.stream.device().enter()?;
         // SAFETY: the caller's promise; one stream uses the workspace.
         unsafe {
             self.lt
-                .multiply(matmul, choice, at, false, scratch, self.stream)
+                .multiply(matmul, choice, at, false, scratch, self.stream.raw())
         }
     }
 }
 
 impl Drop for Cublas {
     fn drop(&mut self) {
+        let _current = self.stream.device().enter();
         // SAFETY: destroyed once.
         let _ = unsafe { cublas::result::destroy_handle(self.blas) };
     }

@@ -7,7 +7,7 @@ use super::{
     operands::{Copies, Layout, Operands},
     stage::Stage,
 };
-use crate::cuda::{CudaError, Gpu, zipgemm_plan};
+use crate::gpu::{Device, GpuError, Plan, PlanOptions};
 
 /// GPU time of a number of launches.
 pub type Iterate<'a> = dyn Fn(u64) -> Duration + 'a;
@@ -22,26 +22,27 @@ pub type Iterate<'a> = dyn Fn(u64) -> Duration + 'a;
 /// # Panics
 /// When a replay fails.
 pub fn iterate_gemm(
-    gpu: &Gpu,
+    gpu: &Device,
     layer: Layer,
     tokens: &[usize],
     mut each: impl FnMut(&str, usize, &Iterate),
-) -> Result<(), CudaError> {
+) -> Result<(), GpuError> {
     let stage = Stage::new(gpu)?;
-    let operands = Operands::new("", layer, 1)?;
-    let dense = Copies::unwritten(operands.bits.len(), 1)?;
+    let stream = stage.stream();
+    let operands = Operands::new(stream, "", layer, 1)?;
+    let dense = Copies::unwritten(stream, operands.bits.len(), 1)?;
     for &n in tokens {
-        let plan = zipgemm_plan(gpu, &operands.compressed[0], n)?;
+        let plan = Plan::new(&operands.compressed[0], n, &PlanOptions::default())?;
         let copies = operands.rotation(n).copies;
-        let x = Copies::of(&data::activations(n, layer.cols, 2), copies)?;
-        let y = Copies::unwritten(n * layer.rows, copies)?;
+        let x = Copies::of(stream, &data::activations(n, layer.cols, 2), copies)?;
+        let y = Copies::unwritten(stream, n * layer.rows, copies)?;
         let cublas = stage.cublas_gemm(&operands, None, n, &x, &y)?;
         each("cublas", n, &iterate(&stage, &cublas));
         let decoupled = stage.decoupled(&operands, (Layout::Ours, &dense), None, n, &x, &y)?;
         each("decompress, cublas", n, &iterate(&stage, &decoupled));
-        let plain = stage.zipgemm(&operands, plan.with_dependent(false), n, &x, &y)?;
+        let plain = stage.zipgemm(&operands, plan.with_pdl(false), n, &x, &y)?;
         each("zipgemm", n, &iterate(&stage, &plain));
-        if plan.is_dependent() {
+        if plan.is_pdl() {
             let dependent = stage.zipgemm(&operands, plan, n, &x, &y)?;
             each("zipgemm, dependent", n, &iterate(&stage, &dependent));
         }
@@ -58,13 +59,14 @@ pub fn iterate_gemm(
 /// # Panics
 /// When a replay fails.
 pub fn iterate_decompress(
-    gpu: &Gpu,
+    gpu: &Device,
     layer: Layer,
     mut each: impl FnMut(&str, usize, &Iterate),
-) -> Result<(), CudaError> {
+) -> Result<(), GpuError> {
     let stage = Stage::new(gpu)?;
-    let operands = Operands::new("", layer, 1)?;
-    let outputs = Copies::unwritten(operands.bits.len(), operands.rotation(0).copies)?;
+    let stream = stage.stream();
+    let operands = Operands::new(stream, "", layer, 1)?;
+    let outputs = Copies::unwritten(stream, operands.bits.len(), operands.rotation(0).copies)?;
     let (dense, compressed) = (operands.info.bf16_bytes(), operands.info.compressed_bytes);
     let copy = stage.copy(&operands, &outputs)?;
     each("copy", 2 * dense, &iterate(&stage, &copy));

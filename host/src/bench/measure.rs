@@ -1,18 +1,17 @@
 use std::ops::Range;
 
-use cust::memory::DeviceBuffer;
-
 use super::{
-    Algorithm, Config, Layer, Recording,
+    Config, Layer, Recording,
     check::{SameTokens, Sums},
+    cublas::Algorithm,
     data,
     operands::{Copies, Layout, Operands},
     stage::Stage,
 };
 use crate::{
-    cuda::{
-        CudaError, Family, Gpu, PUBLISHED_MAX_TOKENS, Plan, PublishedPlan, Workspace, zipgemm_plan,
-        zipgemm_plan_tuned, zipgemm_plan_within,
+    gpu::{
+        Buffer, Device, Family, GpuError, PUBLISHED_MAX_TOKENS, Plan, PlanOptions, PublishedPlan,
+        Workspace,
     },
     results::{
         Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, Invariant, KernelRow,
@@ -22,11 +21,11 @@ use crate::{
 
 /// Makes rows of a report.
 pub struct Measure<'a> {
-    pub gpu: &'a Gpu,
+    pub gpu: &'a Device,
     pub config: &'a Config,
     pub seed: u64,
     pub ceilings: Ceilings,
-    pub stage: &'a Stage<'a>,
+    pub stage: &'a Stage,
 }
 
 /// Replays that choose.
@@ -40,21 +39,26 @@ struct Choice<'a> {
 
 impl Measure<'_> {
     /// Makes a layer's weights; `index` tells those of equal shape apart.
-    pub fn operands(&self, model: &str, layer: Layer, index: usize) -> Result<Operands, CudaError> {
-        let mut operands = Operands::new(model, layer, self.seed.wrapping_add(index as u64))?;
+    pub fn operands(&self, model: &str, layer: Layer, index: usize) -> Result<Operands, GpuError> {
+        let mut operands = Operands::new(
+            self.stage.stream(),
+            model,
+            layer,
+            self.seed.wrapping_add(index as u64),
+        )?;
         if self.config.published {
-            operands.add_published()?;
+            operands.add_published(self.stage.stream())?;
         }
         Ok(operands)
     }
 
     /// Measures `decompress`.
-    pub fn decompress(&self, operands: &Operands) -> Result<DecompressRow, CudaError> {
+    pub fn decompress(&self, operands: &Operands) -> Result<DecompressRow, GpuError> {
         let copies = operands.rotation(0).copies;
-        let outputs = Copies::unwritten(operands.bits.len(), copies)?;
+        let outputs = Copies::unwritten(self.stage.stream(), operands.bits.len(), copies)?;
         let published = operands.published.first();
         let outputs_of_published = published
-            .map(|_| Copies::unwritten(operands.bits.len(), copies))
+            .map(|_| Copies::unwritten(self.stage.stream(), operands.bits.len(), copies))
             .transpose()?;
         let mut recordings = vec![self.stage.decompress(operands, Layout::Ours, &outputs)?];
         if let Some(outputs) = &outputs_of_published {
@@ -71,7 +75,7 @@ impl Measure<'_> {
         let published = published.map(|(matrix, outputs)| {
             let (compressed_bytes, us) = (matrix.device_bytes(), times[1]);
             let tbs = tbs(compressed_bytes, us);
-            Ok::<_, CudaError>(PublishedDecompress {
+            Ok::<_, GpuError>(PublishedDecompress {
                 compressed_bytes,
                 us,
                 tbs,
@@ -99,21 +103,21 @@ impl Measure<'_> {
         operands: &Operands,
         n: usize,
         same: &mut SameTokens,
-    ) -> Result<GemmRow, CudaError> {
+    ) -> Result<GemmRow, GpuError> {
         let (m, k) = (operands.info.rows, operands.info.cols);
         let copies = operands.rotation(n).copies;
         let (plans, ways) = (self.plans(operands, n)?, self.ways());
         let bits = data::activations(n, k, self.seed ^ m as u64);
-        let x = Copies::of(&bits, copies)?;
+        let x = Copies::of(self.stage.stream(), &bits, copies)?;
         let reference = self.stage.reference(operands, &x, &bits, n)?;
 
-        let outputs = || Copies::unwritten(n * m, copies);
+        let outputs = || Copies::unwritten(self.stage.stream(), n * m, copies);
         let launches = plans
             .iter()
-            .flat_map(|plan| ways.iter().map(|&dependent| plan.with_dependent(dependent)));
+            .flat_map(|plan| ways.iter().map(|&dependent| plan.with_pdl(dependent)));
         let written: Vec<_> = launches
             .map(|plan| Ok((plan, outputs()?)))
-            .collect::<Result<_, CudaError>>()?;
+            .collect::<Result<_, GpuError>>()?;
         let cublas_outputs = outputs()?;
         let algorithms = self.algorithms(operands, n)?;
         let choices = self.cublas_choices(operands, &algorithms, n, &x, &cublas_outputs)?;
@@ -124,33 +128,32 @@ impl Measure<'_> {
         let decoupled: Vec<_> = layouts
             .map(|layout| {
                 // What a user would have: one buffer for the weights of any layer.
-                let dense = Copies::unwritten(operands.bits.len(), 1)?;
+                let dense = Copies::unwritten(self.stage.stream(), operands.bits.len(), 1)?;
                 let outputs = choices.iter().map(|_| outputs());
                 let outputs = outputs.collect::<Result<Vec<_>, _>>()?;
                 Ok((layout, dense, outputs))
             })
-            .collect::<Result<_, CudaError>>()?;
+            .collect::<Result<_, GpuError>>()?;
 
         let published = match self.published_plan(operands, n, &x, &cublas_outputs)? {
             Some(plan) => Some((plan, outputs()?)),
             None => None,
         };
         let invariant = match self.config.invariant {
-            true => Some(Plan::batch_invariant(self.gpu, &operands.compressed[0])?),
+            true => Some(self.plan(operands, n, |options| options.batch_invariant())?),
             false => None,
         };
         let invariants: Vec<_> = invariant
             .iter()
-            .flat_map(|plan| ways.iter().map(|&dependent| plan.with_dependent(dependent)))
+            .flat_map(|plan| ways.iter().map(|&dependent| plan.with_pdl(dependent)))
             .map(|plan| Ok((plan, outputs()?)))
-            .collect::<Result<_, CudaError>>()?;
+            .collect::<Result<_, GpuError>>()?;
         let dispatch = many.then(|| self.dispatch(operands, n)).transpose()?;
         // Other plans are timed anyway.
         let dispatched = match dispatch {
             Some(plan) if plan.is_decoupled() => {
                 let bytes = operands.compressed[0].dense_workspace_bytes();
-                // SAFETY: written before it is read.
-                let memory = unsafe { DeviceBuffer::uninitialized(bytes)? };
+                let memory = Buffer::uninitialized(self.gpu, bytes)?;
                 let workspace = Workspace::new(self.gpu)?.with_dense(memory);
                 Some((plan, workspace, outputs()?))
             }
@@ -197,7 +200,7 @@ impl Measure<'_> {
         let mut decoupled = decoupled.map(|((_, dense, outputs), times)| {
             let (best, us) = fastest(times).expect("cuBLAS's own choice is one");
             let check = reference.check(outputs[best].downloads(), Sums::Bf16)?;
-            Ok::<_, CudaError>(Decoupled {
+            Ok::<_, GpuError>(Decoupled {
                 cublas_choice: choices[best].name.clone(),
                 us,
                 tflops: operands.info.tflops(n, us),
@@ -212,7 +215,7 @@ impl Measure<'_> {
             let check = reference.check(y.downloads(), Sums::Fp32)?;
             let compressed_bytes = operands.published[0].device_bytes();
             let us = published_times[0];
-            Ok::<_, CudaError>(Published {
+            Ok::<_, GpuError>(Published {
                 kernel: plan.kernel().to_owned(),
                 split: plan.split(),
                 compressed_bytes,
@@ -231,7 +234,7 @@ impl Measure<'_> {
                 let first = y.downloads().next().expect("there is a copy")?;
                 same_bits &= same.agree(first);
             }
-            Ok::<_, CudaError>(Invariant {
+            Ok::<_, GpuError>(Invariant {
                 plan: plan.to_string(),
                 plain: figure(invariant_times[0]),
                 dependent: invariant_times.get(1).map(|&us| figure(us)),
@@ -245,7 +248,7 @@ impl Measure<'_> {
             let checks = written[mine.clone()]
                 .iter()
                 .map(|(_, y)| reference.check(y.downloads(), Sums::Fp32))
-                .collect::<Result<Vec<_>, CudaError>>()?;
+                .collect::<Result<Vec<_>, GpuError>>()?;
             let times = &times[mine];
             Ok(KernelRow {
                 kernel: plan.kernel().to_owned(),
@@ -259,7 +262,7 @@ impl Measure<'_> {
             })
         };
         let kernels = plans.iter().enumerate().map(kernel);
-        let kernels = kernels.collect::<Result<Vec<_>, CudaError>>()?;
+        let kernels = kernels.collect::<Result<Vec<_>, GpuError>>()?;
         let dispatch = dispatch.map(|plan| {
             let (us, deviation, correct) = match &dispatched {
                 Some((_, _, y)) => {
@@ -274,7 +277,7 @@ impl Measure<'_> {
                     (kernels[0].best().us, deviation, correct)
                 }
             };
-            Ok::<_, CudaError>(Dispatch {
+            Ok::<_, GpuError>(Dispatch {
                 plan: plan.to_string(),
                 decoupled: plan.is_decoupled(),
                 us,
@@ -301,15 +304,25 @@ impl Measure<'_> {
     }
 
     /// The plan where there is as much memory for dense weights as it may want.
-    fn dispatch(&self, operands: &Operands, n: usize) -> Result<Plan, CudaError> {
-        let weights = &operands.compressed[0];
-        let plan = zipgemm_plan_within(self.gpu, weights, n, weights.dense_workspace_bytes())?;
-        match &self.config.tuning {
-            Some(tuning) if !plan.is_decoupled() => {
-                zipgemm_plan_tuned(self.gpu, weights, n, tuning)
+    fn dispatch(&self, operands: &Operands, n: usize) -> Result<Plan, GpuError> {
+        let bytes = operands.compressed[0].dense_workspace_bytes();
+        self.plan(operands, n, |options| {
+            let options = options.dense_workspace(bytes);
+            match &self.config.tuning {
+                Some(tuning) => options.tuning(tuning),
+                None => options,
             }
-            _ => Ok(plan),
-        }
+        })
+    }
+
+    /// A plan of some options.
+    fn plan(
+        &self,
+        operands: &Operands,
+        n: usize,
+        options: impl FnOnce(PlanOptions) -> PlanOptions,
+    ) -> Result<Plan, GpuError> {
+        Plan::new(&operands.compressed[0], n, &options(PlanOptions::default()))
     }
 
     fn figure(
@@ -340,27 +353,28 @@ impl Measure<'_> {
 
     /// The plan, where it is tuned then also that which is not, and what else the configuration
     /// wants tried.
-    fn plans(&self, operands: &Operands, n: usize) -> Result<Vec<Plan>, CudaError> {
-        let weights = &operands.compressed[0];
+    fn plans(&self, operands: &Operands, n: usize) -> Result<Vec<Plan>, GpuError> {
         let asked = &self.config.kernels;
         if let Some(name) = asked.iter().find(|name| !self.gpu.has(name)) {
-            let wrong = format!("no kernel {name} for this device");
-            return Err(CudaError::Argument(wrong));
+            let (kernel, family) = (name.clone(), self.gpu.family());
+            return Err(GpuError::NoKernel { kernel, family });
         }
-        let mut plans = vec![zipgemm_plan(self.gpu, weights, n)?];
+        let mut plans = vec![self.plan(operands, n, |options| options)?];
         if let Some(tuning) = &self.config.tuning {
-            plans.insert(0, zipgemm_plan_tuned(self.gpu, weights, n, tuning)?);
+            plans.insert(0, self.plan(operands, n, |options| options.tuning(tuning))?);
         }
         for (name, tokens) in Plan::kernels(self.gpu) {
-            let plan = Plan::with_kernel(self.gpu, weights, n, name);
-            // Activations of some widths are not for all kernels.
-            let Ok(plan) = plan else { continue };
-            // Slices read the weights again and again.
-            let sliced = plan.split().is_none() && n > tokens;
             // Kernels for twice as many tokens and more only multiply by zeros.
             let near = tokens < 2 * n.next_multiple_of(8);
             let all = self.config.all_kernels && near;
-            if !sliced && (all || asked.iter().any(|kernel| kernel == name)) {
+            if !all && !asked.iter().any(|kernel| kernel == name) {
+                continue;
+            }
+            let plan = self.plan(operands, n, |options| options.kernel(name));
+            // Activations of some widths are not for all kernels.
+            let Ok(plan) = plan else { continue };
+            // Slices read the weights again and again.
+            if plan.split().is_some() || n <= tokens {
                 plans.push(plan);
             }
         }
@@ -394,7 +408,7 @@ impl Measure<'_> {
         n: usize,
         x: &Copies,
         y: &Copies,
-    ) -> Result<Option<PublishedPlan>, CudaError> {
+    ) -> Result<Option<PublishedPlan>, GpuError> {
         /// Parts of K to try beside the plan's own.
         const SPLITS: [u32; 6] = [1, 2, 3, 4, 8, 16];
         let Some(weights) = operands.published.first() else {
@@ -403,7 +417,7 @@ impl Measure<'_> {
         if n > PUBLISHED_MAX_TOKENS || !PublishedPlan::takes_cols(weights.cols()) {
             return Ok(None);
         }
-        let own = PublishedPlan::new(self.gpu, weights, n)?;
+        let own = PublishedPlan::new(weights, n)?;
         let mut plans = vec![own];
         for plan in SPLITS.map(|split| own.with_split(split)) {
             if !plans.contains(&plan) {
@@ -420,7 +434,7 @@ impl Measure<'_> {
         Ok(fastest(&times).map(|(best, _)| plans[best]))
     }
 
-    fn algorithms(&self, operands: &Operands, n: usize) -> Result<Vec<Algorithm>, CudaError> {
+    fn algorithms(&self, operands: &Operands, n: usize) -> Result<Vec<Algorithm>, GpuError> {
         let cublas = self.stage.cublas()?;
         cublas.algorithms(operands.problem(n), self.config.algorithms)
     }
@@ -433,7 +447,7 @@ impl Measure<'_> {
         n: usize,
         x: &'b Copies,
         y: &'b Copies,
-    ) -> Result<Vec<(Choice<'b>, Recording<'b>)>, CudaError> {
+    ) -> Result<Vec<(Choice<'b>, Recording<'b>)>, GpuError> {
         // How many of cuBLASLt's are measured to the end; sustained, each takes long.
         let most = match self.config.sustained {
             Some(_) => 1,

@@ -20,12 +20,10 @@ mod steps;
 mod timer;
 mod tune;
 
-pub use crate::cuda::candidates::Candidates;
+pub use crate::gpu::plan::candidates::Candidates;
 pub use config::{Config, TOKENS};
-pub use cublas::{Algorithm, Cublas, CublasError, Problem};
 pub use iterations::{Iterate, iterate_decompress, iterate_gemm};
 pub use layers::{Layer, MODELS, Model, layers};
-pub use platform::driver;
 pub use run::{Progress, run};
 pub use steps::steps;
 pub use timer::{Recording, Timer};

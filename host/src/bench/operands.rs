@@ -1,14 +1,9 @@
-use cudarc::driver::sys::CUdeviceptr;
-use cust::{
-    context::CurrentContext,
-    memory::{CopyDestination, DeviceBuffer, DeviceSlice},
-};
+use cudarc::driver::sys;
 
-use super::{Layer, Problem, check::equal, data};
+use super::{Layer, check::equal, cublas::Problem, data};
 use crate::{
-    Matrix, PublishedMatrix,
-    cuda::{CudaError, DeviceMatrix, PublishedDeviceMatrix},
-    encode,
+    Matrix, PublishedMatrix, encode,
+    gpu::{Buffer, DeviceMatrix, GpuError, PublishedDeviceMatrix, Stream, View, check},
     results::LayerInfo,
 };
 
@@ -67,21 +62,22 @@ pub struct Operands {
     pub info: LayerInfo,
     /// The weights' bits on the host.
     pub bits: Vec<u16>,
-    pub dense: Vec<DeviceBuffer<u16>>,
+    pub dense: Vec<Buffer<u16>>,
     pub compressed: Vec<DeviceMatrix>,
     /// The same in ZipServ's layout as published, if it is [added](Self::add_published).
     pub published: Vec<PublishedDeviceMatrix>,
 }
 
 impl Operands {
-    pub fn new(model: &str, layer: Layer, seed: u64) -> Result<Self, CudaError> {
+    pub fn new(stream: &Stream, model: &str, layer: Layer, seed: u64) -> Result<Self, GpuError> {
         let Layer { name, rows, cols } = layer;
         let bits = data::weights(rows, cols, seed);
         let matrix = Matrix::from_bits(rows, cols, &bits);
         let compressed = matrix
             .and_then(|matrix| encode(&matrix))
-            .map_err(|error| CudaError::Argument(error.to_string()))?;
-        let compressed = DeviceMatrix::upload(&compressed)?;
+            .map_err(|error| GpuError::Config(error.to_string()))?;
+        let device = stream.device();
+        let compressed = DeviceMatrix::upload(device, &compressed)?;
         let info = LayerInfo {
             model: model.to_owned(),
             name: name.to_owned(),
@@ -91,16 +87,15 @@ impl Operands {
         };
         // Never more of them than without tokens.
         let copies = Rotation::new(&info, 0).copies;
-        let mut dense = vec![DeviceBuffer::from_slice(&bits)?];
+        let mut dense = vec![Buffer::from_slice(device, &bits)?];
         let mut compressed = vec![compressed];
         for _ in 1..copies {
-            // SAFETY: written whole before anything reads it.
-            let mut copy = unsafe { DeviceBuffer::uninitialized(bits.len())? };
-            copy.copy_from(&*dense[0])?;
+            let mut copy = Buffer::uninitialized(device, bits.len())?;
+            copy.copy_from(stream, &dense[0])?;
             dense.push(copy);
-            compressed.push(compressed[0].duplicate()?);
+            compressed.push(compressed[0].duplicate(stream)?);
         }
-        CurrentContext::synchronize()?;
+        stream.synchronize()?;
         Ok(Self {
             info,
             bits,
@@ -117,14 +112,14 @@ impl Operands {
     }
 
     /// Adds as many copies in the published layout as there are in ours.
-    pub fn add_published(&mut self) -> Result<(), CudaError> {
+    pub fn add_published(&mut self, stream: &Stream) -> Result<(), GpuError> {
         let matrix = Matrix::from_bits(self.info.rows, self.info.cols, &self.bits);
         let first = matrix
             .and_then(|matrix| PublishedMatrix::encode(&matrix))
-            .map_err(|error| CudaError::Argument(error.to_string()))?;
-        self.published = vec![PublishedDeviceMatrix::upload(&first)?];
+            .map_err(|error| GpuError::Config(error.to_string()))?;
+        self.published = vec![PublishedDeviceMatrix::upload(stream.device(), &first)?];
         for _ in 1..self.compressed.len() {
-            self.published.push(self.published[0].duplicate()?);
+            self.published.push(self.published[0].duplicate(stream)?);
         }
         Ok(())
     }
@@ -147,7 +142,8 @@ impl Operands {
 
 /// Equal buffers of BF16 in one allocation.
 pub struct Copies {
-    memory: DeviceBuffer<u16>,
+    memory: Buffer<u16>,
+    stream: Stream,
     len: usize,
     stride: usize,
 }
@@ -157,22 +153,26 @@ const ALIGN: usize = 128;
 
 impl Copies {
     /// Copies of `values`.
-    pub fn of(values: &[u16], copies: usize) -> Result<Self, CudaError> {
-        let all = Self::unwritten(values.len(), copies)?;
-        all.copy(0).copy_from(values)?;
-        for copy in 1..copies {
-            all.copy(copy).copy_from(&all.copy(0))?;
+    pub fn of(stream: &Stream, values: &[u16], copies: usize) -> Result<Self, GpuError> {
+        let stride = values.len().next_multiple_of(ALIGN);
+        let mut all = vec![u16::MAX; stride * copies];
+        for copy in all.chunks_mut(stride.max(1)) {
+            copy[..values.len()].copy_from_slice(values);
         }
-        CurrentContext::synchronize()?;
-        Ok(all)
+        Ok(Self {
+            memory: Buffer::from_slice(stream.device(), &all)?,
+            stream: stream.clone(),
+            len: values.len(),
+            stride,
+        })
     }
 
     /// Room for `len` values in each copy, of bits that no kernel leaves: a NaN.
-    pub fn unwritten(len: usize, copies: usize) -> Result<Self, CudaError> {
+    pub fn unwritten(stream: &Stream, len: usize, copies: usize) -> Result<Self, GpuError> {
         let stride = len.next_multiple_of(ALIGN);
         let all = Self {
-            // SAFETY: set at once.
-            memory: unsafe { DeviceBuffer::uninitialized(stride * copies)? },
+            memory: Buffer::uninitialized(stream.device(), stride * copies)?,
+            stream: stream.clone(),
             len,
             stride,
         };
@@ -180,24 +180,29 @@ impl Copies {
         Ok(all)
     }
 
-    /// Sets everything to those bits again. No kernel uses it.
-    pub fn unwrite(&self) -> Result<(), CudaError> {
-        self.memory.index(..).set_16(u16::MAX)?;
-        Ok(CurrentContext::synchronize()?)
+    /// Sets everything to those bits again, after what was launched.
+    pub fn unwrite(&self) -> Result<(), GpuError> {
+        let _current = self.stream.device().enter()?;
+        let (at, len) = (self.memory.address(), self.memory.len());
+        // SAFETY: the length is right.
+        check("cuMemsetD16Async", unsafe {
+            sys::cuMemsetD16Async(at, u16::MAX, len, self.stream.raw().cast())
+        })?;
+        self.stream.synchronize()
     }
 
     /// Address of a copy.
-    pub fn at(&self, copy: usize) -> CUdeviceptr {
-        self.memory.as_device_ptr().as_raw() + (2 * copy * self.stride) as CUdeviceptr
+    pub fn at(&self, copy: usize) -> u64 {
+        self.copy(copy).address()
     }
 
-    fn copy(&self, copy: usize) -> DeviceSlice<u16> {
+    fn copy(&self, copy: usize) -> View<'_, u16> {
         let start = copy * self.stride;
-        self.memory.index(start..start + self.len)
+        self.memory.slice(start..start + self.len)
     }
 
-    /// Whether each copy holds `values`. No kernel writes them any more.
-    pub fn all_are(&self, values: &[u16]) -> Result<bool, CudaError> {
+    /// Whether each copy holds `values`, after what was launched.
+    pub fn all_are(&self, values: &[u16]) -> Result<bool, GpuError> {
         for copy in self.downloads() {
             if !equal(&copy?, values) {
                 return Ok(false);
@@ -207,13 +212,10 @@ impl Copies {
     }
 
     /// The values of each copy, brought to the host's memory when it is their turn: all of them
-    /// may be too many. No kernel writes them any more.
-    pub fn downloads(&self) -> impl Iterator<Item = Result<Vec<u16>, CudaError>> {
-        (0..self.memory.len() / self.stride).map(|copy| {
-            let mut values = vec![0; self.len];
-            self.copy(copy).copy_to(&mut values)?;
-            Ok(values)
-        })
+    /// may be too many.
+    pub fn downloads(&self) -> impl Iterator<Item = Result<Vec<u16>, GpuError>> {
+        let copies = 0..self.memory.len() / self.stride.max(1);
+        copies.map(|copy| self.copy(copy).to_vec(&self.stream))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use crate::cuda::driver;
+pub use crate::gpu::driver;
 
 /// Now, as in `2026-01-31T12:00:00Z`.
 pub fn date() -> String {

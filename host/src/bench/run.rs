@@ -4,7 +4,7 @@ use rand::Rng;
 
 use super::{Config, check::SameTokens, measure::Measure, platform, stage::Stage};
 use crate::{
-    cuda::{CudaError, Gpu},
+    gpu::{Device, GpuError},
     results::{Ceilings, Report, means},
 };
 
@@ -28,13 +28,13 @@ pub enum Progress<'a> {
 /// Measures what `config` asks for, and tells `progress` as it goes.
 ///
 /// # Errors
-/// [`CudaError`] when the configuration does not fit the device, cuBLAS cannot be loaded, or a
+/// [`GpuError`] when the configuration does not fit the device, cuBLAS cannot be loaded, or a
 /// call fails. Wrong outputs are no error: the report says so.
 pub fn run(
-    gpu: &Gpu,
+    gpu: &Device,
     config: &Config,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Report, CudaError> {
+) -> Result<Report, GpuError> {
     let layers = config.layers()?;
     let seed = config.seed.unwrap_or_else(|| rand::rng().random());
     let stage = Stage::new(gpu)?;
@@ -55,7 +55,7 @@ pub fn run(
         rows: layers.len() * (config.tokens.len() + usize::from(config.decompress)),
     });
     let mut report = Report {
-        device: gpu.name()?,
+        device: gpu.name().to_owned(),
         driver: platform::driver()?,
         kernels: gpu.family().to_string(),
         tuned: config.tuning.is_some(),

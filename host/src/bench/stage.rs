@@ -1,53 +1,39 @@
 use std::cell::OnceCell;
 
-use cudarc::driver::sys::{self, CUdeviceptr};
-use cust::{
-    context::CurrentContext,
-    memory::{CopyDestination, DeviceBuffer, DeviceSlice},
-    stream::{Stream, StreamFlags},
-};
-
+use cudarc::driver::sys;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::{
-    Algorithm, Cublas, Problem, Recording, Timer,
+    Recording, Timer,
     check::Reference,
-    cublas,
+    cublas::{self, Algorithm, Cublas, Problem},
     operands::{Copies, Layout, Operands, Rotation},
 };
 use crate::{
-    cuda::{
-        CudaError, GemmOperands, Gpu, Plan, PublishedPlan, RawStream, Workspace, check,
-        decompress_raw, published_decompress_raw, published_gemm_raw, read_raw, read_sink_words,
-        zipgemm_raw,
+    gpu::{
+        Buffer, Device, GpuError, Plan, PublishedPlan, RawOperands, Reader, Stream, Workspace,
+        check, published_decompress_raw, published_gemm_raw,
     },
     results::Ceilings,
 };
 
 /// Where launches are recorded and replayed: one stream, workspace, timer and cuBLAS.
-pub struct Stage<'g> {
-    gpu: &'g Gpu,
+pub struct Stage {
     workspace: Workspace,
     timer: Timer,
     /// Loaded when it is first asked for: `decompress` does without.
     cublas: OnceCell<Cublas>,
-    raw: RawStream,
-    // Last, for what is above uses it.
-    _stream: Stream,
+    stream: Stream,
 }
 
-impl<'g> Stage<'g> {
-    pub fn new(gpu: &'g Gpu) -> Result<Self, CudaError> {
-        let stream = Stream::new(StreamFlags::NON_BLOCKING, None)?;
-        let raw = stream.as_inner().cast();
+impl Stage {
+    pub fn new(device: &Device) -> Result<Self, GpuError> {
+        let stream = Stream::new(device)?;
         Ok(Self {
-            gpu,
-            workspace: Workspace::new(gpu)?,
-            // SAFETY: the stream is dropped after the timer.
-            timer: unsafe { Timer::new(raw)? },
+            workspace: Workspace::new(device)?,
+            timer: Timer::new(&stream)?,
             cublas: OnceCell::new(),
-            raw,
-            _stream: stream,
+            stream,
         })
     }
 
@@ -55,9 +41,13 @@ impl<'g> Stage<'g> {
         &self.timer
     }
 
-    pub fn cublas(&self) -> Result<&Cublas, CudaError> {
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    pub fn cublas(&self) -> Result<&Cublas, GpuError> {
         if self.cublas.get().is_none() {
-            let _ = self.cublas.set(Cublas::new(self.raw)?);
+            let _ = self.cublas.set(Cublas::new(&self.stream)?);
         }
         Ok(self.cublas.get().expect("just set"))
     }
@@ -66,12 +56,12 @@ impl<'g> Stage<'g> {
     fn rotate<'a>(
         &self,
         rotation: Rotation,
-        mut launch: impl FnMut(usize) -> Result<(), CudaError> + 'a,
-    ) -> Result<Recording<'a>, CudaError> {
+        mut launch: impl FnMut(usize) -> Result<(), GpuError> + 'a,
+    ) -> Result<Recording<'a>, GpuError> {
         let Rotation { copies, launches } = rotation;
-        self.timer.record(launches, move || {
-            (0..launches).try_for_each(|i| launch(i % copies))
-        })
+        let record = move || (0..launches).try_for_each(|i| launch(i % copies));
+        // SAFETY: what the stage's launches use is borrowed, and never taken away.
+        unsafe { self.timer.record(launches, record) }
     }
 
     /// A plan over the layer's copies.
@@ -82,7 +72,7 @@ impl<'g> Stage<'g> {
         n: usize,
         x: &'a Copies,
         y: &'a Copies,
-    ) -> Result<Recording<'a>, CudaError> {
+    ) -> Result<Recording<'a>, GpuError> {
         self.zipgemm_with(operands, plan, n, x, y, &self.workspace)
     }
 
@@ -95,12 +85,12 @@ impl<'g> Stage<'g> {
         x: &'a Copies,
         y: &'a Copies,
         workspace: &'a Workspace,
-    ) -> Result<Recording<'a>, CudaError> {
+    ) -> Result<Recording<'a>, GpuError> {
         self.rotate(operands.rotation(n), move |copy| {
             let weights = &operands.compressed[copy];
-            let at = GemmOperands::new(weights, x.at(copy), n, y.at(copy));
+            let at = RawOperands::new(weights, x.at(copy), n, y.at(copy));
             // SAFETY: copies have the problem's sizes; one stream uses the workspace.
-            unsafe { zipgemm_raw(self.gpu, self.raw, &plan, weights, &at, workspace) }
+            unsafe { plan.run_raw(self.stream.raw(), weights, &at, workspace) }
         })
     }
 
@@ -111,30 +101,27 @@ impl<'g> Stage<'g> {
         x: &Copies,
         bits: &[u16],
         n: usize,
-    ) -> Result<Reference, CudaError> {
+    ) -> Result<Reference, GpuError> {
         let (m, k) = (operands.info.rows, operands.info.cols);
-        let y = DeviceBuffer::<f32>::zeroed(n * m)?;
-        CurrentContext::synchronize()?;
+        let y = Buffer::<f32>::zeroed(self.stream.device(), n * m)?;
         let problem = Problem {
             f32_out: true,
             ..operands.problem(n)
         };
         let at = cublas::Operands {
             x: x.at(0),
-            w: operands.dense[0].as_device_ptr().as_raw(),
-            y: y.as_device_ptr().as_raw(),
+            w: operands.dense[0].address(),
+            y: y.address(),
         };
         // SAFETY: the operands have the problem's sizes.
         unsafe { self.cublas()?.gemm(problem, at)? };
-        CurrentContext::synchronize()?;
-        let mut fp32 = vec![0.0; n * m];
-        y.copy_to(&mut fp32)?;
+        let fp32 = y.to_vec(&self.stream)?;
         let reference = Reference::new(fp32, bits, &operands.bits, k);
         if reference.is_sound() {
             Ok(reference)
         } else {
             let wrong = format!("cuBLAS's FP32 outputs are wrong: {m} x {k}, {n} tokens");
-            Err(CudaError::Argument(wrong))
+            Err(GpuError::Config(wrong))
         }
     }
 
@@ -146,13 +133,13 @@ impl<'g> Stage<'g> {
         n: usize,
         x: &'a Copies,
         y: &'a Copies,
-    ) -> Result<Recording<'a>, CudaError> {
+    ) -> Result<Recording<'a>, GpuError> {
         let problem = operands.problem(n);
         let cublas = self.cublas()?;
         self.rotate(operands.rotation(n), move |copy| {
             let at = cublas::Operands {
                 x: x.at(copy),
-                w: operands.dense[copy].as_device_ptr().as_raw(),
+                w: operands.dense[copy].address(),
                 y: y.at(copy),
             };
             // SAFETY: copies have the problem's sizes.
@@ -170,7 +157,7 @@ impl<'g> Stage<'g> {
         n: usize,
         x: &'a Copies,
         y: &'a Copies,
-    ) -> Result<Recording<'a>, CudaError> {
+    ) -> Result<Recording<'a>, GpuError> {
         let problem = operands.problem(n);
         let cublas = self.cublas()?;
         self.rotate(operands.rotation(n), move |copy| {
@@ -194,7 +181,7 @@ impl<'g> Stage<'g> {
         operands: &'a Operands,
         layout: Layout,
         outputs: &'a Copies,
-    ) -> Result<Recording<'a>, CudaError> {
+    ) -> Result<Recording<'a>, GpuError> {
         self.rotate(operands.rotation(0), move |copy| {
             // SAFETY: an output has the matrix's size.
             unsafe { self.restore(operands, layout, copy, outputs.at(copy)) }
@@ -208,14 +195,14 @@ impl<'g> Stage<'g> {
         operands: &Operands,
         layout: Layout,
         copy: usize,
-        to: CUdeviceptr,
-    ) -> Result<(), CudaError> {
+        to: u64,
+    ) -> Result<(), GpuError> {
         // SAFETY: the caller's promise.
         unsafe {
             match layout {
-                Layout::Ours => decompress_raw(self.gpu, self.raw, &operands.compressed[copy], to),
+                Layout::Ours => operands.compressed[copy].decompress_raw(self.stream.raw(), to),
                 Layout::Published => {
-                    published_decompress_raw(self.gpu, self.raw, &operands.published[copy], to)
+                    published_decompress_raw(self.stream.raw(), &operands.published[copy], to)
                 }
             }
         }
@@ -229,12 +216,12 @@ impl<'g> Stage<'g> {
         n: usize,
         x: &'a Copies,
         y: &'a Copies,
-    ) -> Result<Recording<'a>, CudaError> {
+    ) -> Result<Recording<'a>, GpuError> {
         self.rotate(operands.rotation(n), move |copy| {
             let (weights, workspace) = (&operands.published[copy], &self.workspace);
             let (x, y) = (x.at(copy), y.at(copy));
             // SAFETY: copies have the problem's sizes; one stream uses the workspace.
-            unsafe { published_gemm_raw(self.gpu, self.raw, &plan, weights, x, n, y, workspace) }
+            unsafe { published_gemm_raw(self.stream.raw(), &plan, weights, x, n, y, workspace) }
         })
     }
 
@@ -243,47 +230,43 @@ impl<'g> Stage<'g> {
         &'a self,
         operands: &'a Operands,
         outputs: &'a Copies,
-    ) -> Result<Recording<'a>, CudaError> {
+    ) -> Result<Recording<'a>, GpuError> {
         self.rotate(operands.rotation(0), move |copy| {
-            let from = operands.dense[copy].as_device_ptr().as_raw();
+            let from = operands.dense[copy].address();
             // SAFETY: an output has the matrix's size.
             unsafe { self.copy_bytes(outputs.at(copy), from, operands.info.bf16_bytes()) }
         })
     }
 
-    unsafe fn copy_bytes(
-        &self,
-        to: CUdeviceptr,
-        from: CUdeviceptr,
-        bytes: usize,
-    ) -> Result<(), CudaError> {
+    unsafe fn copy_bytes(&self, to: u64, from: u64, bytes: usize) -> Result<(), GpuError> {
+        let _current = self.stream.device().enter()?;
         // SAFETY: the caller's promise.
         check("cuMemcpyDtoDAsync", unsafe {
-            sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.raw)
+            sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream.raw().cast())
         })
     }
 
     /// Measures what memory gives at most, on far more of it than the cache holds.
-    pub fn ceilings(&self, replays: usize) -> Result<Ceilings, CudaError> {
+    pub fn ceilings(&self, replays: usize) -> Result<Ceilings, GpuError> {
         // So much that it makes no difference that some blocks read a chunk less than others.
         const BYTES: usize = 4 << 30;
         const LAUNCHES: usize = 2;
-        let from = noise(BYTES)?;
-        let to = DeviceBuffer::<u8>::zeroed(BYTES)?;
-        let sink = DeviceBuffer::<u32>::zeroed(read_sink_words(self.gpu)?)?;
-        CurrentContext::synchronize()?;
-        let address = |buffer: &DeviceSlice<u8>| buffer.as_device_ptr().as_raw();
-        let copy = self.timer.record(LAUNCHES, || {
-            // SAFETY: both have the size.
-            (0..LAUNCHES)
-                .try_for_each(|_| unsafe { self.copy_bytes(address(&to), address(&from), BYTES) })
-        })?;
-        let read = self.timer.record(LAUNCHES, || {
-            let (from, sink) = (address(&from), sink.as_device_ptr().as_raw());
-            // SAFETY: the sizes are as said.
-            (0..LAUNCHES)
-                .try_for_each(|_| unsafe { read_raw(self.gpu, self.raw, from, BYTES, sink) })
-        })?;
+        let device = self.stream.device();
+        let from = noise(&self.stream, BYTES)?;
+        let to = Buffer::<u8>::zeroed(device, BYTES)?;
+        let mut reader = Reader::new(device)?;
+        // SAFETY: both have the size, and live until the last replay.
+        let copy = unsafe {
+            self.timer.record(LAUNCHES, || {
+                (0..LAUNCHES).try_for_each(|_| self.copy_bytes(to.address(), from.address(), BYTES))
+            })?
+        };
+        // SAFETY: as above.
+        let read = unsafe {
+            self.timer.record(LAUNCHES, || {
+                (0..LAUNCHES).try_for_each(|_| reader.read(&self.stream, from.slice(..)))
+            })?
+        };
         let times = self.timer.medians(&[copy, read], replays)?;
         Ok(Ceilings {
             copy: 2.0 * BYTES as f64 / times[0] / 1e6,
@@ -301,7 +284,7 @@ unsafe fn multiply(
     algorithm: Option<&Algorithm>,
     problem: Problem,
     at: cublas::Operands,
-) -> Result<(), CudaError> {
+) -> Result<(), GpuError> {
     // SAFETY: the caller's promise.
     unsafe {
         match algorithm {
@@ -313,17 +296,20 @@ unsafe fn multiply(
 }
 
 /// Random bytes: zeros would cost memory less power than weights do.
-fn noise(bytes: usize) -> Result<DeviceBuffer<u8>, CudaError> {
+fn noise(stream: &Stream, bytes: usize) -> Result<Buffer<u8>, GpuError> {
     const PIECE: usize = 16 << 20;
-    let mut piece = vec![0; PIECE.min(bytes)];
+    let mut piece = vec![0; PIECE];
     SmallRng::seed_from_u64(0).fill(piece.as_mut_slice());
-    // SAFETY: written whole below.
-    let noise = unsafe { DeviceBuffer::uninitialized(bytes)? };
-    let mut from = 0;
-    while from < bytes {
-        let to = bytes.min(from + PIECE);
-        noise.index(from..to).copy_from(&piece[..to - from])?;
-        from = to;
+    let piece = Buffer::from_slice(stream.device(), &piece)?;
+    let noise = Buffer::uninitialized(stream.device(), bytes)?;
+    let _current = stream.device().enter()?;
+    for from in (0..bytes).step_by(PIECE) {
+        let (to, bytes) = (noise.address() + from as u64, PIECE.min(bytes - from));
+        // SAFETY: within both.
+        check("cuMemcpyDtoDAsync", unsafe {
+            sys::cuMemcpyDtoDAsync_v2(to, piece.address(), bytes, stream.raw().cast())
+        })?;
     }
+    stream.synchronize()?;
     Ok(noise)
 }

@@ -11,7 +11,7 @@ use super::{
     stage::Stage,
 };
 use crate::{
-    cuda::{CudaError, Gpu, zipgemm_plan},
+    gpu::{Device, GpuError, Plan, PlanOptions},
     results::{Point, StepRow, Steps},
 };
 
@@ -31,10 +31,10 @@ const LAYERS: [&str; 3] = ["o", "gate+up", "down"];
 /// # Errors
 /// As [`run`](super::run()), but for cuBLAS, which is not needed.
 pub fn steps(
-    gpu: &Gpu,
+    gpu: &Device,
     config: &Config,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Steps, CudaError> {
+) -> Result<Steps, GpuError> {
     let named = !config.models.is_empty() || !config.layers.is_empty();
     let layers: Vec<(&str, Layer)> = match named {
         true => config.layers()?,
@@ -48,7 +48,7 @@ pub fn steps(
     let seed = config.seed.unwrap_or_else(|| rand::rng().random());
     let stage = Stage::new(gpu)?;
     let mut steps = Steps {
-        device: gpu.name()?,
+        device: gpu.name().to_owned(),
         driver: platform::driver()?,
         kernels: gpu.family().to_string(),
         date: platform::date(),
@@ -59,8 +59,13 @@ pub fn steps(
     };
     progress(Progress::Layers(layers.len()));
     for (index, (model, layer)) in layers.into_iter().enumerate() {
-        let operands = Operands::new(model, layer, seed.wrapping_add(index as u64))?;
-        let points = points(gpu, &stage, &operands, seed)?;
+        let operands = Operands::new(
+            stage.stream(),
+            model,
+            layer,
+            seed.wrapping_add(index as u64),
+        )?;
+        let points = points(&stage, &operands, seed)?;
         let row = StepRow::new(operands.info, points);
         progress(Progress::Row(&row));
         steps.layers.push(row);
@@ -69,21 +74,16 @@ pub fn steps(
 }
 
 /// Times one layer, on the same operands for all numbers of tokens.
-fn points(
-    gpu: &Gpu,
-    stage: &Stage,
-    operands: &Operands,
-    seed: u64,
-) -> Result<Vec<Point>, CudaError> {
+fn points(stage: &Stage, operands: &Operands, seed: u64) -> Result<Vec<Point>, GpuError> {
     let (m, k) = (operands.info.rows, operands.info.cols);
     let weights = &operands.compressed[0];
     let plans = (1..=MOST)
-        .map(|n| zipgemm_plan(gpu, weights, n))
+        .map(|n| Plan::new(weights, n, &PlanOptions::default()))
         .collect::<Result<Vec<_>, _>>()?;
     // The most copies that any number of tokens wants.
     let copies = operands.rotation(0).copies;
-    let x = Copies::of(&data::activations(MOST, k, seed), copies)?;
-    let y = Copies::unwritten(MOST * m, copies)?;
+    let x = Copies::of(stage.stream(), &data::activations(MOST, k, seed), copies)?;
+    let y = Copies::unwritten(stage.stream(), MOST * m, copies)?;
     let time = |n: usize| {
         let plan = plans[n - 1];
         let recording = stage.zipgemm(operands, plan, n, &x, &y)?;

@@ -7,14 +7,17 @@ use std::{
 use cudarc::driver::sys;
 use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
 
-use crate::cuda::{CudaError, RawStream, check};
+use crate::gpu::{GpuError, Stream, check};
 
 /// Times launches by replaying them as CUDA graphs.
 pub struct Timer {
-    stream: RawStream,
+    stream: Stream,
     start: sys::CUevent,
     end: sys::CUevent,
 }
+
+// SAFETY: the driver lets any thread use any event.
+unsafe impl Send for Timer {}
 
 /// Launches that were recorded as a CUDA graph. It borrows what they use.
 pub struct Recording<'a> {
@@ -25,24 +28,22 @@ pub struct Recording<'a> {
 }
 
 impl Timer {
-    /// A timer on `stream` of the current context.
+    /// A timer on `stream`.
     ///
     /// # Errors
-    /// [`CudaError`] from the driver.
-    ///
-    /// # Safety
-    /// The stream lives longer than the timer.
-    pub unsafe fn new(stream: RawStream) -> Result<Self, CudaError> {
+    /// [`GpuError::Driver`].
+    pub fn new(stream: &Stream) -> Result<Self, GpuError> {
+        let _current = stream.device().enter()?;
         let event = || {
             let mut event = ptr::null_mut();
             // SAFETY: writes the new event.
             check("cuEventCreate", unsafe {
                 sys::cuEventCreate(&mut event, 0)
             })?;
-            Ok::<_, CudaError>(event)
+            Ok::<_, GpuError>(event)
         };
         Ok(Self {
-            stream,
+            stream: stream.clone(),
             start: event()?,
             end: event()?,
         })
@@ -52,12 +53,16 @@ impl Timer {
     /// `record` borrows, and so the memory that the launches use, is borrowed by the recording.
     ///
     /// # Errors
-    /// [`CudaError`] from the driver or from `record`.
-    pub fn record<'a>(
+    /// [`GpuError::Driver`], and what `record` fails with.
+    ///
+    /// # Safety
+    /// What the launches use is there, as launching them asks, until the last replay: what `record`
+    /// borrows is, but not what it owns, or what others may take away.
+    pub unsafe fn record<'a>(
         &self,
         launches: usize,
-        record: impl FnOnce() -> Result<(), CudaError> + 'a,
-    ) -> Result<Recording<'a>, CudaError> {
+        record: impl FnOnce() -> Result<(), GpuError> + 'a,
+    ) -> Result<Recording<'a>, GpuError> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         let mut recording = Recording {
             graph: ptr::null_mut(),
@@ -65,16 +70,18 @@ impl Timer {
             launches,
             operands: PhantomData,
         };
+        let _current = self.stream.device().enter()?;
+        let stream = self.raw();
         // SAFETY: a live stream; the calls write the handles, which `recording` destroys.
         unsafe {
             check(
                 "cuStreamBeginCapture",
-                sys::cuStreamBeginCapture_v2(self.stream, mode),
+                sys::cuStreamBeginCapture_v2(stream, mode),
             )?;
             let recorded = record();
             let ended = check(
                 "cuStreamEndCapture",
-                sys::cuStreamEndCapture(self.stream, &mut recording.graph),
+                sys::cuStreamEndCapture(stream, &mut recording.graph),
             );
             recorded?;
             ended?;
@@ -89,17 +96,19 @@ impl Timer {
     /// Replays a recording once, and gives the microseconds of one of its launches.
     ///
     /// # Errors
-    /// [`CudaError`] from the driver.
-    pub fn replay(&self, recording: &Recording) -> Result<f64, CudaError> {
+    /// [`GpuError`] from the driver.
+    pub fn replay(&self, recording: &Recording) -> Result<f64, GpuError> {
         let mut milliseconds = 0.0;
+        let _current = self.stream.device().enter()?;
+        let stream = self.raw();
         // SAFETY: stream, events and graph live.
         unsafe {
-            check("cuEventRecord", sys::cuEventRecord(self.start, self.stream))?;
+            check("cuEventRecord", sys::cuEventRecord(self.start, stream))?;
             check(
                 "cuGraphLaunch",
-                sys::cuGraphLaunch(recording.replay, self.stream),
+                sys::cuGraphLaunch(recording.replay, stream),
             )?;
-            check("cuEventRecord", sys::cuEventRecord(self.end, self.stream))?;
+            check("cuEventRecord", sys::cuEventRecord(self.end, stream))?;
             check("cuEventSynchronize", sys::cuEventSynchronize(self.end))?;
             check(
                 "cuEventElapsedTime",
@@ -109,13 +118,17 @@ impl Timer {
         Ok(f64::from(milliseconds) * 1e3 / recording.launches as f64)
     }
 
+    fn raw(&self) -> sys::CUstream {
+        self.stream.raw().cast()
+    }
+
     /// Median microseconds of a launch of each recording, over `rounds` rounds in which each is
     /// replayed once: what slows the device down slows all of them. Each round has an order of its own,
     /// for clocks follow the power of what ran before. Two rounds more warm up.
     ///
     /// # Errors
-    /// [`CudaError`] from the driver.
-    pub fn medians(&self, recordings: &[Recording], rounds: usize) -> Result<Vec<f64>, CudaError> {
+    /// [`GpuError`] from the driver.
+    pub fn medians(&self, recordings: &[Recording], rounds: usize) -> Result<Vec<f64>, GpuError> {
         const WARM_UP: usize = 2;
         let mut times = vec![Vec::with_capacity(rounds); recordings.len()];
         let mut order: Vec<usize> = (0..recordings.len()).collect();
@@ -137,12 +150,12 @@ impl Timer {
     /// follows its own power, as far as the duration suffices for that.
     ///
     /// # Errors
-    /// [`CudaError`] from the driver.
+    /// [`GpuError`] from the driver.
     pub fn sustained(
         &self,
         recordings: &[Recording],
         duration: Duration,
-    ) -> Result<Vec<f64>, CudaError> {
+    ) -> Result<Vec<f64>, GpuError> {
         let sustained = |recording| {
             let mut times = Vec::new();
             let start = Instant::now();

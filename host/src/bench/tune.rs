@@ -10,7 +10,7 @@ use super::{
     stage::Stage,
 };
 use crate::{
-    cuda::{CudaError, Gpu, Plan, zipgemm_plan},
+    gpu::{Device, GpuError, Plan, PlanOptions},
     results::TunedRow,
 };
 
@@ -35,8 +35,8 @@ pub enum Tried<'a> {
 /// Shapes and numbers of tokens of a configuration, each once: rows and columns with the tokens.
 ///
 /// # Errors
-/// [`CudaError::Argument`] when it names a model that there is not, or an empty layer.
-pub fn problems(config: &Config) -> Result<Vec<(usize, usize, Vec<usize>)>, CudaError> {
+/// [`GpuError::Config`] when it names a model that there is not, or an empty layer.
+pub fn problems(config: &Config) -> Result<Vec<(usize, usize, Vec<usize>)>, GpuError> {
     let mut tokens = config.tokens.clone();
     tokens.sort_unstable();
     tokens.dedup();
@@ -58,17 +58,16 @@ pub fn problems(config: &Config) -> Result<Vec<(usize, usize, Vec<usize>)>, Cuda
 /// it is 1 % faster.
 ///
 /// # Errors
-/// [`CudaError`] when cuBLAS, which gives the reference, cannot be loaded, a call fails, or the
+/// [`GpuError`] when cuBLAS, which gives the reference, cannot be loaded, a call fails, or the
 /// outputs of the dispatch's choice are wrong; what `found` fails with.
-pub fn tune<E: From<CudaError>>(
-    gpu: &Gpu,
+pub fn tune<E: From<GpuError>>(
+    gpu: &Device,
     config: &Config,
     problems: &[(usize, usize, Vec<usize>)],
     found: &mut dyn FnMut(Tried) -> Result<(), E>,
 ) -> Result<(), E> {
     let seed = config.seed.unwrap_or_else(|| rand::rng().random());
     let tuner = Tuner {
-        gpu,
         stage: &Stage::new(gpu)?,
         candidates: Candidates::of(gpu),
         seed,
@@ -83,7 +82,12 @@ pub fn tune<E: From<CudaError>>(
             rows: *rows,
             cols: *cols,
         };
-        let operands = Operands::new("-", layer, seed.wrapping_add(index as u64))?;
+        let operands = Operands::new(
+            tuner.stage.stream(),
+            "-",
+            layer,
+            seed.wrapping_add(index as u64),
+        )?;
         for &n in tokens {
             let row = tuner.fastest(&operands, n, &mut |wrong| found(Tried::Wrong(wrong)))?;
             found(Tried::Row(row))?;
@@ -93,15 +97,14 @@ pub fn tune<E: From<CudaError>>(
 }
 
 struct Tuner<'a> {
-    gpu: &'a Gpu,
-    stage: &'a Stage<'a>,
+    stage: &'a Stage,
     candidates: Candidates,
     seed: u64,
     replays: usize,
 }
 
 impl Tuner<'_> {
-    fn fastest<E: From<CudaError>>(
+    fn fastest<E: From<GpuError>>(
         &self,
         operands: &Operands,
         n: usize,
@@ -110,8 +113,8 @@ impl Tuner<'_> {
         let (m, k) = (operands.info.rows, operands.info.cols);
         let copies = operands.rotation(n).copies;
         let bits = data::activations(n, k, self.seed ^ (n * m) as u64);
-        let x = Copies::of(&bits, copies)?;
-        let y = Copies::unwritten(n * m, copies)?;
+        let x = Copies::of(self.stage.stream(), &bits, copies)?;
+        let y = Copies::unwritten(self.stage.stream(), n * m, copies)?;
         let reference = self.stage.reference(operands, &x, &bits, n)?;
 
         let mut right: Vec<(Plan, Recording)> = Vec::new();
@@ -124,7 +127,7 @@ impl Tuner<'_> {
                 right.push((plan, recording));
             } else if right.is_empty() {
                 let what = format!("wrong outputs: {m} x {k}, {n} tokens, {plan}");
-                return Err(CudaError::Argument(what).into());
+                return Err(GpuError::Config(what).into());
             } else {
                 wrong(&format!("{m} x {k}, N={n}, {}", plan.launch()))?;
             }
@@ -178,11 +181,11 @@ impl Tuner<'_> {
     }
 
     /// The dispatch's choice, then all candidates that differ.
-    fn plans(&self, operands: &Operands, n: usize) -> Result<Vec<Plan>, CudaError> {
+    fn plans(&self, operands: &Operands, n: usize) -> Result<Vec<Plan>, GpuError> {
         let weights = &operands.compressed[0];
-        let mut plans = vec![zipgemm_plan(self.gpu, weights, n)?];
+        let mut plans = vec![Plan::new(weights, n, &PlanOptions::default())?];
         for launch in self.candidates.launches(weights.rows(), weights.cols(), n) {
-            let plan = Plan::tuned(self.gpu, weights, n, &launch)?;
+            let plan = Plan::tuned(weights, n, &launch)?;
             if plans.iter().all(|known| known.launch() != plan.launch()) {
                 plans.push(plan);
             }

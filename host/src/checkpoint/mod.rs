@@ -37,6 +37,7 @@ mod transform;
 mod verify;
 
 pub(crate) use error::At;
+#[cfg(feature = "synthetic")]
 pub(crate) use header::{Header, Tensor};
 pub(crate) use output::OutputFile;
 
