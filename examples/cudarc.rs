@@ -1,5 +1,5 @@
 //! ZipGEMM on slices and streams of [cudarc](https://docs.rs/cudarc), by raw pointers. Any version
-//! of cudarc will do: only an address and a stream change hands.
+//! of cudarc will do: only addresses and a stream change hands.
 //!
 //! ```text
 //! cargo run --release -p zipserv --features cuda --example cudarc
@@ -10,9 +10,8 @@ use std::error::Error;
 use cudarc::driver::{CudaContext, DevicePtr, DevicePtrMut};
 use half::bf16;
 use zipserv::{
-    Matrix,
-    cuda::{DeviceMatrix, GemmOperands, Gpu, Workspace, zipgemm_plan, zipgemm_raw},
-    encode,
+    Matrix, encode,
+    gpu::{Device, Linear, RawOperands, Workspace},
 };
 
 mod reference;
@@ -25,14 +24,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     let compressed = encode(&Matrix::from_bf16(m, k, &w)?)?;
 
-    // Both hold the device's primary context.
+    // Both hold the device's primary context. The first call finds out whether there is a driver;
+    // cudarc's would panic.
+    let device = Device::new(0)?;
     let context = CudaContext::new(0)?;
     let stream = context.new_stream()?;
-    let gpu = Gpu::new(0)?;
-    let workspace = Workspace::new(&gpu)?;
-    let weights = DeviceMatrix::upload(&compressed)?;
-    let plan = zipgemm_plan(&gpu, &weights, n)?;
-    println!("{}: {plan}", gpu.name()?);
+    let workspace = Workspace::new(&device)?;
+    let layer = Linear::new(&device, &compressed)?;
+    println!("{}: {}", device.name(), layer.prepare(n)?);
 
     let x_gpu = stream.clone_htod(&reference::bits(&x))?;
     let mut y_gpu = stream.alloc_zeros::<u16>(n * m)?;
@@ -40,21 +39,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         // While these live, cudarc takes the slices to be in use on the stream.
         let (x, _reads) = x_gpu.device_ptr(&stream);
         let (y, _writes) = y_gpu.device_ptr_mut(&stream);
-        let operands = GemmOperands::new(&weights, x, n, y);
-        // SAFETY: both slices have room, in memory of this device; they do not overlap; one stream
-        // has the workspace; uploading the weights has waited for them.
-        unsafe {
-            zipgemm_raw(
-                &gpu,
-                stream.cu_stream(),
-                &plan,
-                &weights,
-                &operands,
-                &workspace,
-            )?;
-        }
+        let operands = RawOperands::new(layer.weights(), x, n, y);
+        // SAFETY: both slices have room, in memory of this device, and do not overlap; one stream
+        // has the workspace; layer and workspace live until the copy below has waited.
+        unsafe { layer.forward_raw(stream.cu_stream().cast(), &operands, &workspace)? };
     }
     let y = stream.clone_dtoh(&y_gpu)?;
+    // The copy to the host may return before it is done.
+    stream.synchronize()?;
     let y: Vec<f32> = y.iter().map(|&y| bf16::from_bits(y).to_f32()).collect();
     reference::check(&w, &x, k, &y, 1.0 / 256.0)?;
     println!("the product is right");

@@ -1,8 +1,11 @@
-//! ZipGEMM on buffers and streams of [cust](https://docs.rs/cust): the safe calls.
+//! ZipGEMM on buffers and streams of [cust](https://docs.rs/cust).
 //!
 //! ```text
-//! cargo run --release -p zipserv --features cuda --example cust
+//! cargo run --release -p zipserv --features cust --example cust
 //! ```
+//!
+//! cust links to the driver: building this needs `libcuda.so`, or what `.ci/cuda-stub` makes in its
+//! place, in the folder that `CUDA_LIBRARY_PATH` names.
 
 use std::error::Error;
 
@@ -12,12 +15,8 @@ use cust::{
 };
 use half::bf16;
 use zipserv::{
-    Matrix,
-    cuda::{
-        DeviceMatrix, GemmSlices, Gpu, Outputs, Workspace, decompress, zipgemm, zipgemm_plan,
-        zipgemm_with,
-    },
-    encode,
+    Matrix, encode,
+    gpu::{self, Device, Linear, Workspace},
 };
 
 mod reference;
@@ -30,55 +29,47 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     let compressed = encode(&Matrix::from_bf16(m, k, &w)?)?;
 
-    // Opens the device and makes its context current, which all that follows needs.
-    let gpu = Gpu::new(0)?;
-    let stream = Stream::new(StreamFlags::DEFAULT, None)?;
-    let mut workspace = Workspace::new(&gpu)?;
-    let weights = DeviceMatrix::upload(&compressed)?;
-    let plan = zipgemm_plan(&gpu, &weights, n)?;
-    println!("{}: {plan}", gpu.name()?);
+    // Both hold the device's primary context, which cust makes the thread's current one.
+    let _context = cust::quick_init()?;
+    let device = Device::new(0)?;
+    let layer = Linear::new(&device, &compressed)?;
+    println!("{}: {}", device.name(), layer.prepare(n)?);
 
-    // BF16 outputs.
+    // cust takes no BF16, but their bits.
+    let theirs = Stream::new(StreamFlags::NON_BLOCKING, None)?;
     let x_gpu = DeviceBuffer::from_slice(&reference::bits(&x))?;
     let mut y_gpu = DeviceBuffer::from_slice(&vec![0u16; n * m])?;
-    zipgemm(
-        &gpu,
-        &stream,
-        &plan,
-        &weights,
-        &x_gpu,
-        &mut y_gpu,
-        &mut workspace,
-    )?;
-    stream.synchronize()?;
+    // cust's copies are on the default stream, which `theirs` does not wait for.
+    cust::context::CurrentContext::synchronize()?;
+    // SAFETY: the stream lives longer than the workspace that serves it.
+    let stream = unsafe { gpu::cust::stream(&device, &theirs)? };
+    let mut workspace = Workspace::new(&device)?;
+    // SAFETY: the slices live until the wait, and nothing else uses the outputs meanwhile.
+    unsafe {
+        let x = gpu::cust::view::<u16, bf16>(&device, &x_gpu);
+        let y = gpu::cust::view_mut::<u16, bf16>(&device, &mut y_gpu);
+        layer.forward(&stream, x, n, y, &mut workspace)?;
+        stream.synchronize()?;
+    }
     let mut y = vec![0u16; n * m];
     y_gpu.copy_to(&mut y)?;
     let y: Vec<f32> = y.iter().map(|&y| bf16::from_bits(y).to_f32()).collect();
     reference::check(&w, &x, k, &y, 1.0 / 256.0)?;
 
-    // FP32 outputs, and a bias of ones.
-    let bias = DeviceBuffer::from_slice(&vec![bf16::ONE.to_bits(); m])?;
-    let mut y_gpu = DeviceBuffer::from_slice(&vec![0f32; n * m])?;
-    let operands = GemmSlices {
-        bias: Some(&bias),
-        ..GemmSlices::new(&weights, &x_gpu, n, Outputs::F32(&mut y_gpu))
-    };
-    zipgemm_with(&gpu, &stream, &plan, &weights, operands, &mut workspace)?;
-    stream.synchronize()?;
-    let mut y = vec![0f32; n * m];
-    y_gpu.copy_to(&mut y)?;
-    let y: Vec<f32> = y.iter().map(|y| y - 1.0).collect();
-    reference::check(&w, &x, k, &y, 1e-6)?;
-
     // The weights themselves, bit for bit.
     let mut restored = DeviceBuffer::from_slice(&vec![0u16; m * k])?;
-    decompress(&gpu, &stream, &weights, &mut restored)?;
-    stream.synchronize()?;
+    cust::context::CurrentContext::synchronize()?;
+    // SAFETY: as above.
+    unsafe {
+        let restored = gpu::cust::view_mut::<u16, bf16>(&device, &mut restored);
+        layer.weights().decompress(&stream, restored)?;
+        stream.synchronize()?;
+    }
     let mut bits = vec![0u16; m * k];
     restored.copy_to(&mut bits)?;
     if bits != reference::bits(&w) {
         return Err("the weights came back otherwise".into());
     }
-    println!("both products are right, and the weights came back bit for bit");
+    println!("the product is right, and the weights came back bit for bit");
     Ok(())
 }

@@ -7,66 +7,68 @@
 
 use std::error::Error;
 
-use cust::{
-    launch,
-    memory::{CopyDestination, DeviceBuffer, DeviceCopy, DeviceSlice},
-    module::Module,
-    stream::{Stream, StreamFlags},
+use example_kernels::{
+    KERNELS,
+    matvec::{Args, LAUNCH},
 };
-use example_kernels::matvec::{Args, LAUNCH};
+use half::bf16;
 use zipserv::{
-    Matrix,
-    cuda::{DeviceMatrix, Gpu},
-    decode, encode,
+    Matrix, decode, encode,
+    gpu::{Buffer, CustomKernels, Device, DeviceMatrix, Stream},
 };
 
 mod reference;
 
 const PTX: &str = include_str!("kernels/ptx/example_sm_80.ptx");
 
-/// What cust passes to the kernel.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Parameter(Args);
+/// The kernel, for a device.
+pub struct Matvec(CustomKernels);
 
-// SAFETY: numbers and device addresses mean the same on the device.
-unsafe impl DeviceCopy for Parameter {}
-
-/// y[M] = W[M, K] x[K], in FP32, of BF16 activations; waits for it. K is a multiple of 64.
-///
-/// # Errors
-/// When lengths do not fit, and from the driver.
-pub fn matvec(
-    stream: &Stream,
-    weights: &DeviceMatrix,
-    x: &DeviceSlice<u16>,
-    y: &mut DeviceSlice<f32>,
-) -> Result<(), Box<dyn Error>> {
-    let (m, k) = (weights.rows(), weights.cols());
-    if !k.is_multiple_of(64) || x.len() != k || y.len() != m {
-        let lengths = format!("{} activations and {} outputs", x.len(), y.len());
-        return Err(
-            format!("{lengths} do not fit {m} x {k} weights in tiles of 64 columns").into(),
-        );
+impl Matvec {
+    /// It is loaded when it first multiplies.
+    pub fn new(device: &Device) -> Self {
+        Self(CustomKernels::new(device, PTX, KERNELS))
     }
-    let (dense, offsets, patches) = weights.addresses();
-    let args = Parameter(Args {
-        y: y.as_device_ptr().as_mut_ptr(),
-        x: x.as_device_ptr().as_ptr(),
-        dense,
-        offsets,
-        patches,
-        m: m as u32,
-        k: k as u32,
-        base: u32::from(weights.base()),
-    });
-    let module = Module::from_ptx(PTX, &[])?;
-    let kernel = module.get_function(LAUNCH.name)?;
-    let (strips, threads, shared) = (m.div_ceil(32), LAUNCH.threads, LAUNCH.shared_bytes);
-    // SAFETY: the kernel takes these arguments; lengths fit, and `y` is borrowed alone.
-    unsafe { launch!(kernel<<<strips as u32, threads as u32, shared as u32, stream>>>(args))? };
-    // Before the module goes.
-    Ok(stream.synchronize()?)
+
+    /// y[M] = W[M, K] x[K], in FP32, of BF16 activations. K is a multiple of 64.
+    ///
+    /// # Errors
+    /// When lengths do not fit, or something belongs to another device, and from the driver.
+    pub fn multiply(
+        &self,
+        stream: &Stream,
+        weights: &DeviceMatrix,
+        x: &Buffer<bf16>,
+        y: &mut Buffer<f32>,
+    ) -> Result<(), Box<dyn Error>> {
+        let (m, k) = (weights.rows(), weights.cols());
+        if !k.is_multiple_of(64) || x.len() != k || y.len() != m || !x.address().is_multiple_of(4) {
+            let lengths = format!("{} activations and {} outputs", x.len(), y.len());
+            return Err(
+                format!("{lengths} do not fit {m} x {k} weights in tiles of 64 columns").into(),
+            );
+        }
+        let devices = [weights.device(), x.device(), y.device()];
+        if devices.map(Device::ordinal) != [stream.device().ordinal(); 3] {
+            return Err("not everything is on the stream's device".into());
+        }
+        let (dense, offsets, patches) = weights.addresses();
+        let args = Args {
+            y: y.address() as *mut f32,
+            x: x.address() as *const u16,
+            dense,
+            offsets,
+            patches,
+            m: m as u32,
+            k: k as u32,
+            base: u32::from(weights.base()),
+        };
+        let strips = m.div_ceil(32) as u32;
+        // SAFETY: the kernel takes these arguments; all is on one device, and freeing it waits for
+        // kernels that use it; lengths fit, and `y` is borrowed alone.
+        unsafe { self.0.launch(stream, LAUNCH.name, strips, args)? };
+        Ok(())
+    }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -74,21 +76,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (w, x) = (reference::values(m * k, 0.02), reference::values(k, 1.0));
     let compressed = encode(&Matrix::from_bf16(m, k, &w)?)?;
 
-    let gpu = Gpu::new(0)?;
-    let stream = Stream::new(StreamFlags::DEFAULT, None)?;
-    let weights = DeviceMatrix::upload(&compressed)?;
-    let x_gpu = DeviceBuffer::from_slice(&reference::bits(&x))?;
-    let mut y_gpu = DeviceBuffer::from_slice(&vec![f32::NAN; m])?;
-    matvec(&stream, &weights, &x_gpu, &mut y_gpu)?;
-    let mut y = vec![0.0; m];
-    y_gpu.copy_to(&mut y)?;
+    let device = Device::new(0)?;
+    let stream = Stream::new(&device)?;
+    let weights = DeviceMatrix::upload(&device, &compressed)?;
+    let x_gpu = Buffer::from_slice(&device, &x)?;
+    let mut y_gpu = Buffer::from_slice(&device, &vec![f32::NAN; m])?;
+    let kernel = Matvec::new(&device);
+    kernel.multiply(&stream, &weights, &x_gpu, &mut y_gpu)?;
+    let y = y_gpu.to_vec(&stream)?;
 
     // Against the same on the CPU.
     reference::check(&decode(&compressed), &x, k, &y, 0.0)?;
     let patches = compressed.outliers();
     println!(
         "{}: {m} x {k} weights, {patches} of them patched: right",
-        gpu.name()?
+        device.name()
     );
     Ok(())
 }

@@ -56,7 +56,11 @@ fn checked_multiplication() {
         };
         refused!(
             run(&plan, (&x).into(), &mut short, stream),
-            GpuError::Length { operand: Operand::Outputs, expected: Need::Exactly(300), got: 299 }
+            GpuError::Length {
+                operand: Operand::Outputs,
+                expected: Need::Exactly(300),
+                got: 299
+            }
         );
         for x in [x.slice(1..), x.slice(..0)] {
             refused!(
@@ -66,12 +70,18 @@ fn checked_multiplication() {
             );
         }
         for other in [larger, more] {
-            refused!(run(&other, (&x).into(), &mut y, stream), GpuError::PlanMismatch { .. });
+            refused!(
+                run(&other, (&x).into(), &mut y, stream),
+                GpuError::PlanMismatch { .. }
+            );
         }
         run(&plan, (&x).into(), &mut y, stream).unwrap();
         // The workspace now follows that stream.
         let other = Stream::new(lab.device).unwrap();
-        refused!(run(&plan, (&x).into(), &mut y, &other), GpuError::WorkspaceInUse);
+        refused!(
+            run(&plan, (&x).into(), &mut y, &other),
+            GpuError::WorkspaceInUse
+        );
 
         Product::new(&values, &bits, k).check(&lab.bits(&y), &plan);
     }
@@ -119,7 +129,10 @@ fn wrong_operands() {
         // Room for four tokens is not there.
         refused!(
             run(&|operands| operands.tokens(4), all),
-            GpuError::Length { operand: Operand::Activations, .. }
+            GpuError::Length {
+                operand: Operand::Activations,
+                ..
+            }
         );
         for wrong in [0, k - 1, 1 << 31, usize::MAX] {
             refused!(
@@ -138,7 +151,10 @@ fn wrong_operands() {
         // A stride that is possible, for which there is no room.
         refused!(
             run(&|operands| operands.x_stride(x_stride + 1), all),
-            GpuError::Length { operand: Operand::Activations, .. }
+            GpuError::Length {
+                operand: Operand::Activations,
+                ..
+            }
         );
         assert!(lab.bits(&y).iter().all(|&y| y == GUARD), "it ran");
 
@@ -169,10 +185,39 @@ fn wrong_addresses() {
         let right = RawOperands::new(&weights, x.address(), n, y.address());
         let f32 = OutputType::F32;
         for (wrong, which, needed) in [
-            (RawOperands { x: right.x + 1, ..right }, Operand::Activations, 2),
-            (RawOperands { y: right.y + 1, ..right }, Operand::Outputs, 2),
-            (RawOperands { y: right.y + 2, output: f32, ..right }, Operand::Outputs, 4),
-            (RawOperands { bias: Some(right.x + 1), ..right }, Operand::Bias, 2),
+            (
+                RawOperands {
+                    x: right.x + 1,
+                    ..right
+                },
+                Operand::Activations,
+                2,
+            ),
+            (
+                RawOperands {
+                    y: right.y + 1,
+                    ..right
+                },
+                Operand::Outputs,
+                2,
+            ),
+            (
+                RawOperands {
+                    y: right.y + 2,
+                    output: f32,
+                    ..right
+                },
+                Operand::Outputs,
+                4,
+            ),
+            (
+                RawOperands {
+                    bias: Some(right.x + 1),
+                    ..right
+                },
+                Operand::Bias,
+                2,
+            ),
         ] {
             // SAFETY: refused before anything is launched.
             let result = unsafe { lab.try_launch(&plan, &weights, &wrong) };
@@ -181,13 +226,28 @@ fn wrong_addresses() {
                 GpuError::Alignment { operand, align, .. } if (*operand, *align) == (which, needed)
             );
         }
-        let none = RawOperands { bias: Some(0), ..right };
+        let none = RawOperands {
+            bias: Some(0),
+            ..right
+        };
         // SAFETY: as above.
         let result = unsafe { lab.try_launch(&plan, &weights, &none) };
-        refused!(result, GpuError::Missing { operand: Operand::Bias });
+        refused!(
+            result,
+            GpuError::Missing {
+                operand: Operand::Bias
+            }
+        );
         // SAFETY: as above.
         let result = unsafe { weights.decompress_raw(lab.raw(), y.address() + 1) };
-        refused!(result, GpuError::Alignment { operand: Operand::Outputs, align: 2, .. });
+        refused!(
+            result,
+            GpuError::Alignment {
+                operand: Operand::Outputs,
+                align: 2,
+                ..
+            }
+        );
         assert!(lab.bits(&y).iter().all(|&y| y == GUARD), "it ran");
     }
 }
@@ -197,11 +257,18 @@ fn checked_decompression() {
     for lab in Lab::each() {
         let (rows, cols) = (100, 200);
         let bits = Kind::Gaussian.weights(rows, cols);
-        let matrix = lab.upload(rows, cols, &bits).duplicate(&lab.stream).unwrap();
+        let matrix = lab
+            .upload(rows, cols, &bits)
+            .duplicate(&lab.stream)
+            .unwrap();
         let mut output = lab.buffer(&vec![0; rows * cols]);
         refused!(
             matrix.decompress(&lab.stream, output.slice_mut(1..)),
-            GpuError::Length { operand: Operand::Outputs, expected: Need::Exactly(20_000), got: 19_999 }
+            GpuError::Length {
+                operand: Operand::Outputs,
+                expected: Need::Exactly(20_000),
+                got: 19_999
+            }
         );
         matrix.decompress(&lab.stream, &mut output).unwrap();
         assert!(lab.bits(&output) == bits);
@@ -220,19 +287,27 @@ fn checked_copies() {
         ] {
             refused!(
                 result,
-                GpuError::Length { operand: Operand::Data, expected: Need::Exactly(3), .. }
+                GpuError::Length {
+                    operand: Operand::Data,
+                    expected: Need::Exactly(3),
+                    ..
+                }
             );
         }
         to.copy_from(&lab.stream, from.slice(1..)).unwrap();
         assert_eq!(lab.bits(&to), [2, 3, 4]);
-        to.copy_from_slice(&lab.stream, bytemuck::cast_slice(&[7u16, 8, 9])).unwrap();
+        to.copy_from_slice(&lab.stream, bytemuck::cast_slice(&[7u16, 8, 9]))
+            .unwrap();
         assert_eq!(lab.bits(&to), [7, 8, 9]);
         let mut none = Buffer::<bf16>::zeroed(lab.device, 0).unwrap();
         none.copy_from(&lab.stream, from.slice(2..2)).unwrap();
         assert!(none.to_vec(&lab.stream).unwrap().is_empty());
         refused!(
             Buffer::<bf16>::uninitialized(lab.device, usize::MAX),
-            GpuError::Length { expected: Need::Overflow, .. }
+            GpuError::Length {
+                expected: Need::Overflow,
+                ..
+            }
         );
     }
 }
@@ -266,7 +341,11 @@ fn a_matrix_from_the_device() {
         for from in [1, 2, 8] {
             refused!(
                 of(from, needed).map(|_| ()),
-                GpuError::Alignment { operand: Operand::Weights, align: DeviceMatrix::ALIGN, .. }
+                GpuError::Alignment {
+                    operand: Operand::Weights,
+                    align: DeviceMatrix::ALIGN,
+                    ..
+                }
             );
         }
         let x = Kind::Gaussian.activations(n, k);
@@ -332,6 +411,7 @@ fn empty_weights() {
         let mut y = lab.buffer(&[]);
         let mut work = Workspace::new(lab.device).unwrap();
         let operands = Operands::new(&x, &mut y);
-        plan.run(&lab.stream, &nothing, operands, &mut work).unwrap();
+        plan.run(&lab.stream, &nothing, operands, &mut work)
+            .unwrap();
     }
 }

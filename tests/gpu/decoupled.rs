@@ -8,7 +8,7 @@ use zipserv::gpu::{
 
 use crate::{
     data::{Kind, Product},
-    lab::{GUARD, Guarded, Lab, NAN, decoupled, plan_with, quick, refused, skipped},
+    lab::{GUARD, Guarded, Lab, NAN, decoupled_plan, plan_with, quick, refused, skipped},
 };
 
 /// Numbers of tokens, of which the first few are enough to see whether it works at all.
@@ -25,7 +25,7 @@ fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skews:
     let x = kind.activations(most, k);
     let product = Product::new(&x, &bits, k);
     for &n in tokens {
-        let plan = decoupled(&weights, n);
+        let plan = decoupled_plan(&weights, n);
         let y = lab.multiply(&plan, &weights, &x[..n * k], skews);
         let what = format_args!("{kind:?} {m} x {k}, {n} tokens, skews {skews:?}, {plan}");
         product.check(&y, &what);
@@ -128,7 +128,7 @@ fn decoupled_slices() {
         let weights = lab.upload(m, k, &bits);
         let values = Kind::Gaussian.activations(n, k);
         let product = Product::new(&values, &bits, k);
-        let plan = decoupled(&weights, n);
+        let plan = decoupled_plan(&weights, n);
         let full = |value: f32, len| vec![bf16::from_f32(value).to_bits(); len];
         let x = lab.buffer(&values);
         let bias = lab.buffer(&full(1.0, m));
@@ -180,7 +180,7 @@ fn memory_for_dense_weights_is_checked() {
     for mut lab in Lab::each_with_dense() {
         let (m, k, n) = (100, 200, 70);
         let weights = lab.upload(m, k, &Kind::Gaussian.weights(m, k));
-        let plan = decoupled(&weights, n);
+        let plan = decoupled_plan(&weights, n);
         let bytes = weights.dense_workspace_bytes();
         let memory = Buffer::<u8>::zeroed(lab.device, bytes + 256).unwrap();
         let at = memory.address();
@@ -192,7 +192,9 @@ fn memory_for_dense_weights_is_checked() {
         let call = |weights, n, workspace: &Workspace| call(&lab, &plan, weights, n, workspace);
         refused!(
             call(&weights, n, &Workspace::new(lab.device).unwrap()),
-            GpuError::Missing { operand: Operand::DenseMemory }
+            GpuError::Missing {
+                operand: Operand::DenseMemory
+            }
         );
         refused!(
             call(&weights, n, &workspace(at, bytes - 1)),
@@ -223,7 +225,12 @@ fn memory_for_dense_weights_is_checked() {
             let (stream, work) = (&lab.stream, &mut lab.workspace);
             plan.run(stream, &weights, Operands::new(&x, &mut y), work)
         };
-        refused!(multiply(&mut lab), GpuError::Missing { operand: Operand::DenseMemory });
+        refused!(
+            multiply(&mut lab),
+            GpuError::Missing {
+                operand: Operand::DenseMemory
+            }
+        );
         lab.workspace = Workspace::new(lab.device).unwrap().with_dense(little);
         refused!(multiply(&mut lab), GpuError::WorkspaceTooSmall { .. });
     }
@@ -237,13 +244,15 @@ fn memory_of_another_device_is_refused() {
         }
         let (m, k, n) = (100, 200, 70);
         let weights = lab.upload(m, k, &Kind::Gaussian.weights(m, k));
-        let plan = decoupled(&weights, n);
+        let plan = decoupled_plan(&weights, n);
         let other = Device::new(1).unwrap();
         let memory = Buffer::zeroed(&other, weights.dense_workspace_bytes()).unwrap();
         let workspace = Workspace::new(lab.device).unwrap().with_dense(memory);
         refused!(
             call(&lab, &plan, &weights, n, &workspace),
-            GpuError::Context { operand: Operand::DenseMemory }
+            GpuError::Context {
+                operand: Operand::DenseMemory
+            }
         );
     }
 }

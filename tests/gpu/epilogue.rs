@@ -14,7 +14,10 @@ use zipserv::gpu::{
 
 use crate::{
     data::{Kind, Product},
-    lab::{GUARD, Guarded, Lab, NAN, batch_invariant, decoupled, plan, plan_of, plans_of, quick, refused},
+    lab::{
+        GUARD, Guarded, Lab, NAN, decoupled_plan, invariant_plan, plan, plan_of, plans_of, quick,
+        refused,
+    },
 };
 
 const TOKENS: [usize; 8] = [1, 65, 8, 13, 33, 64, 200, 300];
@@ -286,7 +289,7 @@ fn batch_invariant() {
         return;
     };
     let plans = |weights: &DeviceMatrix, _| {
-        let plan = batch_invariant(weights);
+        let plan = invariant_plan(weights);
         vec![plan, plan.with_pdl(false)]
     };
     let tokens = [65, 300, 1, 200, 513];
@@ -298,9 +301,7 @@ fn batch_invariant() {
 #[test]
 fn decoupled() {
     for lab in Lab::each_with_dense() {
-        let plans = |weights: &DeviceMatrix, n| {
-            vec![decoupled(weights, n)]
-        };
+        let plans = |weights: &DeviceMatrix, n| vec![decoupled_plan(weights, n)];
         let tokens = [65, 300, 129, 1000, 4095];
         let tokens = if quick() { &tokens[..2] } else { &tokens };
         // Aligned rows, and others, of an even and of an odd width.
@@ -318,8 +319,8 @@ fn addends_of_the_kernel_before() {
         let weights = lab.upload(size, size, &Kind::Gaussian.weights(size, size));
         for (kernel, tokens) in Plan::kernels(lab.device) {
             let n = tokens + 1;
-            let plan = plan_of(&weights, n, kernel);
             let one = plan(&weights, 1);
+            let plan = plan_of(&weights, n, kernel);
             let x = Guarded::new(&lab, &Kind::Gaussian.activations(n, size), NAN, 0);
             let run = |pdl: bool| {
                 let y = Guarded::new(&lab, &vec![0u16; n * size], GUARD, 0);
@@ -382,7 +383,10 @@ fn no_input_features() {
             assert_eq!(values(), vec![u32::NAN; n * m]);
             lab.launch(&plan, &weights, &zeros);
             assert_eq!(values(), vec![0; n * m]);
-            refused!(lab.try_launch(&plan, &weights, &biased), GpuError::EmptyBias);
+            refused!(
+                lab.try_launch(&plan, &weights, &biased),
+                GpuError::EmptyBias
+            );
         }
     }
 }
@@ -411,11 +415,19 @@ fn slices() {
         };
         refused!(
             multiply(&mut y, n + 1, bias.slice(..)),
-            GpuError::Length { operand: Operand::Activations, expected: Need::AtLeast(_), .. }
+            GpuError::Length {
+                operand: Operand::Activations,
+                expected: Need::AtLeast(_),
+                ..
+            }
         );
         refused!(
             multiply(&mut y, n, bias.slice(1..)),
-            GpuError::Length { operand: Operand::Bias, expected: Need::Exactly(M), got: 132 }
+            GpuError::Length {
+                operand: Operand::Bias,
+                expected: Need::Exactly(M),
+                got: 132
+            }
         );
         multiply(&mut y, n, bias.slice(..)).unwrap();
         let outputs = y.to_vec(&lab.stream).unwrap();

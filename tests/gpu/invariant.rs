@@ -7,7 +7,7 @@ use zipserv::gpu::{
 
 use crate::{
     data::{Kind, Product},
-    lab::{GUARD, Guarded, Lab, NAN, batch_invariant, quick, refused},
+    lab::{GUARD, Guarded, Lab, NAN, invariant_plan, quick, refused},
 };
 
 /// Numbers of tokens, of which the first few are enough to see whether it works at all.
@@ -25,7 +25,7 @@ fn tokens() -> &'static [usize] {
 fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize)) {
     let bits = kind.weights(m, k);
     let weights = lab.upload(m, k, &bits);
-    let plan = batch_invariant(&weights);
+    let plan = invariant_plan(&weights);
     let what = format!("{kind:?} {m} x {k}, {plan}");
     let most = tokens().iter().copied().max().unwrap();
     let x = kind.activations(most, k);
@@ -98,7 +98,7 @@ fn invariant_bits_with_an_epilogue() {
     let (m, k, most) = (133, 1021_usize, 600);
     let [x_stride, y_stride] = [k.next_multiple_of(8), m + 2];
     let weights = lab.upload(m, k, &Kind::Gaussian.weights(m, k));
-    let plan = batch_invariant(&weights);
+    let plan = invariant_plan(&weights);
     let x = lab.buffer(&Kind::Gaussian.activations(most, x_stride));
     let bias = lab.buffer(&Kind::Gaussian.activations(1, m));
     let old: Vec<f32> = (0..m).map(|feature| feature as f32 / 77.0).collect();
@@ -128,7 +128,7 @@ fn invariant_refusals() {
     };
     let (m, k, n) = (100, 203, 300);
     let weights = lab.upload(m, k, &Kind::Gaussian.weights(m, k));
-    let plan = batch_invariant(&weights);
+    let plan = invariant_plan(&weights);
     let y = Guarded::new(&lab, &vec![0u16; n * m], GUARD, 0);
     for (stride, skew, fits) in [
         (208, 0, true),
@@ -155,7 +155,7 @@ fn invariant_refusals() {
         }
     }
 
-    let mut call = |weights: &DeviceMatrix| {
+    let call = |lab: &mut Lab, weights: &DeviceMatrix| {
         let x = lab.buffer(&Kind::Gaussian.activations(n, weights.cols()));
         let mut y = lab.buffer(&vec![GUARD; n * m]);
         let (stream, work) = (&lab.stream, &mut lab.workspace);
@@ -164,13 +164,18 @@ fn invariant_refusals() {
         result
     };
     refused!(
-        call(&weights),
-        GpuError::Alignment { operand: Operand::Activations, align: 16, pitch: 406, .. }
+        call(&mut lab, &weights),
+        GpuError::Alignment {
+            operand: Operand::Activations,
+            align: 16,
+            pitch: 406,
+            ..
+        }
     );
     // As many output tiles and units.
     let other = lab.upload(m, k + 5, &Kind::Zero.weights(m, k + 5));
     refused!(
-        call(&other),
+        call(&mut lab, &other),
         GpuError::PlanMismatch { what: "weights of", expected, got }
             if expected == "100 x 203" && got == "100 x 208"
     );

@@ -227,11 +227,11 @@ pub fn plans_of(weights: &DeviceMatrix, n: usize, kernel: &str, blocks: &[u32]) 
     plans
 }
 
-pub fn decoupled(weights: &DeviceMatrix, n: usize) -> Plan {
+pub fn decoupled_plan(weights: &DeviceMatrix, n: usize) -> Plan {
     plan_with(weights, n, PlanOptions::default().decoupled())
 }
 
-pub fn batch_invariant(weights: &DeviceMatrix) -> Plan {
+pub fn invariant_plan(weights: &DeviceMatrix) -> Plan {
     plan_with(weights, 1, PlanOptions::default().batch_invariant())
 }
 

@@ -3,8 +3,8 @@
 use zipserv::{
     Matrix, PublishedMatrix,
     gpu::{
-        GpuError, Need, Operand, PUBLISHED_MAX_TOKENS, PublishedDeviceMatrix, PublishedPlan, published_decompress_raw,
-        published_gemm_raw,
+        GpuError, Need, Operand, PUBLISHED_MAX_TOKENS, PublishedDeviceMatrix, PublishedPlan,
+        published_decompress_raw, published_gemm_raw,
     },
 };
 
@@ -170,29 +170,51 @@ fn what_does_not_fit_is_refused() {
         };
         refused!(
             call(&plan, &weights, 256, 1, 256),
-            GpuError::Length { expected: Need::MultipleOf(8), got: 65, .. }
+            GpuError::Length {
+                expected: Need::MultipleOf(8),
+                got: 65,
+                ..
+            }
         );
         refused!(
             call(&plan, &other, 256, 9, 256),
             GpuError::Tokens { tokens: 9, most: 8 }
         );
-        refused!(call(&plan, &taller, 256, 1, 256), GpuError::PlanMismatch { .. });
+        refused!(
+            call(&plan, &taller, 256, 1, 256),
+            GpuError::PlanMismatch { .. }
+        );
         let plan = PublishedPlan::new(&other, 1).unwrap();
         assert_eq!(plan.with_split(9).split(), 2);
         assert_eq!(plan.with_split(0).split(), 1);
         refused!(
             call(&plan, &other, 258, 1, 256),
-            GpuError::Alignment { operand: Operand::Activations, align: 16, address: 258, .. }
+            GpuError::Alignment {
+                operand: Operand::Activations,
+                align: 16,
+                address: 258,
+                ..
+            }
         );
         refused!(
             call(&plan, &other, 256, 1, 257),
-            GpuError::Alignment { operand: Operand::Outputs, align: 2, address: 257, .. }
+            GpuError::Alignment {
+                operand: Operand::Outputs,
+                align: 2,
+                address: 257,
+                ..
+            }
         );
         // SAFETY: as above.
         let result = unsafe { published_decompress_raw(lab.raw(), &other, 257) };
         refused!(
             result,
-            GpuError::Alignment { operand: Operand::Outputs, align: 2, address: 257, .. }
+            GpuError::Alignment {
+                operand: Operand::Outputs,
+                align: 2,
+                address: 257,
+                ..
+            }
         );
     }
 }

@@ -134,9 +134,7 @@ fn graph_replays(lab: &mut Lab, (m, k): (usize, usize), n: usize, options: &Plan
         // SAFETY: weights, operands and workspace stay until the last replay.
         let graph = unsafe {
             timer.record(3, || {
-                (0..3).try_for_each(|_| {
-                    plan.run(stream, &weights, Operands::new(&x, &mut y), work)
-                })
+                (0..3).try_for_each(|_| plan.run(stream, &weights, Operands::new(&x, &mut y), work))
             })
         };
         let graph = graph.unwrap();

@@ -86,10 +86,7 @@ fn tables_of_others_are_refused() {
         ));
         for (n, kernel) in [(8, "no kernel"), (20_000, kernel)] {
             let wrong = json(&table(&lab, &[(n, launch(kernel, 1, None))]));
-            let damaged = matches!(
-                read(&wrong),
-                Err(GpuError::Tuning(TuningError::Damaged(_)))
-            );
+            let damaged = matches!(read(&wrong), Err(GpuError::Tuning(TuningError::Damaged(_))));
             assert!(damaged, "{wrong}");
         }
     }

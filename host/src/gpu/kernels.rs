@@ -69,13 +69,18 @@ impl Kernels {
 
     /// Those of a PTX file. Entries that are not in [`KERNELS`] are left out.
     pub fn new(ptx: Cow<'static, str>) -> Self {
+        Self::with_launches(ptx, KERNELS)
+    }
+
+    /// The same with another table.
+    pub fn with_launches(ptx: Cow<'static, str>, launches: &'static [Launch]) -> Self {
         let family = match ptx.contains(".target sm_90a") {
             true => Family::Hopper,
             false => Family::Portable,
         };
         let (shared, texts) = split(&ptx);
         let entry = |(name, text): (&str, Range<usize>)| {
-            let launch = KERNELS.iter().find(|launch| launch.name == name)?;
+            let launch = launches.iter().find(|launch| launch.name == name)?;
             Some(Entry {
                 launch,
                 text,

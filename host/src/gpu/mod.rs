@@ -49,6 +49,7 @@ mod buffer;
 pub(crate) mod cublaslt;
 #[cfg(feature = "cust")]
 pub mod cust;
+mod custom;
 mod decompress;
 mod device;
 mod driver;
@@ -65,6 +66,7 @@ mod stream;
 mod workspace;
 
 pub use buffer::{Buffer, View, ViewMut};
+pub use custom::CustomKernels;
 pub use device::{Device, Family};
 pub(crate) use driver::check;
 pub use driver::{RawStream, driver};

@@ -1,0 +1,62 @@
+use std::borrow::Cow;
+
+use zipserv_gpu::launch::Launch;
+
+use super::{Device, GpuError, Operand, Stream, buffer::same_context, kernels::Kernels};
+
+/// Kernels of one's own for a device, of PTX as `cargo run -p builder` writes it; `docs/KERNELS.md`
+/// makes one.
+///
+/// A kernel is loaded when it is first launched; then the driver compiles it. When this goes, it
+/// waits for all that was launched on the device, and unloads them.
+pub struct CustomKernels {
+    device: Device,
+    kernels: Kernels,
+}
+
+impl CustomKernels {
+    /// Those of `ptx` that have one of the `launches`, by name.
+    pub fn new(
+        device: &Device,
+        ptx: impl Into<Cow<'static, str>>,
+        launches: &'static [Launch],
+    ) -> Self {
+        Self {
+            device: device.clone(),
+            kernels: Kernels::with_launches(ptx.into(), launches),
+        }
+    }
+
+    /// Launches a kernel over `blocks` blocks of its threads and shared memory, with its one
+    /// parameter, plainly: it starts when all before it in the stream has run.
+    ///
+    /// # Errors
+    /// [`GpuError::NoKernel`] when there is none of this name, [`GpuError::Context`] for another
+    /// device's stream; [`GpuError::Load`] and [`GpuError::Driver`].
+    ///
+    /// # Safety
+    /// The kernel takes a parameter of this type. What it reads and writes is there when it runs, in
+    /// memory of the device's context, and no other kernel writes it meanwhile.
+    pub unsafe fn launch<T: Copy>(
+        &self,
+        stream: &Stream,
+        kernel: &str,
+        blocks: u32,
+        args: T,
+    ) -> Result<(), GpuError> {
+        same_context(&self.device, stream.device(), Operand::Stream)?;
+        let _current = self.device.enter()?;
+        let kernel = self.kernels.load(kernel)?;
+        // SAFETY: the caller's promise.
+        unsafe { kernel.launch(blocks, stream.raw(), false, args) }
+    }
+}
+
+impl Drop for CustomKernels {
+    fn drop(&mut self) {
+        if let (Ok(_current), Ok(())) = (self.device.enter(), self.device.synchronize()) {
+            // SAFETY: all that was launched has run, and nothing can be launched any more.
+            unsafe { self.kernels.unload() };
+        }
+    }
+}
