@@ -27,7 +27,12 @@
 //! let options = Options::default();
 //! checkpoint::compress("model.safetensors", "small.safetensors", &options)?;
 //! checkpoint::decompress("small.safetensors", "restored.safetensors", &options)?;
-//! # Ok::<(), checkpoint::Error>(())
+//!
+//! // A loader takes tensor by tensor, and each GPU its part of a matrix.
+//! let small = checkpoint::open("small.safetensors")?;
+//! let up = small.matrix("model.layers.0.mlp.up_proj.weight")?;
+//! let part = up.slice(0..up.rows(), 0..512)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! And a GPU multiplies straight from the compressed form, with the feature `cuda`:
@@ -72,7 +77,7 @@
 //! - The crate root has the codec, for matrices in memory, and [`PublishedMatrix`], the layout that
 //!   it descends from, to compare with.
 //! - [`checkpoint`] has `.safetensors` files and the folders that model hubs hand out.
-//! - [`synthetic`] makes checkpoints for tests and measurements.
+//! - `synthetic`, with the feature of that name, makes checkpoints for tests and measurements.
 //! - `cuda`, with the feature `cuda`, loads and launches the GPU kernels; one call multiplies by the
 //!   compressed weights, whatever the number of tokens. `bench`, with both features, times it.
 //! - [`results`] has what `bench` found, also without that feature.

@@ -17,6 +17,8 @@
 //! checkpoint::decompress("small.safetensors", "restored.safetensors", &options)?;
 //! # Ok::<(), checkpoint::Error>(())
 //! ```
+//!
+//! [`open`] gives single tensors of a compressed checkpoint, for who loads a model from it.
 
 mod checksum;
 mod compress;
@@ -27,6 +29,7 @@ mod folder;
 mod header;
 mod input;
 mod inspect;
+mod open;
 mod options;
 mod output;
 mod plan;
@@ -37,6 +40,7 @@ mod transform;
 mod verify;
 
 pub(crate) use error::At;
+#[cfg(feature = "synthetic")]
 pub(crate) use header::{Header, Tensor};
 pub(crate) use output::OutputFile;
 
@@ -44,6 +48,7 @@ pub use compress::compress;
 pub use decompress::decompress;
 pub use error::{Error, ErrorKind};
 pub use inspect::inspect;
+pub use open::{Checkpoint, TensorView, open};
 pub use options::{Options, Progress};
 pub use report::{FileReport, Report, Storage, TensorReport};
 pub use verify::{Difference, DifferenceKind, Verdict, verify};
