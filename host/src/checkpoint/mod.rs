@@ -18,7 +18,7 @@
 //! # Ok::<(), checkpoint::Error>(())
 //! ```
 //!
-//! [`open`] gives single tensors of a compressed checkpoint, for who loads a model from it.
+//! [`open`] gives single tensors of a compressed checkpoint, for whoever loads a model from it.
 
 mod checksum;
 mod compress;
