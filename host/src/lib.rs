@@ -27,7 +27,12 @@
 //! let options = Options::default();
 //! checkpoint::compress("model.safetensors", "small.safetensors", &options)?;
 //! checkpoint::decompress("small.safetensors", "restored.safetensors", &options)?;
-//! # Ok::<(), checkpoint::Error>(())
+//!
+//! // A loader takes tensor by tensor, and each GPU its part of a matrix.
+//! let small = checkpoint::open("small.safetensors")?;
+//! let up = small.matrix("model.layers.0.mlp.up_proj.weight")?;
+//! let part = up.slice(0..up.rows(), 0..512)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! And a GPU multiplies straight from the compressed form, with the feature `cuda`:
