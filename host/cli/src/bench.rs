@@ -166,7 +166,11 @@ impl Bench {
                 printed = bar.suspend(|| console::print(line));
             }
         };
-        print(&format_args!("{}, {} kernels", device.name(), device.family()));
+        print(&format_args!(
+            "{}, {} kernels",
+            device.name(),
+            device.family()
+        ));
         let mut progress = |progress: Progress| match progress {
             Progress::Start {
                 seed,
