@@ -27,7 +27,11 @@ type Pending = BTreeMap<usize, BTreeSet<usize>>;
 /// the one that is asked for.
 pub fn run(strict: bool) -> Result<()> {
     let here = Versions::here()?;
-    here.comparable(&Versions::pinned(), strict)?;
+    here.are(
+        &Versions::pinned(),
+        "CI looks at the machine code of",
+        strict,
+    )?;
     println!("{here}");
     let mut faults = Vec::new();
     for (target, kernels) in sass::own()? {

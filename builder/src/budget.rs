@@ -156,7 +156,7 @@ pub fn update() -> Result<()> {
 /// must be if `strict`.
 pub fn run(strict: bool) -> Result<()> {
     let (here, budget) = (Versions::here()?, read()?);
-    if !here.comparable(&budget.tools, strict)? {
+    if !here.are(&budget.tools, "not comparable: the budget is of", strict)? {
         return Ok(());
     }
     println!("{here}");

@@ -28,7 +28,7 @@ pub fn run(strict: bool) -> Result<()> {
     if strict {
         ensure!(
             toolchain.writes_the_committed_ptx(),
-            "this is another compiler. {}",
+            "this is another compiler.\n{}",
             install()
         );
     }
@@ -46,7 +46,11 @@ pub fn run(strict: bool) -> Result<()> {
         } else if built[at].1 == text.replace("\r\n", "\n") {
             println!("{name}: the same bytes");
         } else if *compiler != toolchain.version {
-            faults.push(format!("{name} was built by {compiler}. {}", install()));
+            faults.push(format!(
+                "{name} was built by {compiler}.\n{}\nThen `cargo run -p builder -- build {}` renews it.",
+                install(),
+                target.package.name
+            ));
         } else {
             faults.push(format!(
                 "{name} differs from what this compiler makes of the same sources"
@@ -55,7 +59,7 @@ pub fn run(strict: bool) -> Result<()> {
     }
     if others > 0 {
         println!(
-            "{others} of {} files not compared. {}",
+            "{others} of {} files not compared.\n{}",
             TARGETS.len(),
             install()
         );

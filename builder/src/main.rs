@@ -168,7 +168,8 @@ fn packages() -> PossibleValuesParser {
     [ZIPSERV.name, EXAMPLES.name].into()
 }
 
-/// Compiles the targets of these crates, writes their PTX, and reports on it if there is a `ptxas`.
+/// Compiles the targets of these crates, writes their PTX, and reports on it if there is a `ptxas`,
+/// which libNVVM's PTX must pass.
 fn build(packages: &[String], backend: Backend, out: Option<PathBuf>) -> Result<()> {
     let toolchain = Toolchain::find()?;
     println!("{toolchain}");
@@ -191,6 +192,8 @@ fn build(packages: &[String], backend: Backend, out: Option<PathBuf>) -> Result<
     }
     match tools::find("ptxas") {
         Ok(_) => ptxas::report(&written),
+        // What libNVVM made is nothing until `ptxas` took it.
+        Err(reason) if nvvm.is_some() => Err(reason),
         Err(reason) => {
             println!("no report: {reason}");
             Ok(())

@@ -132,13 +132,13 @@ impl Versions {
         }
     }
 
-    /// Whether these make the machine code that `wanted` make; says so, or fails, where not.
-    pub fn comparable(&self, wanted: &Self, strict: bool) -> Result<bool> {
+    /// Whether these are `wanted`; says what that means, or fails, where they are not.
+    pub fn are(&self, wanted: &Self, otherwise: &str, strict: bool) -> Result<bool> {
         if self == wanted {
             return Ok(true);
         }
         let reason = format!(
-            "not comparable: {self} here, where {wanted} are wanted. In a Python environment,\n  {}",
+            "{otherwise} {wanted}; here are {self}. In a Python environment,\n  {}",
             pip()
         );
         if strict {
@@ -166,10 +166,10 @@ mod tests {
             ptxas: "13.5.37".into(),
             ..pinned.clone()
         };
-        assert!(pinned.comparable(&pinned, true).unwrap());
-        assert!(!other.comparable(&pinned, false).unwrap());
-        let error = other.comparable(&pinned, true).unwrap_err().to_string();
-        for part in ["not comparable: ptxas 13.5.37", "ptxas 13.0.88", &pip()] {
+        assert!(pinned.are(&pinned, "of", true).unwrap());
+        assert!(!other.are(&pinned, "of", false).unwrap());
+        let error = other.are(&pinned, "of", true).unwrap_err().to_string();
+        for part in ["of ptxas 13.0.88", "here are ptxas 13.5.37", &pip()] {
             assert!(error.contains(part), "{error}");
         }
     }
