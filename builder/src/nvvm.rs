@@ -11,7 +11,7 @@ use std::{
     ptr,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libloading::Library;
 
 use crate::tools;
@@ -125,7 +125,7 @@ impl<'a> Program<'a> {
     fn check(&self, code: c_int, step: &str) -> Result<()> {
         if code != 0 {
             let log = self.text(self.nvvm.log)?;
-            anyhow::bail!("libNVVM, {step}: error {code}\n{}", log.trim());
+            bail!("libNVVM, {step}: error {code}\n{}", log.trim());
         }
         Ok(())
     }
@@ -203,6 +203,8 @@ fn retarget(ptx: &str, sm: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
@@ -221,6 +223,33 @@ mod tests {
             )
         );
         assert!(for_nvvm("target triple = \"x\"\n").is_err());
+    }
+
+    /// Needs the library.
+    #[test]
+    fn a_kernel_is_compiled_and_nonsense_refused() {
+        let nvvm = match Nvvm::load() {
+            Ok(nvvm) => nvvm,
+            Err(reason) => {
+                // Not `eprintln!`, which the test harness would swallow.
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "SKIPPED a_kernel_is_compiled_and_nonsense_refused: {reason}"
+                );
+                return;
+            }
+        };
+        let head = "target datalayout = \"e\"\ntarget triple = \"nvptx64-nvidia-cuda\"\n";
+        let kernel = format!("{head}define ptx_kernel void @nothing() {{\n  ret void\n}}\n");
+        let (ptx, version) = nvvm.ptx(&kernel, "90a").unwrap();
+        assert!(ptx.contains("\n.target sm_90a\n"), "{ptx}");
+        assert!(ptx.contains("\n.visible .entry nothing()\n"), "{ptx}");
+        assert!(version.starts_with("libNVVM 1"), "{version}");
+        let error = nvvm.ptx(&format!("{head}nonsense\n"), "90a").unwrap_err();
+        assert!(
+            error.to_string().contains("expected top-level entity"),
+            "{error}"
+        );
     }
 
     #[test]

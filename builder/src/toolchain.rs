@@ -141,7 +141,9 @@ fn output(program: &Path, arguments: &[&str]) -> Result<String> {
 
 /// How to get the compiler of the committed PTX.
 pub fn install() -> String {
-    format!("The committed PTX is made with {COMPILER}. On Debian 12, as root, it is\n  {APT}")
+    format!(
+        "The committed PTX is made with {COMPILER}. On Debian 12, as root,\n  {APT}\ninstalls it."
+    )
 }
 
 /// The cargo of rustup's pinned toolchain, if it is installed.

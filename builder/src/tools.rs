@@ -14,19 +14,20 @@ use crate::ptxas;
 
 /// The release of Rust for device code.
 pub const RUST: &str = "1.96.0";
-/// The compiler of the committed PTX, by [`crate::toolchain::Toolchain::version`]. The same release with another LLVM writes other bytes.
+/// The compiler of the committed PTX, as [`crate::toolchain::Toolchain::version`] has it: the same
+/// release with another LLVM writes other bytes.
 pub const COMPILER: &str =
     "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball), LLVM 22.1.8";
 /// Installs [`COMPILER`] on Debian 12.
 pub const APT: &str = "apt-get install -y --no-install-recommends rustc-web cargo-web rust-web-src";
 
-/// The tools that `budget.json` is counted with, and libNVVM, as PyPI has them.
+/// A package of PyPI, and its version.
+type Package = (&'static str, &'static str);
+
+// `budget.json` is counted with the first two.
 const PTXAS: Package = ("nvidia-cuda-nvcc", "13.0.88");
 const NVDISASM: Package = ("nvidia-cuda-nvdisasm", "13.5.37");
 const NVVM: Package = ("nvidia-nvvm", "13.5.37");
-
-/// Name and version.
-type Package = (&'static str, &'static str);
 
 /// Names a folder that holds CUDA's binary tools and libraries, looked at before all others.
 const FOLDER_VARIABLE: &str = "ZIPSERV_CUDA_BIN";
