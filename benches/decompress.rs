@@ -1,4 +1,4 @@
-//! `decompress` beside a copy of the same weights: `cargo bench --features cuda --bench decompress`.
+//! `decompress` beside a copy of the same weights: `cargo bench --features zipserv/bench --bench decompress`.
 //!
 //! Times are those of the GPU, from replays of a CUDA graph; throughput counts bytes read and
 //! written. For figures to quote, use `zipserv bench`.
@@ -6,14 +6,14 @@
 mod gpu;
 
 use criterion::{Criterion, SamplingMode, Throughput};
-use zipserv::{bench::iterate_decompress, cuda::Gpu};
+use zipserv::{bench::iterate_decompress, gpu::Device};
 
-fn decompress(criterion: &mut Criterion, gpu: &Gpu) {
+fn decompress(criterion: &mut Criterion, device: &Device) {
     for layer in gpu::LAYERS {
         let mut group =
             criterion.benchmark_group(format!("decompress/{}x{}", layer.rows, layer.cols));
         group.sampling_mode(SamplingMode::Flat).sample_size(10);
-        iterate_decompress(gpu, layer, |name, bytes, time| {
+        iterate_decompress(device, layer, |name, bytes, time| {
             group.throughput(Throughput::Bytes(bytes as u64));
             group.bench_function(name, |b| b.iter_custom(time));
         })

@@ -1,5 +1,5 @@
 //! ZipGEMM, decompression followed by cuBLAS, and cuBLAS on two layers:
-//! `cargo bench --features cuda --bench gemm`, with `-- '/8192$'` for that many tokens alone.
+//! `cargo bench --features zipserv/bench --bench gemm`, with `-- '/8192$'` for that many tokens alone.
 //!
 //! Times are those of the GPU, from replays of a CUDA graph; throughput counts the bytes of BF16
 //! weights for few tokens, and floating-point operations for many. For figures to quote, use
@@ -11,16 +11,16 @@ mod gpu;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use zipserv::{
     bench::{TOKENS, iterate_gemm},
-    cuda::Gpu,
+    gpu::Device,
     results::MEMORY_BOUND,
 };
 
-fn gemm(criterion: &mut Criterion, gpu: &Gpu) {
+fn gemm(criterion: &mut Criterion, device: &Device) {
     for layer in gpu::LAYERS {
         let mut group = criterion.benchmark_group(format!("gemm/{}x{}", layer.rows, layer.cols));
         group.sampling_mode(SamplingMode::Flat).sample_size(10);
         let bytes = 2 * (layer.rows * layer.cols) as u64;
-        iterate_gemm(gpu, layer, &TOKENS, |name, n, time| {
+        iterate_gemm(device, layer, &TOKENS, |name, n, time| {
             group.throughput(match n > MEMORY_BOUND {
                 // A byte of weights goes into one operation for each token.
                 true => Throughput::Elements(bytes * n as u64),

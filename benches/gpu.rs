@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use criterion::Criterion;
-use zipserv::{bench::Layer, cuda::Gpu};
+use zipserv::{bench::Layer, gpu::Device};
 
 /// A layer that is small for a GPU, and one that is large.
 pub const LAYERS: [Layer; 2] = [layer(4096, 4096), layer(28672, 4096)];
@@ -14,15 +14,15 @@ const fn layer(rows: usize, cols: usize) -> Layer {
 }
 
 /// Runs `benchmark` on the first device, if there is one.
-pub fn main(benchmark: impl FnOnce(&mut Criterion, &Gpu)) {
-    let gpu = match Gpu::new(0) {
-        Ok(gpu) => gpu,
+pub fn main(benchmark: impl FnOnce(&mut Criterion, &Device)) {
+    let device = match Device::new(0) {
+        Ok(device) => device,
         Err(error) => return eprintln!("SKIPPED: {error}"),
     };
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
-    benchmark(&mut criterion, &gpu);
+    benchmark(&mut criterion, &device);
     criterion.final_summary();
 }

@@ -308,7 +308,10 @@ fn ranges(len: usize, tile: usize) -> Vec<Range<usize>> {
 
 #[test]
 fn every_part_decodes_to_that_part() {
-    let few = |i: usize| ((i % 8 + 115) << 7 | i % 97) as u16 | u16::from(i % 61 == 0) << 14;
+    let few = |i: usize| match i % 61 {
+        0 => 0x7F80,
+        _ => (((i % 8 + 115) << 7) + i % 97) as u16,
+    };
     let many = |i: usize| (i * 40503) as u16;
     for (rows, cols) in [
         (0, 0),
@@ -339,7 +342,7 @@ fn every_part_decodes_to_that_part() {
 #[test]
 fn parts_are_as_encoded() {
     let bits: Vec<u16> = (0..100 * 200)
-        .map(|i| (i % 8 + 115) << 7 | i % 128)
+        .map(|i| ((i % 8 + 115) << 7) + i % 128)
         .collect();
     let compressed = encode(&Matrix::from_bits(100, 200, &bits).unwrap()).unwrap();
     for (r, c) in [(0..32, 0..64), (32..100, 128..200), (96..100, 192..200)] {

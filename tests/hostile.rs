@@ -9,7 +9,7 @@ use std::{
 };
 
 use tempfile::tempdir;
-use zipserv::checkpoint::{Error, compress, decompress, inspect, verify};
+use zipserv::checkpoint::{Error, compress, decompress, inspect, open, verify};
 
 #[path = "hostile/expected.rs"]
 mod expected;
@@ -74,8 +74,8 @@ fn refused<T>(bytes: u64, job: impl FnOnce() -> Result<T, Error>) -> String {
     }
 }
 
-/// What the four jobs say of an input.
-fn all_jobs(input: &Path, bytes: u64, folder: &Path) -> [String; 4] {
+/// What the jobs say of an input; that of compression comes last.
+fn all_jobs(input: &Path, bytes: u64, folder: &Path) -> [String; 5] {
     let original = folder.join("original.safetensors");
     fs::write(&original, generate::original()).unwrap();
     let before = names(folder);
@@ -90,12 +90,21 @@ fn all_jobs(input: &Path, bytes: u64, folder: &Path) -> [String; 4] {
             Ok(())
         }),
         refused(bytes, || inspect(input, &options())),
+        refused(bytes, || {
+            let checkpoint = open(input)?;
+            let mut tensors = checkpoint.tensors();
+            tensors.try_for_each(|tensor| tensor.decoded().map(drop))
+        }),
         refused(bytes, || compress(input, folder.join("output"), &options())),
     ];
     assert_eq!(names(folder), before, "something is left behind");
     // Verification may find a difference before it finds what is wrong: that is no less true.
     if different {
         found[1] = found[0].clone();
+    }
+    // Reading tensor by tensor does not restore the file whose checksum there is.
+    if found[3] == "accepted" && found[0].starts_with("checksum of the restored file") {
+        found[3] = found[0].clone();
     }
     found
 }
@@ -112,8 +121,8 @@ fn every_file_is_refused_by_its_error() {
         let expected = expected.map_or("", |(_, text)| text);
         // Compression has its own word on files that are compressed.
         let fits = |text: &String| text == expected;
-        let already = found[3] == "already compressed by zipserv";
-        if !found[..3].iter().all(fits) || !(fits(&found[3]) || already) {
+        let already = found[4] == "already compressed by zipserv";
+        if !found[..4].iter().all(fits) || !(fits(&found[4]) || already) {
             wrong += &format!(
                 "    (\n        {name:?},\n        {:?},\n    ),\n",
                 found[0]
@@ -154,12 +163,12 @@ fn bombs_are_refused() {
         }
     };
 
-    // Zeros as far as the file goes: it takes no room on the disk.
+    // Zeros as far as the file goes: it takes no room on the disk, but time to whoever reads it.
     let file_of_zeros = File::create(&bomb).unwrap();
-    let length = 100_000_001u64;
+    let length = 8u64 << 30;
     std::io::Write::write_all(&mut &file_of_zeros, &length.to_le_bytes()).unwrap();
     file_of_zeros.set_len(8 + length).unwrap();
-    check("a header of 100000001 bytes is longer than the limit of 100000000");
+    check("a header of 8589934592 bytes is longer than the limit of 100000000");
 
     let dims = 5_000_000;
     let json = format!(
@@ -216,6 +225,7 @@ fn indexes_do_not_reach_out_of_the_folder() {
             compress(&model, &output, &options()).unwrap_err(),
             decompress(&model, &output, &options()).unwrap_err(),
             inspect(&model, &options()).unwrap_err(),
+            open(&model).unwrap_err(),
             verify(&model, &model, &options()).unwrap_err(),
         ];
         for error in errors {

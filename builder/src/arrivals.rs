@@ -15,13 +15,24 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, ensure};
 
-use crate::sass::{self, Instruction, Kernel};
+use crate::{
+    sass::{self, Instruction, Kernel},
+    tools::Versions,
+};
 
 /// Loads that may be on their way, by index, each with those that were issued later on every way here.
 type Pending = BTreeMap<usize, BTreeSet<usize>>;
 
-/// Looks at every kernel with bulk copies.
-pub fn run() -> Result<()> {
+/// Looks at every kernel with bulk copies, as `ptxas` here assembles it; if `strict`, that must be
+/// the one that is asked for.
+pub fn run(strict: bool) -> Result<()> {
+    let here = Versions::here()?;
+    here.are(
+        &Versions::pinned(),
+        "CI looks at the machine code of",
+        strict,
+    )?;
+    println!("{here}");
     let mut faults = Vec::new();
     for (target, kernels) in sass::own()? {
         let copies = |kernel: &&Kernel| kernel.code.iter().any(is_bulk_copy);

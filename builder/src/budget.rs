@@ -21,9 +21,9 @@ use zipserv_gpu::{
 };
 
 use crate::{
-    ptxas,
     sass::{self, Instruction, Kernel, Loop},
     target::root,
+    tools::Versions,
 };
 
 /// Weights that one warp handles with one marked instruction.
@@ -32,8 +32,9 @@ const MARK_WEIGHTS: usize = 256;
 /// The committed figures.
 #[derive(Default, Serialize, Deserialize)]
 struct Budget {
-    /// The assembler they are from.
-    ptxas: String,
+    /// What they were counted with: other tools count otherwise.
+    #[serde(flatten)]
+    tools: Versions,
     /// By target, then kernel.
     instructions_a_weight: BTreeMap<String, BTreeMap<String, Figures>>,
 }
@@ -116,9 +117,9 @@ fn path() -> PathBuf {
 }
 
 /// Counts the instructions of every kernel, on the architecture that its target is named after.
-fn measure() -> Result<Budget> {
+fn measure(tools: Versions) -> Result<Budget> {
     let mut budget = Budget {
-        ptxas: ptxas::version()?,
+        tools,
         ..Budget::default()
     };
     // The examples are there to be read.
@@ -135,20 +136,31 @@ fn measure() -> Result<Budget> {
     Ok(budget)
 }
 
-/// Compares with the committed figures, or writes them.
-pub fn run(update: bool) -> Result<()> {
-    let measured = measure()?;
-    if update {
-        let mut text = serde_json::to_string_pretty(&measured)?;
-        text.push('\n');
-        fs::write(path(), text)?;
-        println!("wrote builder/budget.json");
-        return Ok(());
-    }
+/// The committed figures.
+fn read() -> Result<Budget> {
     let text = fs::read_to_string(path())
         .context("cannot read builder/budget.json; `budget --update` writes it")?;
-    let budget: Budget = serde_json::from_str(&text).context("builder/budget.json")?;
-    println!("ptxas {}, budget from {}", measured.ptxas, budget.ptxas);
+    serde_json::from_str(&text).context("builder/budget.json")
+}
+
+/// Writes the figures.
+pub fn update() -> Result<()> {
+    let mut text = serde_json::to_string_pretty(&measure(Versions::here()?)?)?;
+    text.push('\n');
+    fs::write(path(), text)?;
+    println!("wrote builder/budget.json");
+    Ok(())
+}
+
+/// Compares with the committed figures, if they were counted with the tools that are here, as they
+/// must be if `strict`.
+pub fn run(strict: bool) -> Result<()> {
+    let (here, budget) = (Versions::here()?, read()?);
+    if !here.are(&budget.tools, "not comparable: the budget is of", strict)? {
+        return Ok(());
+    }
+    println!("{here}");
+    let measured = measure(here)?;
     println!(
         "{:8} {:28} {:>6} {:>6} {:>6} {:>6}",
         "target", "kernel", "hot", "budget", "all", "budget"
@@ -188,6 +200,11 @@ mod tests {
         listing += &"/*0000*/ STG.E.EF.128 [R2], R4 ;\n".repeat(stores);
         listing += "/*0000*/ EXIT ;\n";
         sass::parse(&listing).unwrap().remove(0)
+    }
+
+    #[test]
+    fn the_figures_are_of_the_tools_that_are_asked_for() {
+        assert_eq!(read().unwrap().tools, Versions::pinned());
     }
 
     #[test]

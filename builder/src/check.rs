@@ -5,49 +5,65 @@ use anyhow::{Result, ensure};
 use crate::{
     compile_all,
     ptx::Origin,
-    source,
-    target::{TARGETS, root},
-    toolchain::Toolchain,
+    target::TARGETS,
+    toolchain::{Toolchain, install},
 };
 
-/// Compares source hashes always, and bytes where the compiler is that of the committed files.
-pub fn run() -> Result<()> {
+/// Compares hashes of sources always, and bytes where the compiler that a file names is here. If
+/// `strict`, bytes are compared always, and with the compiler that all files must be of.
+pub fn run(strict: bool) -> Result<()> {
     let mut committed = Vec::new();
     for target in TARGETS {
-        let text = target.read()?;
-        let origin = Origin::read(&text)?;
-        let (name, source) = (target.name(), source::hash(root(), target.package.folders)?);
-        ensure!(
-            origin.source == source,
-            "{name} is stale: the sources have changed since. `cargo run -p builder` renews it."
-        );
-        println!("{name}: the sources are those it was built from");
-        committed.push((origin, text));
+        committed.push(target.read_fresh()?);
+        println!("{}: the sources are those it was built from", target.name());
     }
     let toolchain = match Toolchain::find() {
-        Ok(toolchain) => toolchain,
-        Err(reason) => {
-            println!("bytes not compared: {reason:#}");
+        Err(reason) if !strict => {
+            println!("BYTES NOT COMPARED: {reason:#}");
             return Ok(());
         }
+        toolchain => toolchain?,
     };
-    if let Some((origin, _)) = committed
-        .iter()
-        .find(|(origin, _)| origin.compiler != toolchain.version)
-    {
-        println!(
-            "bytes not compared: built by {}, here is {toolchain}",
-            origin.compiler
-        );
-        return Ok(());
-    }
-    for ((target, ptx), (_, text)) in compile_all(&toolchain, &[])?.into_iter().zip(&committed) {
-        let name = target.name();
+    println!("{toolchain}");
+    if strict {
         ensure!(
-            ptx == text.replace("\r\n", "\n"),
-            "{name} differs from what {toolchain} makes of the same sources"
+            toolchain.writes_the_committed_ptx(),
+            "this is another compiler.\n{}",
+            install()
         );
-        println!("{name}: the same bytes");
     }
+    let comparable = |origin: &Origin| strict || origin.compiler == toolchain.version;
+    let built = match committed.iter().any(|(_, origin)| comparable(origin)) {
+        true => compile_all(&toolchain, None, &[])?,
+        false => Vec::new(),
+    };
+    let (mut faults, mut others) = (Vec::new(), 0);
+    for (at, (target, (text, origin))) in TARGETS.iter().zip(&committed).enumerate() {
+        let (name, compiler) = (target.name(), &origin.compiler);
+        if !comparable(origin) {
+            println!("{name}: BYTES NOT COMPARED, it was built by {compiler}");
+            others += 1;
+        } else if built[at].1 == text.replace("\r\n", "\n") {
+            println!("{name}: the same bytes");
+        } else if *compiler != toolchain.version {
+            faults.push(format!(
+                "{name} was built by {compiler}.\n{}\nThen `cargo run -p builder -- build {}` renews it.",
+                install(),
+                target.package.name
+            ));
+        } else {
+            faults.push(format!(
+                "{name} differs from what this compiler makes of the same sources"
+            ));
+        }
+    }
+    if others > 0 {
+        println!(
+            "{others} of {} files not compared.\n{}",
+            TARGETS.len(),
+            install()
+        );
+    }
+    ensure!(faults.is_empty(), "{}", faults.join("\n"));
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! Rust to PTX with rustc's own NVPTX backend.
+//! Rust to LLVM's intermediate code, and to PTX with rustc's own NVPTX backend.
 
-use std::{ffi::OsString, fs};
+use std::{ffi::OsString, fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -9,8 +9,29 @@ use crate::{
     toolchain::Toolchain,
 };
 
-/// The PTX of a target, as the compiler writes it.
-pub fn compile(toolchain: &Toolchain, target: &Target) -> Result<String> {
+/// What the compiler has written of a target.
+pub struct Compiled(PathBuf);
+
+impl Compiled {
+    /// PTX.
+    pub fn ptx(&self) -> Result<String> {
+        self.read("s")
+    }
+
+    /// What the PTX was made from.
+    pub fn llvm_ir(&self) -> Result<String> {
+        self.read("ll")
+    }
+
+    fn read(&self, extension: &str) -> Result<String> {
+        let path = self.0.with_extension(extension);
+        fs::read_to_string(&path)
+            .with_context(|| format!("the compiler left no {}", path.display()))
+    }
+}
+
+/// Compiles a target.
+pub fn compile(toolchain: &Toolchain, target: &Target) -> Result<Compiled> {
     // One folder for each compiler: cargo would take another's leftover for up to date.
     let compiler = toolchain
         .version
@@ -40,7 +61,7 @@ pub fn compile(toolchain: &Toolchain, target: &Target) -> Result<String> {
         // PTX 8.0, because what sm_80 alone asks for lacks cache hints; rustc warns of the option.
         // The assembly beside the object is the PTX, and `true` stands in for the linker: fat LTO
         // has made one module of everything.
-        .args(["--", "--emit=asm", "-Clinker=true"])
+        .args(["--", "--emit=asm,llvm-ir", "-Clinker=true"])
         .args([&format!("-Ctarget-cpu=sm_{sm}"), "-Ctarget-feature=+ptx80"])
         .arg(remap)
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")
@@ -53,7 +74,8 @@ pub fn compile(toolchain: &Toolchain, target: &Target) -> Result<String> {
         "compiling {} for sm_{sm} failed, see above",
         package.name
     );
-    let file = format!("{}.s", package.name.replace('-', "_"));
-    let path = folder.join("nvptx64-nvidia-cuda/release/deps").join(file);
-    fs::read_to_string(&path).with_context(|| format!("the compiler left no {}", path.display()))
+    let name = package.name.replace('-', "_");
+    Ok(Compiled(
+        folder.join("nvptx64-nvidia-cuda/release/deps").join(name),
+    ))
 }

@@ -4,13 +4,12 @@ mod arrivals;
 mod budget;
 mod check;
 mod compile;
-mod ptx;
+mod nvvm;
 mod ptxas;
 mod sass;
 mod show;
-mod source;
-mod target;
 mod toolchain;
+mod tools;
 
 use std::{
     fs,
@@ -19,20 +18,45 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Parser, Subcommand, builder::PossibleValuesParser};
+use builder::{ptx, source, target};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
 
 use crate::{
+    nvvm::Nvvm,
     ptx::Origin,
-    target::{EXAMPLES, TARGETS, Target, ZIPSERV, root},
+    target::{EXAMPLES, TARGETS, Target, ZIPSERV, root, scratch, shown},
     toolchain::Toolchain,
 };
 
 /// Builds and examines zipserv's kernels.
 #[derive(Parser)]
-#[command(name = "builder")]
+#[command(name = "builder", args_conflicts_with_subcommands = true)]
 struct Cli {
+    #[command(flatten)]
+    how: How,
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+/// How to build.
+#[derive(Args)]
+struct How {
+    /// The part of the compiler that makes PTX of LLVM's intermediate code
+    #[arg(long, value_enum, default_value_t)]
+    backend: Backend,
+    /// Folder for the files [default: rustc's: the committed files; nvvm's: target/ptx/nvvm]
+    #[arg(short, long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+}
+
+/// What makes PTX of LLVM's intermediate code.
+#[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
+enum Backend {
+    /// rustc's own, which the committed files are made with
+    #[default]
+    Rustc,
+    /// NVIDIA's libNVVM
+    Nvvm,
 }
 
 #[derive(Subcommand)]
@@ -42,19 +66,34 @@ enum Command {
         /// Crates of kernels [default: all]
         #[arg(value_parser = packages())]
         packages: Vec<String>,
+        #[command(flatten)]
+        how: How,
     },
+    /// Print the commands that install the compiler and CUDA's tools
+    Tools,
     /// Fail when the PTX is not what the sources give
-    Check,
+    Check {
+        /// Fail also where bytes cannot be compared, or a file is of another compiler
+        #[arg(long)]
+        strict: bool,
+    },
     /// Registers, stack, spills and shared memory of each kernel; fails on stack and spills
     Report,
     /// Compare instructions a weight with builder/budget.json; fails above it
     Budget {
+        /// Fail also where another ptxas or nvdisasm makes them incomparable
+        #[arg(long, conflicts_with = "update")]
+        strict: bool,
         /// Write builder/budget.json instead
         #[arg(long)]
         update: bool,
     },
     /// Fail where a kernel lets bulk copies write to shared memory before its loads have read it
-    Arrivals,
+    Arrivals {
+        /// Fail also where another ptxas or nvdisasm is found
+        #[arg(long)]
+        strict: bool,
+    },
     /// Machine code of a kernel, and its instructions by loop and by pipe
     Sass {
         /// Name of the kernel
@@ -95,15 +134,19 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let build_all = Command::Build {
-        packages: Vec::new(),
-    };
-    match Cli::parse().command.unwrap_or(build_all) {
-        Command::Build { packages } => build(&packages),
-        Command::Check => check::run(),
-        Command::Report => ptxas::report(),
-        Command::Budget { update } => budget::run(update),
-        Command::Arrivals => arrivals::run(),
+    let Cli { how, command } = Cli::parse();
+    let packages = Vec::new();
+    match command.unwrap_or(Command::Build { packages, how }) {
+        Command::Build { packages, how } => build(&packages, how),
+        Command::Tools => {
+            tools::print();
+            Ok(())
+        }
+        Command::Check { strict } => check::run(strict),
+        Command::Report => ptxas::report(&committed()),
+        Command::Budget { update: true, .. } => budget::update(),
+        Command::Budget { strict, .. } => budget::run(strict),
+        Command::Arrivals { strict } => arrivals::run(strict),
         Command::Sass { kernel, arch } => show::sass(&kernel, arch.as_deref()),
         Command::Ptx { kernel, arch } => show::ptx(&kernel, arch.as_deref()),
         Command::Finish {
@@ -114,20 +157,45 @@ fn run() -> Result<()> {
     }
 }
 
+/// Every committed file.
+fn committed() -> Vec<(&'static Target, PathBuf)> {
+    TARGETS
+        .iter()
+        .map(|target| (target, target.path()))
+        .collect()
+}
+
 /// The names of the crates of kernels.
 fn packages() -> PossibleValuesParser {
     [ZIPSERV.name, EXAMPLES.name].into()
 }
 
-/// Compiles the targets of these crates and writes their PTX; reports on all if there is a `ptxas`.
-fn build(packages: &[String]) -> Result<()> {
+/// Compiles the targets of these crates, writes their PTX, and reports on it if there is a `ptxas`,
+/// which libNVVM's PTX must pass.
+fn build(packages: &[String], How { backend, out }: How) -> Result<()> {
     let toolchain = Toolchain::find()?;
     println!("{toolchain}");
-    for (target, ptx) in compile_all(&toolchain, packages)? {
-        write(target, &ptx)?;
+    let (nvvm, out) = match backend {
+        Backend::Rustc => (None, out),
+        Backend::Nvvm => {
+            let nvvm = Nvvm::load()?;
+            println!("{nvvm}");
+            (Some(nvvm), out.or_else(|| Some(scratch().join("nvvm"))))
+        }
+    };
+    let mut written = Vec::new();
+    for (target, ptx) in compile_all(&toolchain, nvvm.as_ref(), packages)? {
+        let path = match &out {
+            Some(folder) => folder.join(target.file_name()),
+            None => target.path(),
+        };
+        write(&path, &ptx)?;
+        written.push((target, path));
     }
-    match ptxas::find("ptxas") {
-        Ok(_) => ptxas::report(),
+    match tools::find("ptxas") {
+        Ok(_) => ptxas::report(&written),
+        // What libNVVM made is nothing until `ptxas` took it.
+        Err(reason) if nvvm.is_some() => Err(reason),
         Err(reason) => {
             println!("no report: {reason}");
             Ok(())
@@ -135,9 +203,11 @@ fn build(packages: &[String]) -> Result<()> {
     }
 }
 
-/// The finished PTX of the targets of these crates, of all if there are none, in their order.
+/// The finished PTX of the targets of these crates, of all if there are none, in their order; by
+/// libNVVM if there is one.
 fn compile_all(
     toolchain: &Toolchain,
+    nvvm: Option<&Nvvm>,
     packages: &[String],
 ) -> Result<Vec<(&'static Target, String)>> {
     let mut built: Vec<(&Target, String)> = Vec::new();
@@ -146,8 +216,18 @@ fn compile_all(
         if !packages.is_empty() && !packages.iter().any(|name| name == package.name) {
             continue;
         }
-        let raw = compile::compile(toolchain, target)?;
-        let ptx = finished(target, &raw, toolchain.version.clone())?;
+        let code = compile::compile(toolchain, target)?;
+        let ptx = match nvvm {
+            None => finished(target, &code.ptx()?, toolchain.version.clone())?,
+            Some(nvvm) => {
+                let (raw, version) = nvvm.ptx(&code.llvm_ir()?, target.sm)?;
+                finished(
+                    target,
+                    &raw,
+                    format!("{version}, of the code of {}", toolchain.version),
+                )?
+            }
+        };
         ensure!(
             !ptx.contains(&*root().to_string_lossy()),
             "{} names this machine's folders",
@@ -189,16 +269,15 @@ fn finish(input: &Path, arch: &str, compiler: String) -> Result<()> {
     let target = Target::of_arch(arch)?;
     let raw =
         fs::read_to_string(input).with_context(|| format!("cannot read {}", input.display()))?;
-    write(target, &finished(target, &raw, compiler)?)
+    write(&target.path(), &finished(target, &raw, compiler)?)
 }
 
-fn write(target: &Target, ptx: &str) -> Result<()> {
-    let path = target.path();
+fn write(path: &Path, ptx: &str) -> Result<()> {
     fs::create_dir_all(path.parent().expect("the file lies in a folder"))?;
-    fs::write(&path, ptx).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::write(path, ptx).with_context(|| format!("cannot write {}", path.display()))?;
     println!(
         "wrote {}: {} kernels, {} KB",
-        target.name(),
+        shown(path),
         ptx::entries(ptx).count(),
         ptx.len().div_ceil(1000)
     );

@@ -1,62 +1,17 @@
 //! `ptxas` and its neighbours: where they are, and what they say about each kernel.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
-use crate::target::{TARGETS, Target, scratch};
 use anyhow::{Context, Result, ensure};
 
-/// Names a folder that holds CUDA's binary tools, looked at before all others.
-const BIN_VARIABLE: &str = "ZIPSERV_CUDA_BIN";
-
-/// Finds one of CUDA's binary tools.
-pub fn find(tool: &str) -> Result<PathBuf> {
-    folders()
-        .into_iter()
-        .map(|folder| folder.join(tool))
-        .find(|path| path.is_file())
-        .with_context(|| {
-            format!(
-                "{tool} was not found. Install a CUDA toolkit, or, in a Python environment,\n  \
-                 pip install nvidia-cuda-nvcc nvidia-cuda-nvdisasm\n\
-                 and put it on PATH, or set CUDA_HOME, or set {BIN_VARIABLE} to the folder that holds {tool}."
-            )
-        })
-}
-
-fn folders() -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = env::var_os(BIN_VARIABLE)
-        .map(Into::into)
-        .into_iter()
-        .collect();
-    if let Some(path) = env::var_os("PATH") {
-        folders.extend(env::split_paths(&path));
-    }
-    let homes = ["CUDA_HOME", "CUDA_PATH"]
-        .into_iter()
-        .filter_map(env::var_os);
-    folders.extend(homes.map(|home| Path::new(&home).join("bin")));
-    folders.push("/usr/local/cuda/bin".into());
-    // The wheels of PyPI: lib/python3.x/site-packages/nvidia/{cu13,cuda_nvcc}/bin.
-    for environment in ["VIRTUAL_ENV", "CONDA_PREFIX"]
-        .into_iter()
-        .filter_map(env::var_os)
-    {
-        for python in children(&Path::new(&environment).join("lib")) {
-            let packages = children(&python.join("site-packages/nvidia"));
-            folders.extend(packages.map(|package| package.join("bin")));
-        }
-    }
-    folders
-}
-
-fn children(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    let entries = fs::read_dir(folder).into_iter().flatten();
-    entries.filter_map(|entry| Some(entry.ok()?.path()))
-}
+use crate::{
+    target::{Target, scratch, shown},
+    tools::{find, version},
+};
 
 /// Runs a tool, and fails with what it said when it fails.
 pub fn run(command: &mut Command) -> Result<Output> {
@@ -70,16 +25,6 @@ pub fn run(command: &mut Command) -> Result<Output> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(output)
-}
-
-/// The release of `ptxas`, as `13.0.88`.
-pub fn version() -> Result<String> {
-    let output = run(Command::new(find("ptxas")?).arg("--version"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let words = text.split_whitespace();
-    let mut versions = words.filter_map(|word| word.strip_prefix('V'));
-    let version = versions.find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
-    Ok(version.context("ptxas names no version")?.to_owned())
 }
 
 /// What a function takes of a multiprocessor.
@@ -97,7 +42,7 @@ pub struct Usage {
     pub shared: u32,
 }
 
-/// A target assembled for one architecture.
+/// PTX assembled for one architecture.
 pub struct Assembled {
     /// The machine code.
     pub cubin: PathBuf,
@@ -107,19 +52,16 @@ pub struct Assembled {
     pub warnings: Vec<String>,
 }
 
-/// Assembles a target's committed PTX.
-pub fn assemble(target: &Target, arch: &str) -> Result<Assembled> {
-    target.read()?;
+/// Assembles a PTX file.
+pub fn assemble(ptx: &Path, arch: &str) -> Result<Assembled> {
+    ensure!(
+        ptx.is_file(),
+        "there is no {}; `cargo run -p builder` writes the committed files",
+        shown(ptx)
+    );
     fs::create_dir_all(scratch())?;
-    let cubin = scratch().join(format!(
-        "{}_sm_{}_on_{arch}.cubin",
-        target.package.prefix, target.sm
-    ));
-    assemble_file(&target.path(), arch, cubin)
-}
-
-/// Assembles a PTX file into `cubin`.
-pub fn assemble_file(ptx: &Path, arch: &str, cubin: PathBuf) -> Result<Assembled> {
+    let name = ptx.file_stem().unwrap_or_default().to_string_lossy();
+    let cubin = scratch().join(format!("{name}_on_{arch}.cubin"));
     let output = run(Command::new(find("ptxas")?)
         .arg("-v")
         .arg(format!("-arch=sm_{arch}"))
@@ -173,19 +115,19 @@ fn usage(log: &str) -> Vec<Usage> {
     functions
 }
 
-/// Prints a table for each target and architecture; fails when a function has stack or spills.
-pub fn report() -> Result<()> {
-    println!("ptxas {}", version()?);
+/// Prints a table for each file and architecture; fails when a function has stack or spills.
+pub fn report(files: &[(&Target, PathBuf)]) -> Result<()> {
+    println!("ptxas {}", version("ptxas")?);
     let mut faults = Vec::new();
-    for target in TARGETS {
+    for (target, path) in files {
         for arch in target.archs {
             let Assembled {
                 mut usage,
                 warnings,
                 ..
-            } = assemble(target, arch)?;
+            } = assemble(path, arch)?;
             usage.sort_by(|a, b| a.name.cmp(&b.name));
-            println!("\n{} on sm_{arch}", target.name());
+            println!("\n{} on sm_{arch}", shown(path));
             println!(
                 "{:28} {:>7} {:>9} {:>5} {:>12} {:>13} {:>14}",
                 "kernel",

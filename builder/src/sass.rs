@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 use crate::{
     ptxas,
     target::{TARGETS, Target, ZIPSERV},
+    tools,
 };
 
 /// The parts of a multiprocessor that [`Instruction::pipe`] tells apart: integer and logic;
@@ -99,7 +100,7 @@ pub struct Loop {
 
 /// Disassembles the kernels of a cubin.
 pub fn disassemble(cubin: &Path) -> Result<Vec<Kernel>> {
-    let nvdisasm = ptxas::find("nvdisasm")?;
+    let nvdisasm = tools::find("nvdisasm")?;
     let output = ptxas::run(Command::new(nvdisasm).arg("-c").arg(cubin))?;
     parse(&String::from_utf8(output.stdout)?)
 }
@@ -108,7 +109,7 @@ pub fn disassemble(cubin: &Path) -> Result<Vec<Kernel>> {
 pub fn own() -> Result<Vec<(&'static Target, Vec<Kernel>)>> {
     let targets = TARGETS.iter().filter(|t| t.package.name == ZIPSERV.name);
     let kernels = |target: &'static Target| {
-        let assembled = ptxas::assemble(target, target.sm)?;
+        let assembled = ptxas::assemble(&target.path(), target.sm)?;
         Ok((target, disassemble(&assembled.cubin)?))
     };
     targets.map(kernels).collect()
@@ -488,7 +489,7 @@ mod tests {
     /// Assembles a kernel with a loop, and finds the loop again; needs CUDA's tools.
     #[test]
     fn a_real_listing_is_read() {
-        let tools = ptxas::find("ptxas").and(ptxas::find("nvdisasm"));
+        let tools = tools::find("ptxas").and(tools::find("nvdisasm"));
         if let Err(reason) = tools {
             // Not `eprintln!`, which the test harness would swallow.
             let _ = writeln!(
@@ -504,7 +505,7 @@ mod tests {
             next:\nld.global.b64 %at, [%at];\nsetp.ne.b64 %more, %at, 0;\n@%more bra next;\n\
             ret;\n}\n";
         std::fs::write(&path, ptx).unwrap();
-        let assembled = ptxas::assemble_file(&path, "80", path.with_extension("cubin")).unwrap();
+        let assembled = ptxas::assemble(&path, "80").unwrap();
         assert_eq!(assembled.usage[0].name, "chase");
         assert!(assembled.usage[0].registers > 0);
         let kernels = disassemble(&assembled.cubin).unwrap();

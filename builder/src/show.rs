@@ -24,7 +24,7 @@ pub fn ptx(kernel: &str, arch: Option<&str>) -> Result<()> {
 pub fn sass(kernel: &str, arch: Option<&str>) -> Result<()> {
     let (target, _) = find(kernel, arch)?;
     let arch = arch.map_or(target.sm, |arch| arch.trim_start_matches("sm_"));
-    let assembled = ptxas::assemble(target, arch)?;
+    let assembled = ptxas::assemble(&target.path(), arch)?;
     let kernels = sass::disassemble(&assembled.cubin)?;
     match kernels.iter().find(|found| found.name == kernel) {
         Some(found) => print(&listing(found)?),

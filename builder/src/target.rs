@@ -1,9 +1,14 @@
 //! What is built, and where it lies.
 
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use zipserv_gpu::launch::{KERNELS, Launch};
+
+use crate::{ptx::Origin, source};
 
 /// A crate of kernels.
 pub struct Package {
@@ -77,17 +82,34 @@ impl Target {
             .with_context(|| no_arch(arch))
     }
 
+    /// The name of its file.
+    pub fn file_name(&self) -> String {
+        format!("{}_sm_{}.ptx", self.package.prefix, self.sm)
+    }
+
     /// The committed file, as a path from the repository.
     pub fn name(&self) -> String {
-        let Package {
-            prefix, folders, ..
-        } = self.package;
-        format!("{}/ptx/{prefix}_sm_{}.ptx", folders[0], self.sm)
+        format!("{}/ptx/{}", self.package.folders[0], self.file_name())
     }
 
     /// The committed file.
     pub fn path(&self) -> PathBuf {
         root().join(self.name())
+    }
+
+    /// The text of the committed file and where it came from; fails when the sources have changed
+    /// since.
+    pub fn read_fresh(&self) -> Result<(String, Origin)> {
+        let text = self.read()?;
+        let origin = Origin::read(&text)?;
+        ensure!(
+            origin.source == source::hash(root(), self.package.folders)?,
+            "{} is stale: the sources have changed since it was built.\n\
+             `cargo run -p builder -- build {}` renews it.",
+            self.name(),
+            self.package.name
+        );
+        Ok((text, origin))
     }
 
     /// The text of the committed file.
@@ -119,7 +141,14 @@ pub fn root() -> &'static Path {
         .expect("the builder lies in the repository")
 }
 
+/// A path as a reader wants it: from the repository, if it lies there.
+pub fn shown(path: &Path) -> std::path::Display<'_> {
+    path.strip_prefix(root()).unwrap_or(path).display()
+}
+
 /// Where compilers put what is not committed.
 pub fn scratch() -> PathBuf {
-    root().join("target/ptx")
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
+    // Compilers run in another folder than the builder.
+    std::path::absolute(&target).unwrap_or(target).join("ptx")
 }

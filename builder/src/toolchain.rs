@@ -6,12 +6,13 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::target::root;
+use crate::{
+    target::root,
+    tools::{APT, COMPILER, RUST},
+};
 
-/// The release that the committed PTX is built with.
-pub const PINNED: &str = "1.96.0";
 /// Names a cargo to use instead of those found; its rustc lies beside it.
 pub const CARGO_VARIABLE: &str = "ZIPSERV_DEVICE_CARGO";
 
@@ -24,40 +25,50 @@ pub struct Toolchain {
 }
 
 impl Toolchain {
-    /// The environment's toolchain, or else rustup's, or else the system's. Installs nothing.
+    /// The environment's toolchain. Or else, of rustup's and the system's, the compiler of the
+    /// committed PTX, and any of its release where that is not there. Installs nothing.
     pub fn find() -> Result<Self> {
         if let Some(cargo) = env::var_os(CARGO_VARIABLE) {
             return Self::probe(Path::new(&cargo))
                 .with_context(|| format!("{CARGO_VARIABLE} does not help"));
         }
-        let mut reasons = Vec::new();
-        match rustup_cargo().and_then(|cargo| Self::probe_pinned(&cargo)) {
-            Ok(toolchain) => return Ok(toolchain),
-            Err(reason) => reasons.push(format!("rustup: {reason:#}")),
-        }
-        for folder in ["/usr/local/bin", "/usr/bin"] {
-            match Self::probe_pinned(&Path::new(folder).join("cargo")) {
-                Ok(toolchain) => return Ok(toolchain),
-                Err(reason) => reasons.push(format!("{folder}: {reason:#}")),
+        let (mut found, mut reasons) = (Vec::new(), Vec::new());
+        let system = |folder| Ok(Path::new(folder).join("cargo"));
+        for (place, cargo) in [
+            ("rustup", rustup_cargo()),
+            ("/usr/local/bin", system("/usr/local/bin")),
+            ("/usr/bin", system("/usr/bin")),
+        ] {
+            match cargo.and_then(|cargo| Self::probe_pinned(&cargo)) {
+                Ok(toolchain) => found.push(toolchain),
+                Err(reason) => reasons.push(format!("{place}: {reason:#}")),
             }
         }
-        bail!(
-            "no compiler for device code.\n  {CARGO_VARIABLE}: not set\n  {}\n\
-             Install Rust {PINNED} and the sources of its library, with one of\n  \
-             rustup toolchain install {PINNED} --profile minimal --component rust-src\n  \
-             apt-get install rustc-web cargo-web rust-web-src    (Debian 12)\n\
-             or set {CARGO_VARIABLE} to the cargo of a toolchain that has them.",
-            reasons.join("\n  ")
-        )
+        found.sort_by_key(|toolchain| !toolchain.writes_the_committed_ptx());
+        found.into_iter().next().with_context(|| {
+            format!(
+                "no compiler for device code.\n  {CARGO_VARIABLE}: not set\n  {}\n{}\n\
+                 Where other bytes than the committed ones will do, another Rust {RUST} with the sources of its library is enough:\n  \
+                 rustup toolchain install {RUST} --profile minimal --component rust-src\n\
+                 or set {CARGO_VARIABLE} to the cargo of a toolchain that has them.",
+                reasons.join("\n  "),
+                install()
+            )
+        })
+    }
+
+    /// Whether equal sources give equal bytes here.
+    pub fn writes_the_committed_ptx(&self) -> bool {
+        self.version == COMPILER
     }
 
     /// Accepts `cargo` if it is of the pinned release line.
     fn probe_pinned(cargo: &Path) -> Result<Self> {
         let toolchain = Self::probe(cargo)?;
-        let line = PINNED.trim_end_matches(|c: char| c != '.');
+        let line = RUST.trim_end_matches(|c: char| c != '.');
         ensure!(
             toolchain.version.starts_with(&format!("rustc {line}")),
-            "{}, where {PINNED} is wanted",
+            "{}, where {RUST} is wanted",
             toolchain.version
         );
         Ok(toolchain)
@@ -128,16 +139,23 @@ fn output(program: &Path, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// How to get the compiler of the committed PTX.
+pub fn install() -> String {
+    format!(
+        "The committed PTX is made with {COMPILER}. On Debian 12, as root,\n  {APT}\ninstalls it."
+    )
+}
+
 /// The cargo of rustup's pinned toolchain, if it is installed.
 fn rustup_cargo() -> Result<PathBuf> {
     let rustup = Path::new("rustup");
     let installed = output(rustup, &["toolchain", "list"])?;
-    let prefix = format!("{PINNED}-");
+    let prefix = format!("{RUST}-");
     ensure!(
         installed.lines().any(|line| line.starts_with(&prefix)),
-        "toolchain {PINNED} is not installed"
+        "toolchain {RUST} is not installed"
     );
-    let cargo = output(rustup, &["which", "--toolchain", PINNED, "cargo"])?;
+    let cargo = output(rustup, &["which", "--toolchain", RUST, "cargo"])?;
     Ok(PathBuf::from(cargo.trim()))
 }
 

@@ -38,6 +38,11 @@ fuzz_target!(|data: &[u8]| {
         assert!(inspected);
         let verdict = checkpoint::verify(&input, at("restored"), &options).expect("readable");
         assert_eq!(verdict.difference, None);
+        let opened = checkpoint::open(&input).expect("readable");
+        for tensor in opened.tensors() {
+            let bytes = tensor.decoded().expect("readable");
+            assert_eq!(bytes.len() as u64, tensor.original_bytes());
+        }
     }
     if checkpoint::compress(&input, at("compressed"), &options).is_ok() {
         checkpoint::decompress(at("compressed"), at("again"), &options).expect("own output");

@@ -35,6 +35,16 @@ fuzz_target!(|data: &[u8]| {
     let weights = decode(&parsed);
     assert!(weights.iter().map(|w| w.to_bits()).eq(reference.bits));
 
+    let all = parsed.slice(0..parsed.rows(), 0..parsed.cols());
+    let all = all.expect("all of it is a part");
+    CompressedMatrix::from_bytes(all.as_bytes()).expect("own output");
+    assert!(
+        weights
+            .iter()
+            .map(|w| w.to_bits())
+            .eq(decode(&all).iter().map(|w| w.to_bits()))
+    );
+
     let matrix = Matrix::from_bf16(parsed.rows(), parsed.cols(), &weights).expect("it fits");
     let again = decode(&encode(&matrix).expect("it is small"));
     assert!(

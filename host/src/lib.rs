@@ -27,44 +27,38 @@
 //! let options = Options::default();
 //! checkpoint::compress("model.safetensors", "small.safetensors", &options)?;
 //! checkpoint::decompress("small.safetensors", "restored.safetensors", &options)?;
-//! # Ok::<(), checkpoint::Error>(())
+//!
+//! // A loader takes tensor by tensor, and each GPU its part of a matrix.
+//! let small = checkpoint::open("small.safetensors")?;
+//! let up = small.matrix("model.layers.0.mlp.up_proj.weight")?;
+//! let part = up.slice(0..up.rows(), 0..512)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! And a GPU multiplies straight from the compressed form, with the feature `cuda`:
 //!
 #![cfg_attr(feature = "cuda", doc = "```no_run")]
 #![cfg_attr(not(feature = "cuda"), doc = "```ignore")]
-//! use cust::{
-//!     memory::{CopyDestination, DeviceBuffer},
-//!     stream::{Stream, StreamFlags},
-//! };
+//! use half::bf16;
 //! use zipserv::{
-//!     Matrix,
-//!     cuda::{DeviceMatrix, Gpu, Workspace, zipgemm, zipgemm_plan},
-//!     encode,
+//!     Matrix, encode,
+//!     gpu::{Buffer, Device, Linear, Stream, Workspace},
 //! };
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let one = half::bf16::ONE.to_bits();
 //!     let (m, k, n) = (4096, 4096, 200);
-//!     let compressed = encode(&Matrix::from_bits(m, k, &vec![one; m * k])?)?;
+//!     let compressed = encode(&Matrix::from_bf16(m, k, &vec![bf16::ONE; m * k])?)?;
 //!
-//!     let gpu = Gpu::new(0)?;
-//!     let stream = Stream::new(StreamFlags::DEFAULT, None)?;
-//!     let mut workspace = Workspace::new(&gpu)?;
-//!     let weights = DeviceMatrix::upload(&compressed)?;
-//!     let x = DeviceBuffer::from_slice(&vec![one; n * k])?;
-//!     let mut y = DeviceBuffer::from_slice(&vec![0u16; n * m])?;
-//!
-//!     let plan = zipgemm_plan(&gpu, &weights, n)?;
-//!     println!("{plan}");
-//!     zipgemm(&gpu, &stream, &plan, &weights, &x, &mut y, &mut workspace)?;
-//!     stream.synchronize()?;
+//!     let device = Device::new(0)?; // "no NVIDIA driver found" where there is none
+//!     let stream = Stream::new(&device)?;
+//!     let mut workspace = Workspace::new(&device)?;
+//!     let layer = Linear::new(&device, &compressed)?;
+//!     let x = Buffer::from_slice(&device, &vec![bf16::ONE; n * k])?;
+//!     let mut y = Buffer::<bf16>::zeroed(&device, n * m)?;
+//!     layer.forward(&stream, &x, n, &mut y, &mut workspace)?;
 //!
 //!     // Every output is a sum of K ones.
-//!     let mut outputs = vec![0u16; n * m];
-//!     y.copy_to(&mut outputs)?;
-//!     assert_eq!(half::bf16::from_bits(outputs[0]).to_f32(), k as f32);
+//!     assert_eq!(y.to_vec(&stream)?[0].to_f32(), k as f32);
 //!     Ok(())
 //! }
 //! ```
@@ -72,10 +66,12 @@
 //! - The crate root has the codec, for matrices in memory, and [`PublishedMatrix`], the layout that
 //!   it descends from, to compare with.
 //! - [`checkpoint`] has `.safetensors` files and the folders that model hubs hand out.
-//! - [`synthetic`] makes checkpoints for tests and measurements.
-//! - `cuda`, with the feature `cuda`, loads and launches the GPU kernels; one call multiplies by the
-//!   compressed weights, whatever the number of tokens. `bench`, with both features, times it.
-//! - [`results`] has what `bench` found, also without that feature.
+//! - `synthetic`, with the feature of that name, makes checkpoints for tests and measurements.
+//! - `gpu`, with the feature `cuda`, loads and launches the GPU kernels; one call multiplies by the
+//!   compressed weights, whatever the number of tokens. The driver is loaded when it is first used;
+//!   nothing is linked. With the feature `cust`, `gpu::cust` lends that crate's buffers to it.
+//! - `bench`, with the feature of that name, times it beside cuBLAS; [`results`] has what it found,
+//!   also without the feature.
 //!
 //! Everything parallel runs on the current [rayon](https://docs.rs/rayon) pool. The
 //! program `zipserv` is the package `zipserv-cli`.

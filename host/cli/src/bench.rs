@@ -12,11 +12,11 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use serde::Serialize;
 use zipserv::{
     bench::{Config, MODELS, Progress, TOKENS, run, steps},
-    cuda::{Gpu, MAX_TOKENS, Tuning},
+    gpu::{Device, MAX_TOKENS, Tuning},
     results::ReportFile,
 };
 
-use super::{DIFFERENT, Outcome, console, gpu};
+use super::{DIFFERENT, Outcome, console};
 
 /// The layers to work on.
 #[derive(clap::Args)]
@@ -151,9 +151,9 @@ impl Bench {
             Some(path) if !to_stdout => Some(ReportFile::create(path, self.force)?),
             _ => None,
         };
-        let gpu = gpu::first(|ordinal| self.open(ordinal))?;
+        let device = self.open()?;
         let config = Config {
-            tuning: self.tuning(&gpu)?,
+            tuning: self.tuning(&device)?,
             ..self.config()
         };
 
@@ -166,7 +166,11 @@ impl Bench {
                 printed = bar.suspend(|| console::print(line));
             }
         };
-        print(&format_args!("{}, {} kernels", gpu.name()?, gpu.family()));
+        print(&format_args!(
+            "{}, {} kernels",
+            device.name(),
+            device.family()
+        ));
         let mut progress = |progress: Progress| match progress {
             Progress::Start {
                 seed,
@@ -183,13 +187,13 @@ impl Bench {
             }
         };
         if self.steps {
-            let steps = steps(&gpu, &config, &mut progress);
+            let steps = steps(&device, &config, &mut progress);
             bar.finish_and_clear();
             keep(&steps?, file, to_stdout)?;
             printed?;
             return Ok(ExitCode::SUCCESS);
         }
-        let report = run(&gpu, &config, &mut progress);
+        let report = run(&device, &config, &mut progress);
         bar.finish_and_clear();
         let report = report?;
         if !report.means.is_empty() {
@@ -207,26 +211,27 @@ impl Bench {
         Ok(ExitCode::from(DIFFERENT))
     }
 
-    fn open(&self, ordinal: u32) -> Result<Gpu, Box<dyn Error>> {
+    /// The first device, with its own kernels or those of a file.
+    fn open(&self) -> Result<Device, Box<dyn Error>> {
         let Some(path) = &self.ptx else {
-            return Ok(Gpu::new(ordinal)?);
+            return Ok(Device::new(0)?);
         };
         let name = |error| format!("{}: {error}", path.display());
         let ptx = fs::read_to_string(path).map_err(name)?;
         // SAFETY: whoever names the file takes it from the builder.
-        Ok(unsafe { Gpu::with_ptx(ordinal, &ptx)? })
+        Ok(unsafe { Device::with_ptx(0, ptx)? })
     }
 
-    fn tuning(&self, gpu: &Gpu) -> Result<Option<Tuning>, Box<dyn Error>> {
+    fn tuning(&self, device: &Device) -> Result<Option<Tuning>, Box<dyn Error>> {
         let Some(path) = &self.tuned else {
             return Ok(None);
         };
         let path = match path {
             Some(path) => path.clone(),
-            None => Tuning::cache_path(gpu)?,
+            None => Tuning::cache_path(device)?,
         };
         let name = |error| format!("{}: {error}", path.display());
-        Ok(Some(Tuning::load(gpu, &path).map_err(name)?))
+        Ok(Some(Tuning::load(device, &path).map_err(name)?))
     }
 
     fn config(&self) -> Config {

@@ -1,24 +1,13 @@
-use std::{error::Error, io, process::ExitCode};
+use std::{io, process::ExitCode};
 
-use cust::{
-    device::{Device, DeviceAttribute},
-    error::CudaError as Cust,
-};
 use indicatif::BinaryBytes;
 use serde::Serialize;
-use zipserv::{
-    bench::driver,
-    cuda::{self, CudaError},
-};
-use zipserv_gpu::launch::KERNELS;
+use zipserv::gpu::{Device, GpuError, driver};
 
 use super::{
     DIFFERENT, Format, Outcome, console,
     self_test::{self, Check},
 };
-
-const NO_DEVICE: &str =
-    "there is no CUDA device: the driver finds none, or CUDA_VISIBLE_DEVICES hides it";
 
 #[derive(clap::Args)]
 pub struct Gpu {
@@ -46,22 +35,9 @@ struct DeviceJson {
     kernels: Vec<&'static str>,
 }
 
-/// What `open` makes of the first device; an error says what is missing.
-pub fn first<E: Into<Box<dyn Error>>>(
-    open: impl FnOnce(u32) -> Result<cuda::Gpu, E>,
-) -> Result<cuda::Gpu, Box<dyn Error>> {
-    open(0).map_err(|error| {
-        let error = error.into();
-        match error.downcast_ref() {
-            Some(CudaError::Cuda(Cust::NoDevice | Cust::InvalidDevice)) => NO_DEVICE.into(),
-            _ => error,
-        }
-    })
-}
-
 impl Gpu {
     pub fn run(&self) -> Outcome {
-        let gpu = first(cuda::Gpu::new)?;
+        let gpu = Device::new(0)?;
         let device = DeviceJson::new(&gpu)?;
         let json = self.format.json;
         if !json {
@@ -91,19 +67,16 @@ impl Gpu {
 }
 
 impl DeviceJson {
-    fn new(gpu: &cuda::Gpu) -> Result<Self, CudaError> {
-        let device = Device::get_device(gpu.ordinal())?;
-        let major = device.get_attribute(DeviceAttribute::ComputeCapabilityMajor)?;
-        let minor = device.get_attribute(DeviceAttribute::ComputeCapabilityMinor)?;
-        let kernels = KERNELS.iter().map(|launch| launch.name);
+    fn new(device: &Device) -> Result<Self, GpuError> {
+        let (major, minor) = device.capability();
         Ok(Self {
-            device: gpu.name()?,
+            device: device.name().to_owned(),
             compute_capability: format!("{major}.{minor}"),
-            multiprocessors: gpu.multiprocessors(),
-            memory_bytes: gpu.memory_bytes()?,
+            multiprocessors: device.sms(),
+            memory_bytes: device.memory_bytes(),
             driver: driver()?,
-            family: gpu.family().to_string(),
-            kernels: kernels.filter(|name| gpu.has(name)).collect(),
+            family: device.family().to_string(),
+            kernels: device.kernels().collect(),
         })
     }
 

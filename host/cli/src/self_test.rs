@@ -2,20 +2,14 @@
 
 use std::{error::Error, fmt, io};
 
-use cust::{
-    context::CurrentContext,
-    memory::{CopyDestination, DeviceBuffer},
-    stream::{Stream, StreamFlags},
-};
 use half::bf16;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use rand_distr::StandardNormal;
 use rayon::prelude::*;
 use serde::Serialize;
 use zipserv::{
-    Matrix,
-    cuda::{DeviceMatrix, Gpu, Workspace, decompress, zipgemm, zipgemm_plan},
-    encode,
+    Matrix, encode,
+    gpu::{Buffer, Device, Linear, Stream, Workspace},
 };
 
 /// Large enough that thread blocks share rows, ragged edges that no tensor copy reads, and many
@@ -56,10 +50,10 @@ pub struct Check {
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Runs all checks, and tells `each` of them.
-pub fn run(gpu: &Gpu, mut each: impl FnMut(Check) -> io::Result<()>) -> Result<()> {
+pub fn run(device: &Device, mut each: impl FnMut(Check) -> io::Result<()>) -> Result<()> {
     // A fault leaves the device unusable: all that must work comes before the first launch.
-    let mut lab = Lab::new(gpu)?;
-    let cases = CASES.map(|(kind, rows, cols)| Case::new(kind, rows, cols));
+    let mut lab = Lab::new(device)?;
+    let cases = CASES.map(|(kind, rows, cols)| Case::new(device, kind, rows, cols));
     for case in cases.into_iter().collect::<Result<Vec<_>>>()? {
         each(case.check("decompress", None, lab.decompress(&case)))?;
         if case.kind == Kind::AnyBits {
@@ -76,24 +70,24 @@ pub fn run(gpu: &Gpu, mut each: impl FnMut(Check) -> io::Result<()>) -> Result<(
 struct Case {
     kind: Kind,
     bits: Vec<u16>,
-    matrix: DeviceMatrix,
+    layer: Linear,
 }
 
 impl Case {
-    fn new(kind: Kind, rows: usize, cols: usize) -> Result<Self> {
+    fn new(device: &Device, kind: Kind, rows: usize, cols: usize) -> Result<Self> {
         let mut rng = SmallRng::seed_from_u64(1);
         let bits: Vec<u16> = (0..rows * cols).map(|_| kind.weight(&mut rng)).collect();
         let compressed = encode(&Matrix::from_bits(rows, cols, &bits)?)?;
-        let matrix = DeviceMatrix::upload(&compressed)?;
-        Ok(Self { kind, bits, matrix })
+        let layer = Linear::new(device, &compressed)?;
+        Ok(Self { kind, bits, layer })
     }
 
     fn check(&self, kernel: &'static str, tokens: Option<usize>, result: Result<()>) -> Check {
         Check {
             kernel,
             weights: self.kind,
-            rows: self.matrix.rows(),
-            cols: self.matrix.cols(),
+            rows: self.layer.weights().rows(),
+            cols: self.layer.weights().cols(),
             tokens,
             error: result.err().map(|error| error.to_string()),
         }
@@ -116,67 +110,52 @@ fn gaussian(rng: &mut SmallRng, scale: f32) -> u16 {
 
 /// Where kernels are launched.
 struct Lab<'a> {
-    gpu: &'a Gpu,
+    device: &'a Device,
     workspace: Workspace,
     stream: Stream,
 }
 
 impl<'a> Lab<'a> {
-    fn new(gpu: &'a Gpu) -> Result<Self> {
+    fn new(device: &'a Device) -> Result<Self> {
         Ok(Self {
-            gpu,
-            workspace: Workspace::new(gpu)?,
-            stream: Stream::new(StreamFlags::NON_BLOCKING, None)?,
+            device,
+            workspace: Workspace::new(device)?,
+            stream: Stream::new(device)?,
         })
     }
 
     /// Fails unless every bit is restored that the codec on the CPU was given.
     fn decompress(&self, case: &Case) -> Result<()> {
-        let mut output = upload(&vec![UNWRITTEN; case.bits.len()])?;
-        decompress(self.gpu, &self.stream, &case.matrix, &mut output)?;
-        let restored = self.download(&output)?;
-        let right = restored.iter().zip(&case.bits).map(|(a, b)| a == b);
-        all_right(case.matrix.cols(), right)
+        let mut output = self.upload(&vec![UNWRITTEN; case.bits.len()])?;
+        let weights = case.layer.weights();
+        weights.decompress(&self.stream, &mut output)?;
+        let restored = output.to_vec(&self.stream)?;
+        let right = restored.iter().zip(&case.bits);
+        all_right(weights.cols(), right.map(|(a, &b)| a.to_bits() == b))
     }
 
     /// Fails unless every output is as close as FP32 sums and BF16 outputs let it be.
     fn multiply(&mut self, case: &Case, n: usize) -> Result<()> {
-        let (m, k) = (case.matrix.rows(), case.matrix.cols());
+        let (m, k) = (case.layer.weights().rows(), case.layer.weights().cols());
         let mut rng = SmallRng::seed_from_u64(n as u64);
         let x: Vec<u16> = (0..n * k).map(|_| gaussian(&mut rng, 1.0)).collect();
-        let plan = zipgemm_plan(self.gpu, &case.matrix, n)?;
-        let input = upload(&x)?;
-        let mut output = upload(&vec![UNWRITTEN; n * m])?;
-        zipgemm(
-            self.gpu,
-            &self.stream,
-            &plan,
-            &case.matrix,
-            &input,
-            &mut output,
-            &mut self.workspace,
-        )?;
-        let y = self.download(&output)?;
-        let near = |(&y, (exact, magnitude)): (&u16, (f64, f64))| {
-            let deviation = (bf16::from_bits(y).to_f64() - exact).abs();
+        let input = self.upload(&x)?;
+        let mut output = self.upload(&vec![UNWRITTEN; n * m])?;
+        let (stream, workspace) = (&self.stream, &mut self.workspace);
+        case.layer
+            .forward(stream, &input, n, &mut output, workspace)?;
+        let y = output.to_vec(&self.stream)?;
+        let near = |(&y, (exact, magnitude)): (&bf16, (f64, f64))| {
+            let deviation = (y.to_f64() - exact).abs();
             deviation <= exact.abs() / 200.0 + magnitude * 2e-6
         };
         all_right(m, y.iter().zip(product(&x, &case.bits, k)).map(near))
     }
 
-    fn download(&self, buffer: &DeviceBuffer<u16>) -> Result<Vec<u16>> {
-        self.stream.synchronize()?;
-        let mut values = vec![0; buffer.len()];
-        buffer.copy_to(&mut values)?;
-        Ok(values)
+    fn upload(&self, bits: &[u16]) -> Result<Buffer<bf16>> {
+        let values: Vec<bf16> = bits.iter().map(|&bits| bf16::from_bits(bits)).collect();
+        Ok(Buffer::from_slice(self.device, &values)?)
     }
-}
-
-fn upload(values: &[u16]) -> Result<DeviceBuffer<u16>> {
-    let buffer = DeviceBuffer::from_slice(values)?;
-    // The lab's stream does not wait for the copy.
-    CurrentContext::synchronize()?;
-    Ok(buffer)
 }
 
 /// Y = X W^T in FP64: each sum, and the sum of its terms' magnitudes.

@@ -9,11 +9,11 @@ use std::{
 use clap::builder::RangedU64ValueParser;
 use zipserv::{
     bench::{Candidates, Config, TUNED_TOKENS, Tried, problems, tune},
-    cuda::{self, MAX_TOKENS, Tuning},
+    gpu::{Device, MAX_TOKENS, Tuning},
     results::{ReportFile, TuningTable},
 };
 
-use super::{DIFFERENT, Outcome, bench::Layers, console, gpu, markdown};
+use super::{DIFFERENT, Outcome, bench::Layers, console, markdown};
 
 #[derive(clap::Args)]
 pub struct Tune {
@@ -60,12 +60,12 @@ impl Tune {
         if self.dry_run {
             return dry_run(&problems);
         }
-        let gpu = gpu::first(cuda::Gpu::new)?;
+        let device = Device::new(0)?;
         let path = match &self.output {
             Some(path) => path.clone(),
-            None => Tuning::cache_path(&gpu)?,
+            None => Tuning::cache_path(&device)?,
         };
-        let mut table = self.table(&gpu, &path)?;
+        let mut table = self.table(&device, &path)?;
         for (rows, cols, tokens) in &mut problems {
             tokens.retain(|&n| self.force || table.get(*rows, *cols, n).is_none());
         }
@@ -79,7 +79,7 @@ impl Tune {
                 .sum(),
         );
         let mut wrong = false;
-        let tuned = tune(&gpu, &config, &problems, &mut |tried| {
+        let tuned = tune(&device, &config, &problems, &mut |tried| {
             match tried {
                 Tried::Wrong(launch) => {
                     wrong = true;
@@ -105,9 +105,9 @@ impl Tune {
     }
 
     /// What an earlier run left, or an empty table.
-    fn table(&self, gpu: &cuda::Gpu, path: &Path) -> Result<TuningTable, Box<dyn Error>> {
+    fn table(&self, device: &Device, path: &Path) -> Result<TuningTable, Box<dyn Error>> {
         if path.exists() {
-            match Tuning::load(gpu, path) {
+            match Tuning::load(device, path) {
                 Ok(tuning) => return Ok(tuning.table().clone()),
                 Err(_) if self.force => {}
                 Err(error) => {
@@ -119,7 +119,7 @@ impl Tune {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        Ok(TuningTable::new(Tuning::key(gpu)?))
+        Ok(TuningTable::new(Tuning::key(device)?))
     }
 }
 

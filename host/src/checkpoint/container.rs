@@ -1,4 +1,4 @@
-use std::{collections::HashMap, ops::Range};
+use std::{collections::HashMap, ops::Range, path::Path};
 
 use rayon::prelude::*;
 use zipserv_gpu::layout::{TILE_COLS, TILE_ROWS, tile_grid};
@@ -41,11 +41,11 @@ pub(crate) struct Container {
 }
 
 /// Where a tensor is in the compressed file.
-#[derive(Clone, Copy)]
 struct Place {
     /// Index in the stored header.
     index: usize,
-    is_matrix: bool,
+    /// The header of a compressed matrix; nothing for a tensor stored as it was.
+    matrix: Option<MatrixHeader>,
 }
 
 /// Whether a header is that of a compressed file.
@@ -54,6 +54,13 @@ pub(crate) fn is_container(header: &Header) -> bool {
 }
 
 impl Container {
+    /// Opens a compressed file and checks its header, and those of its matrices.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let input = Input::open(path)?;
+        let header = Header::of_file(&input).at(path)?;
+        Self::new(input, header)
+    }
+
     /// `stored` is the header of `input`.
     pub fn new(input: Input, mut stored: Header) -> Result<Self, Error> {
         let path = input.path().to_path_buf();
@@ -73,24 +80,20 @@ impl Container {
         let original = Header::of_json(&original_json)
             .map_err(|e| ErrorKind::OriginalHeader(Box::new(e)))
             .at(&path)?;
-        let places = places(&stored, &original, &suffix).at(&path)?;
-        let this = Self {
+        let places = places(&input, &stored, &original, &suffix).at(&path)?;
+        Ok(Self {
             input,
             stored,
             original_json,
             original,
             crc,
             places,
-        };
-        // A few bytes can claim a matrix of any size. That is found out here, before an output
-        // of that size is made; the matrices themselves are checked when they are decoded.
-        for index in 0..this.places.len() {
-            if this.places[index].is_matrix {
-                let found = MatrixHeader::of(this.stored_slice(index));
-                this.check_shape(index, found.map(|header| (header.rows(), header.cols())))?;
-            }
-        }
-        Ok(this)
+        })
+    }
+
+    /// The compressed file.
+    pub fn path(&self) -> &Path {
+        self.input.path()
     }
 
     /// Compares the checksum of the restored file with that of the original.
@@ -134,50 +137,38 @@ impl Container {
 
     /// Stored bytes of a tensor, and whether they are a compressed matrix.
     pub fn storage(&self, tensor: usize) -> (u64, bool) {
-        let place = self.places[tensor];
-        (self.stored.tensors[place.index].bytes(), place.is_matrix)
+        let place = &self.places[tensor];
+        (
+            self.stored.tensors[place.index].bytes(),
+            place.matrix.is_some(),
+        )
     }
 
-    fn stored_slice(&self, tensor: usize) -> &[u8] {
+    /// The bytes of a tensor as they are stored.
+    pub fn stored_slice(&self, tensor: usize) -> &[u8] {
         let stored = &self.stored.tensors[self.places[tensor].index];
         self.stored.slice(&self.input, stored)
     }
 
-    /// The compressed matrix of a tensor, checked in full; nothing for a tensor stored as it was.
-    fn matrix(&self, index: usize) -> Result<Option<CompressedMatrix<'_>>, Error> {
-        let place = self.places[index];
-        if !place.is_matrix {
-            return Ok(None);
-        }
-        let matrix = CompressedMatrix::from_bytes(self.stored_slice(index));
-        let shape = matrix.as_ref().map(|m| (m.rows(), m.cols()));
-        self.check_shape(index, shape.map_err(Clone::clone))?;
-        Ok(matrix.ok())
+    /// The header of the compressed matrix of a tensor; nothing for a tensor stored as it was.
+    pub fn matrix_header(&self, tensor: usize) -> Option<&MatrixHeader> {
+        self.places[tensor].matrix.as_ref()
     }
 
-    /// Compares what the stored matrix says of itself with the original header.
-    fn check_shape(
-        &self,
-        index: usize,
-        found: Result<(usize, usize), crate::Error>,
-    ) -> Result<(), Error> {
-        let tensor = &self.original.tensors[index];
-        let stored = &self.stored.tensors[self.places[index].index];
-        let kind = match found {
-            Ok(shape) if tensor.matrix_shape() == Some(shape) => return Ok(()),
-            Ok((rows, cols)) => ErrorKind::MatrixShape {
-                tensor: tensor.name.clone(),
-                shape: tensor.shape.clone(),
-                rows,
-                cols,
-            },
-            Err(source) => ErrorKind::Tensor {
-                tensor: tensor.name.clone(),
-                offset: self.stored.file_range(stored).start,
-                source,
-            },
-        };
-        Err(Error::new(self.input.path(), kind))
+    /// The compressed matrix of a tensor, checked in full; nothing for a tensor stored as it was.
+    pub fn matrix(&self, tensor: usize) -> Result<Option<CompressedMatrix<'_>>, Error> {
+        let place = &self.places[tensor];
+        if place.matrix.is_none() {
+            return Ok(None);
+        }
+        let matrix = CompressedMatrix::from_bytes(self.stored_slice(tensor));
+        let header = matrix.as_ref().map(|m| *m.header()).map_err(Clone::clone);
+        let start = self
+            .stored
+            .file_range(&self.stored.tensors[place.index])
+            .start;
+        check_shape(&self.original.tensors[tensor], start, header).at(self.path())?;
+        Ok(matrix.ok())
     }
 
     /// Runs of tensors of about [`GROUP_BYTES`] in all, at least one each.
@@ -197,8 +188,38 @@ impl Container {
     }
 }
 
+/// Compares what the matrix stored at `offset` says of itself with the tensor that it is.
+fn check_shape(
+    tensor: &Tensor,
+    offset: u64,
+    found: Result<MatrixHeader, crate::Error>,
+) -> Result<MatrixHeader, ErrorKind> {
+    match found {
+        Ok(header) if tensor.matrix_shape() == Some((header.rows(), header.cols())) => Ok(header),
+        Ok(header) => Err(ErrorKind::MatrixShape {
+            tensor: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            rows: header.rows(),
+            cols: header.cols(),
+        }),
+        Err(source) => Err(ErrorKind::Tensor {
+            tensor: tensor.name.clone(),
+            offset,
+            source,
+        }),
+    }
+}
+
 /// Finds each original tensor among the stored ones: under its own name, or with the suffix.
-fn places(stored: &Header, original: &Header, suffix: &str) -> Result<Vec<Place>, ErrorKind> {
+///
+/// A few bytes can claim a matrix of any size. That is found out here, before an output of that size
+/// is made; the matrices themselves are checked when they are decoded.
+fn places(
+    file: &[u8],
+    stored: &Header,
+    original: &Header,
+    suffix: &str,
+) -> Result<Vec<Place>, ErrorKind> {
     let mut by_name: HashMap<&str, usize> = stored
         .tensors
         .iter()
@@ -213,19 +234,23 @@ fn places(stored: &Header, original: &Header, suffix: &str) -> Result<Vec<Place>
                 && stored.tensors[index].bytes() == tensor.bytes();
             let place = Place {
                 index,
-                is_matrix: false,
+                matrix: None,
             };
             return same.then_some(place).ok_or_else(mismatch);
         }
         let index = by_name
             .remove(format!("{}{suffix}", tensor.name).as_str())
             .ok_or_else(|| ErrorKind::MissingTensor(tensor.name.clone()))?;
-        let place = Place {
+        let blob = &stored.tensors[index];
+        if tensor.matrix_shape().is_none() || blob.dtype != "U8" {
+            return Err(mismatch());
+        }
+        let header = MatrixHeader::of(stored.slice(file, blob));
+        let header = check_shape(tensor, stored.file_range(blob).start, header)?;
+        Ok(Place {
             index,
-            is_matrix: true,
-        };
-        let fits = tensor.matrix_shape().is_some() && stored.tensors[index].dtype == "U8";
-        fits.then_some(place).ok_or_else(mismatch)
+            matrix: Some(header),
+        })
     });
     let places = places.collect::<Result<_, _>>()?;
     match by_name.into_keys().min() {

@@ -5,8 +5,6 @@ use super::{
     checksum::Checksum,
     container::Container,
     error::At,
-    header::Header,
-    input::Input,
     report::FileReport,
     source::Source,
     transform::{Transform, transform},
@@ -32,9 +30,7 @@ struct Decompress(Container);
 
 impl Transform for Decompress {
     fn open(path: &Path) -> Result<Self, Error> {
-        let input = Input::open(path)?;
-        let header = Header::of_file(&input).at(path)?;
-        Container::new(input, header).map(Self)
+        Container::open(path).map(Self)
     }
 
     fn bytes(&self) -> u64 {

@@ -100,6 +100,47 @@ pub enum ErrorKind {
         /// The shard's name in the index.
         shard: String,
     },
+    /// The index names a tensor that its shard does not have.
+    #[error("the index places tensor `{tensor}` in `{shard}`, which does not have it")]
+    IndexTensor {
+        /// The tensor's name.
+        tensor: String,
+        /// The shard's name in the index.
+        shard: String,
+    },
+    /// The folder has more than one index, and so more than one checkpoint.
+    #[error("more than one index of shards in this folder: open one of them")]
+    SeveralIndexes,
+    /// Two files of a folder without index have a tensor of the same name.
+    #[error("tensor `{tensor}` is also in {}, and no index says which counts", other.display())]
+    TensorInTwoFiles {
+        /// The tensor's name.
+        tensor: String,
+        /// The other file.
+        other: PathBuf,
+    },
+
+    /// No tensor of an open checkpoint has the name.
+    #[error("no tensor `{tensor}`{}", near.as_ref().map(|near| format!("; there is `{near}`")).unwrap_or_default())]
+    NoTensor {
+        /// The name asked for.
+        tensor: String,
+        /// A name that there is, if one is much alike.
+        near: Option<String>,
+    },
+    /// A compressed matrix is asked for, but the tensor is stored as it was.
+    #[error("tensor `{tensor}` ({dtype} of shape {shape:?}) is not compressed")]
+    NoMatrix {
+        /// The tensor's name.
+        tensor: String,
+        /// Its dtype.
+        dtype: String,
+        /// Its shape.
+        shape: Vec<u64>,
+    },
+    /// A tensor's own bytes are asked for, but it is stored as a compressed matrix.
+    #[error("tensor `{0}` is compressed")]
+    Compressed(String),
 
     /// The file is too short for a safetensors file.
     #[error("{0} bytes are too few for a safetensors file")]

@@ -19,6 +19,8 @@ pub(crate) struct Listing {
     pub checkpoints: Vec<PathBuf>,
     /// All other files.
     pub others: Vec<PathBuf>,
+    /// The indexes of shards among them.
+    pub indexes: Vec<(PathBuf, Index)>,
 }
 
 pub(crate) fn is_checkpoint(name: &OsStr) -> bool {
@@ -53,36 +55,48 @@ impl Listing {
             return Err(Error::new(root, ErrorKind::NoCheckpoint));
         }
         for path in &listing.others {
-            if path.to_string_lossy().ends_with(INDEX_SUFFIX) {
-                check_index(&root.join(path))?;
+            if Index::is_name(path) {
+                let index = Index::open(&root.join(path))?;
+                listing.indexes.push((path.clone(), index));
             }
         }
         Ok(listing)
     }
 }
 
+/// An index of shards: which file has which tensor.
 #[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
+pub(crate) struct Index {
+    /// Names of files in the index's folder, by the names of tensors.
+    pub weight_map: BTreeMap<String, String>,
 }
 
-/// Checks that an index names only files beside it.
-fn check_index(path: &Path) -> Result<(), Error> {
-    let input = Input::open(path)?;
-    let index: Index = serde_json::from_slice(&input)
-        .map_err(ErrorKind::IndexJson)
-        .at(path)?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    for (tensor, shard) in index.weight_map {
-        let plain = |part| matches!(part, Component::Normal(_));
-        let kind = if shard.is_empty() || !Path::new(&shard).components().all(plain) {
-            ErrorKind::IndexPath { tensor, shard }
-        } else if !folder.join(&shard).is_file() {
-            ErrorKind::IndexShard { tensor, shard }
-        } else {
-            continue;
-        };
-        return Err(Error::new(path, kind));
+impl Index {
+    pub fn is_name(path: &Path) -> bool {
+        path.to_string_lossy().ends_with(INDEX_SUFFIX)
     }
-    Ok(())
+
+    /// Reads an index, and checks that it names only files beside it.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        // A copy: another process may change the bytes of a mapped file, and strings are made of them.
+        let json = Input::open(path)?.to_vec();
+        let index: Self = serde_json::from_slice(&json)
+            .map_err(ErrorKind::IndexJson)
+            .at(path)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for (tensor, shard) in &index.weight_map {
+            let plain = |part| matches!(part, Component::Normal(_));
+            let is_plain = !shard.is_empty() && Path::new(shard).components().all(plain);
+            if is_plain && folder.join(shard).is_file() {
+                continue;
+            }
+            let (tensor, shard) = (tensor.clone(), shard.clone());
+            let kind = match is_plain {
+                false => ErrorKind::IndexPath { tensor, shard },
+                true => ErrorKind::IndexShard { tensor, shard },
+            };
+            return Err(Error::new(path, kind));
+        }
+        Ok(index)
+    }
 }

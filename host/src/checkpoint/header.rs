@@ -109,8 +109,8 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Reads and checks the header of a whole file. Nothing is allocated before the length in it
-    /// is known to fit.
+    /// Reads and checks the header of a whole file. Nothing is allocated or looked through before the
+    /// length in it is known to fit.
     pub fn of_file(file: &[u8]) -> Result<Self, ErrorKind> {
         let found = file.len() as u64;
         let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
@@ -121,8 +121,13 @@ impl Header {
         if length > available {
             return Err(ErrorKind::HeaderTruncated { length, available });
         }
-        let json = std::str::from_utf8(&rest[..length as usize]).map_err(ErrorKind::HeaderUtf8)?;
-        let header = Self::of_json(json)?;
+        if length > MAX_HEADER_BYTES {
+            return Err(ErrorKind::HeaderTooLong(length));
+        }
+        // A copy: another process may change the bytes of a mapped file, but a string stays UTF-8.
+        let json = String::from_utf8(rest[..length as usize].to_vec())
+            .map_err(|error| ErrorKind::HeaderUtf8(error.utf8_error()))?;
+        let header = Self::of_json(&json)?;
         let (expected, found) = (header.data_bytes(), available - length);
         if found < expected {
             return Err(ErrorKind::DataTruncated { expected, found });

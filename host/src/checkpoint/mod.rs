@@ -17,6 +17,8 @@
 //! checkpoint::decompress("small.safetensors", "restored.safetensors", &options)?;
 //! # Ok::<(), checkpoint::Error>(())
 //! ```
+//!
+//! [`open`] gives single tensors of a compressed checkpoint, for whoever loads a model from it.
 
 mod checksum;
 mod compress;
@@ -27,6 +29,7 @@ mod folder;
 mod header;
 mod input;
 mod inspect;
+mod open;
 mod options;
 mod output;
 mod plan;
@@ -45,6 +48,7 @@ pub use compress::compress;
 pub use decompress::decompress;
 pub use error::{Error, ErrorKind};
 pub use inspect::inspect;
+pub use open::{Checkpoint, TensorView, open};
 pub use options::{Options, Progress};
 pub use report::{FileReport, Report, Storage, TensorReport};
 pub use verify::{Difference, DifferenceKind, Verdict, verify};

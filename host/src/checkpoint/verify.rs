@@ -5,8 +5,8 @@ use std::{
 };
 
 use super::{
-    Error, ErrorKind, Options, checksum::Checksum, container::Container, error::At,
-    folder::Listing, header::Header, input::Input, source::Source,
+    Error, ErrorKind, Options, checksum::Checksum, container::Container, folder::Listing,
+    input::Input, source::Source,
 };
 
 /// What a comparison found.
@@ -178,10 +178,8 @@ struct Pair {
 
 impl Pair {
     fn open(compressed: &Path, original: &Path) -> Result<Self, Error> {
-        let input = Input::open(compressed)?;
-        let header = Header::of_file(&input).at(compressed)?;
         Ok(Self {
-            container: Container::new(input, header)?,
+            container: Container::open(compressed)?,
             original: Input::open(original)?,
         })
     }

@@ -23,4 +23,5 @@ pub use encode::encode;
 pub(crate) use encode::{Encoder, TileBuffer};
 pub use histogram::{Histogram, Window};
 pub use matrix::Matrix;
+pub(crate) use memory::zeroed;
 pub use published::PublishedMatrix;

@@ -24,7 +24,7 @@ impl CompressedMatrix<'_> {
     ///
     /// let bits: Vec<u16> = (0..64 * 200).map(|i| 0x3F80 + i % 500).collect();
     /// let compressed = encode(&Matrix::from_bits(64, 200, &bits)?)?;
-    /// // The right half for another GPU, whose 72 columns need not fill a tile.
+    /// // What lies right of column 128, for another GPU: its 72 columns end where the matrix does.
     /// let right = compressed.slice(0..64, 128..200)?;
     /// assert_eq!((right.rows(), right.cols()), (64, 72));
     /// assert_eq!(decode(&right)[..72], decode(&compressed)[128..200]);

@@ -1,0 +1,346 @@
+use std::{
+    borrow::Cow,
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Error, ErrorKind,
+    container::Container,
+    folder::{Index, Listing},
+    header::Tensor,
+    source::Source,
+};
+use crate::{
+    CompressedMatrix, MatrixHeader,
+    codec::{decode_into, zeroed},
+};
+
+/// Opens what [`compress`](super::compress) has made, to load a model from it tensor by tensor.
+///
+/// `path` is a compressed `.safetensors` file, an index of shards (`*.safetensors.index.json`), or a
+/// folder. Of a folder count the shards that its index names, and without an index all
+/// `.safetensors` files directly in it.
+///
+/// Files are mapped into memory, and their headers are checked, with the shape of every compressed
+/// matrix. The contents of a matrix are checked when it is asked for. Tensors that are stored as
+/// they were have no checksum of their own: [`inspect`](super::inspect) and
+/// [`verify`](super::verify) check that of the whole file.
+///
+/// No one may write to the files while they are open: bytes that are borrowed from them would change,
+/// and a process that reads what was cut off is killed.
+///
+/// # Errors
+/// [`Error`] names the file, and the tensor and offset where there is one. A file that is not
+/// compressed is [`ErrorKind::NotCompressed`].
+///
+/// ```
+/// use zipserv::{checkpoint, decode};
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let (original, small) = (folder.path().join("model.safetensors"), folder.path().join("small.safetensors"));
+/// # let json = r#"{"up.weight":{"dtype":"BF16","shape":[2,32,128],"data_offsets":[0,16384]},"norm.weight":{"dtype":"F32","shape":[2],"data_offsets":[16384,16392]}}"#;
+/// # let mut file = (json.len() as u64).to_le_bytes().to_vec();
+/// # file.extend(json.bytes());
+/// # file.resize(file.len() + 16392, 0);
+/// # std::fs::write(&original, file)?;
+/// # checkpoint::compress(&original, &small, &checkpoint::Options::default())?;
+/// let checkpoint = checkpoint::open(&small)?;
+///
+/// // The matrices go to the kernels as they are.
+/// for name in checkpoint.names() {
+///     let matrix = checkpoint.matrix(name)?;
+///     println!("{name}: {} x {}, {:.2} bits a weight", matrix.rows(), matrix.cols(), matrix.bits_per_weight());
+/// }
+///
+/// // Norms and biases are stored as they were.
+/// let norm = checkpoint.tensor("norm.weight")?;
+/// assert_eq!((norm.dtype(), norm.shape()), ("F32", &[2][..]));
+/// assert_eq!(norm.bytes()?.len(), 8);
+///
+/// // A tensor of any number of dimensions is the matrix of all but the last by the last.
+/// let up = checkpoint.tensor("up.weight")?;
+/// assert_eq!(up.shape(), [2, 32, 128]);
+/// assert_eq!((up.matrix()?.rows(), up.matrix()?.cols()), (64, 128));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint, Error> {
+    let path = path.as_ref();
+    if path.is_dir() {
+        Checkpoint::of_folder(path)
+    } else if Index::is_name(path) {
+        Checkpoint::of_index(path, &Index::open(path)?)
+    } else {
+        Checkpoint::of_files(path, [path.into()])
+    }
+}
+
+/// A compressed checkpoint that is [`open`].
+pub struct Checkpoint {
+    /// As given, for errors.
+    path: PathBuf,
+    files: Vec<Container>,
+    /// File and tensor by name.
+    places: BTreeMap<String, (usize, usize)>,
+}
+
+impl Checkpoint {
+    fn of_folder(path: &Path) -> Result<Self, Error> {
+        let listing = Listing::of(path)?;
+        let is_here = |path: &Path| path.parent() == Some(Path::new(""));
+        let mut indexes = listing.indexes.iter().filter(|(path, _)| is_here(path));
+        match (indexes.next(), indexes.next()) {
+            (Some((name, index)), None) => Self::of_index(&path.join(name), index),
+            (Some(_), Some(_)) => Err(Error::new(path, ErrorKind::SeveralIndexes)),
+            (None, _) => {
+                let files = listing.checkpoints.iter().filter(|path| is_here(path));
+                let files: Vec<_> = files.map(|file| path.join(file)).collect();
+                if files.is_empty() {
+                    return Err(Error::new(path, ErrorKind::NoCheckpoint));
+                }
+                Self::of_files(path, files)
+            }
+        }
+    }
+
+    /// What an index at `path` names.
+    fn of_index(path: &Path, index: &Index) -> Result<Self, Error> {
+        let mut this = Self::empty(path);
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let shards: BTreeSet<_> = index.weight_map.values().collect();
+        for shard in shards {
+            let is_placed = |name: &str| index.weight_map.get(name) == Some(shard);
+            this.add(Container::open(&folder.join(shard))?, is_placed)?;
+        }
+        let mut placed = index.weight_map.iter();
+        match placed.find(|(name, _)| !this.places.contains_key(*name)) {
+            None => Ok(this),
+            Some((tensor, shard)) => {
+                let (tensor, shard) = (tensor.clone(), shard.clone());
+                Err(Error::new(path, ErrorKind::IndexTensor { tensor, shard }))
+            }
+        }
+    }
+
+    /// All that is in some files.
+    fn of_files(path: &Path, files: impl IntoIterator<Item = PathBuf>) -> Result<Self, Error> {
+        let mut this = Self::empty(path);
+        for file in files {
+            this.add(Container::open(&file)?, |_| true)?;
+        }
+        Ok(this)
+    }
+
+    fn empty(path: &Path) -> Self {
+        Self {
+            path: path.into(),
+            files: Vec::new(),
+            places: BTreeMap::new(),
+        }
+    }
+
+    /// Adds the tensors of a file that are wanted.
+    fn add(&mut self, file: Container, is_wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
+        for (index, tensor) in file.header().tensors.iter().enumerate() {
+            if !is_wanted(&tensor.name) {
+                continue;
+            }
+            let place = (self.files.len(), index);
+            if let Some((other, _)) = self.places.insert(tensor.name.clone(), place) {
+                let kind = ErrorKind::TensorInTwoFiles {
+                    tensor: tensor.name.clone(),
+                    other: self.files[other].path().into(),
+                };
+                return Err(Error::new(file.path(), kind));
+            }
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// All tensors, in the order of their names.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorView<'_>> {
+        self.places.values().map(|&place| self.view(place))
+    }
+
+    /// The names of the compressed matrices, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let compressed = self.tensors().filter(TensorView::is_compressed);
+        compressed.map(|tensor| tensor.name())
+    }
+
+    /// The names of all other tensors, which are stored as they were, in order.
+    pub fn other_names(&self) -> impl Iterator<Item = &str> {
+        let others = self.tensors().filter(|tensor| !tensor.is_compressed());
+        others.map(|tensor| tensor.name())
+    }
+
+    /// A tensor by its name in the original checkpoint, whichever way it is stored.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoTensor`], with a name that is much alike if there is one.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, Error> {
+        match self.places.get(name) {
+            Some(&place) => Ok(self.view(place)),
+            None => {
+                let kind = ErrorKind::NoTensor {
+                    tensor: name.into(),
+                    near: near(name, self.places.keys()).cloned(),
+                };
+                Err(Error::new(&self.path, kind))
+            }
+        }
+    }
+
+    /// A compressed matrix by the name of its tensor: [`TensorView::matrix`] of
+    /// [`tensor`](Self::tensor).
+    ///
+    /// # Errors
+    /// Those of both.
+    pub fn matrix(&self, name: &str) -> Result<CompressedMatrix<'_>, Error> {
+        self.tensor(name)?.matrix()
+    }
+
+    fn view(&self, (file, index): (usize, usize)) -> TensorView<'_> {
+        let file = &self.files[file];
+        TensorView { file, index }
+    }
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("tensors", &self.places.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A tensor of a [`Checkpoint`]: what it was, and access to how it is stored.
+#[derive(Clone, Copy)]
+pub struct TensorView<'a> {
+    file: &'a Container,
+    index: usize,
+}
+
+impl<'a> TensorView<'a> {
+    /// Its name in the original file.
+    pub fn name(&self) -> &'a str {
+        &self.original().name
+    }
+
+    /// Its dtype as safetensors spells it: `BF16` if it is compressed.
+    pub fn dtype(&self) -> &'a str {
+        &self.original().dtype
+    }
+
+    /// Its dimensions in the original file, two or more if it is compressed.
+    pub fn shape(&self) -> &'a [u64] {
+        &self.original().shape
+    }
+
+    /// Bytes in the original file.
+    pub fn original_bytes(&self) -> u64 {
+        self.original().bytes()
+    }
+
+    /// Bytes in the compressed file.
+    pub fn stored_bytes(&self) -> u64 {
+        self.file.stored_slice(self.index).len() as u64
+    }
+
+    /// The file that has it.
+    pub fn path(&self) -> &'a Path {
+        self.file.path()
+    }
+
+    /// Whether it is stored as a compressed matrix.
+    pub fn is_compressed(&self) -> bool {
+        self.header().is_some()
+    }
+
+    /// The header of its compressed matrix, and so all sizes; nothing for a tensor stored as it was.
+    /// Unlike [`matrix`](Self::matrix) this reads no more than was checked when the file was opened.
+    pub fn header(&self) -> Option<&'a MatrixHeader> {
+        self.file.matrix_header(self.index)
+    }
+
+    /// Its compressed matrix, in the bytes of the mapped file, after checking all of it, in parallel on
+    /// the current rayon pool. The leading dimensions count as rows, the last one as columns.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoMatrix`] for a tensor stored as it was, and [`ErrorKind::Tensor`] when the
+    /// matrix is damaged.
+    pub fn matrix(&self) -> Result<CompressedMatrix<'a>, Error> {
+        self.file.matrix(self.index)?.ok_or_else(|| {
+            let kind = ErrorKind::NoMatrix {
+                tensor: self.name().into(),
+                dtype: self.dtype().into(),
+                shape: self.shape().into(),
+            };
+            Error::new(self.path(), kind)
+        })
+    }
+
+    /// The bytes of a tensor stored as it was: row after row, little-endian, at any alignment.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Compressed`] for a compressed matrix; [`decoded`](Self::decoded) takes both.
+    pub fn bytes(&self) -> Result<&'a [u8], Error> {
+        match self.header() {
+            None => Ok(self.file.stored_slice(self.index)),
+            Some(_) => Err(Error::new(
+                self.path(),
+                ErrorKind::Compressed(self.name().into()),
+            )),
+        }
+    }
+
+    /// The bytes that the tensor has in the original file, decoded if it is compressed: what a loader
+    /// does with an embedding, or where there is no kernel.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Tensor`] when a compressed matrix is damaged.
+    pub fn decoded(&self) -> Result<Cow<'a, [u8]>, Error> {
+        if !self.is_compressed() {
+            return self.bytes().map(Cow::Borrowed);
+        }
+        let matrix = self.matrix()?;
+        let mut bytes = zeroed(matrix.original_bytes());
+        decode_into(&matrix, &mut bytes).expect("the size is the matrix's");
+        Ok(Cow::Owned(bytes))
+    }
+
+    fn original(&self) -> &'a Tensor {
+        &self.file.header().tensors[self.index]
+    }
+}
+
+impl fmt::Debug for TensorView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("TensorView")
+            .field("name", &self.name())
+            .field("dtype", &self.dtype())
+            .field("shape", &self.shape())
+            .field("is_compressed", &self.is_compressed())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The name that shares the most with `name` at its start and end, if that is at least half of it.
+fn near<'a>(name: &str, names: impl Iterator<Item = &'a String>) -> Option<&'a String> {
+    let shared = |other: &str| {
+        let equal = |(a, b): &(u8, u8)| a == b;
+        let start = name.bytes().zip(other.bytes()).take_while(equal).count();
+        let rest = |name: &str| name.len() - start;
+        let end = name.bytes().rev().zip(other.bytes().rev());
+        let end = end.take(rest(name).min(rest(other))).take_while(equal);
+        start + end.count()
+    };
+    let scored = names.map(|other| ((shared(other), Reverse(other.len())), other));
+    let best = scored.max_by_key(|(score, _)| *score);
+    best.filter(|((shared, _), _)| 2 * shared >= name.len().max(1))
+        .map(|(_, other)| other)
+}
