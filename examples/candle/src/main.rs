@@ -14,9 +14,8 @@ use candle_core::{
 };
 use half::bf16;
 use zipserv::{
-    CompressedMatrix, Matrix,
-    cuda::{DeviceMatrix, GemmOperands, Gpu, Workspace, zipgemm_plan, zipgemm_raw},
-    encode,
+    CompressedMatrix, Matrix, encode,
+    gpu::{self, Linear, RawOperands, Workspace},
 };
 
 #[path = "../../reference.rs"]
@@ -24,12 +23,11 @@ mod reference;
 
 /// A linear layer without bias: `y = x W^T`, of BF16 tensors whose last dimension is K.
 ///
-/// It belongs to one `CudaDevice` of candle, and so to one stream, which its workspace needs. The
-/// layers of a model would share `gpu` and `workspace`.
+/// It belongs to one `CudaDevice` of candle, and so to one stream, which its workspace needs. It keeps
+/// a plan for each number of tokens. The layers of a model would share a workspace.
 struct ZipLinear {
-    gpu: Gpu,
     device: CudaDevice,
-    weights: DeviceMatrix,
+    layer: Linear,
     workspace: Workspace,
 }
 
@@ -40,13 +38,12 @@ impl ZipLinear {
     ) -> std::result::Result<Self, Box<dyn StdError>> {
         let device = device.as_cuda_device()?.clone();
         let ordinal = device.cuda_stream().context().ordinal();
-        // Makes the context current that candle uses too.
-        let gpu = Gpu::new(ordinal as u32)?;
+        // Holds the context that candle uses too.
+        let gpu = gpu::Device::new(ordinal as u32)?;
         Ok(Self {
             device,
-            weights: DeviceMatrix::upload(weights)?,
+            layer: Linear::new(&gpu, weights)?,
             workspace: Workspace::new(&gpu)?,
-            gpu,
         })
     }
 
@@ -65,7 +62,8 @@ impl CustomOp1 for ZipLinear {
     }
 
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (m, k) = (self.weights.rows(), self.weights.cols());
+        let weights = self.layer.weights();
+        let (m, k) = (weights.rows(), weights.cols());
         let dims = layout.dims();
         let Some((start, end)) = layout.contiguous_offsets() else {
             bail!("zip-linear wants contiguous activations")
@@ -85,23 +83,13 @@ impl CustomOp1 for ZipLinear {
             // While these live, candle takes the memory to be in use on the stream.
             let (x, _reads) = x.device_ptr(&stream);
             let (y, _writes) = y.device_ptr_mut(&stream);
-            let operands = GemmOperands::new(&self.weights, x, n, y);
-            let raw = stream.cu_stream();
-            self.gpu.make_current().map_err(Error::wrap)?;
-            let plan = zipgemm_plan(&self.gpu, &self.weights, n).map_err(Error::wrap)?;
-            // SAFETY: both have room, in memory of this device, and do not overlap; all calls are
-            // on the device's stream; uploading the weights has waited for them.
-            unsafe {
-                zipgemm_raw(
-                    &self.gpu,
-                    raw,
-                    &plan,
-                    &self.weights,
-                    &operands,
-                    &self.workspace,
-                )
-                .map_err(Error::wrap)?;
-            }
+            let operands = RawOperands::new(weights, x, n, y);
+            let (layer, raw) = (&self.layer, stream.cu_stream().cast());
+            // SAFETY: both have room, in memory of this device, and do not overlap; all calls are on
+            // the device's stream, one after the other; uploading the weights has waited for them.
+            // Layer and workspace free their memory only when all that was launched has run.
+            let launched = unsafe { layer.forward_raw(raw, &operands, &self.workspace) };
+            launched.map_err(Error::wrap)?;
         }
         let shape = Shape::from([&dims[..dims.len() - 1], &[m]].concat());
         Ok((CudaStorage::wrap_cuda_slice(y, self.device.clone()), shape))
