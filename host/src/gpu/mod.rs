@@ -9,6 +9,7 @@
 //! [`Plan`], which chooses a kernel once for a shape and a number of tokens, by [`PlanOptions`], and
 //! [`Plan::run`], which multiplies, with an epilogue and strides if [`Operands`] ask for them.
 //! [`Plan::run_raw`] and [`Linear::forward_raw`] take raw device pointers and a raw stream.
+//! [`CustomKernels`] launches kernels of one's own on compressed weights.
 //!
 //! ```no_run
 //! use half::bf16;
