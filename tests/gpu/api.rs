@@ -330,7 +330,7 @@ fn a_matrix_from_the_device() {
             // does not start there, it is refused.
             unsafe {
                 let memory = Buffer::borrowed(lab.device, address, len);
-                DeviceMatrix::from_device(matrix.header().clone(), memory)
+                DeviceMatrix::from_device(*matrix.header(), memory)
             }
         };
         refused!(

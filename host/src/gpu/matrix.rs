@@ -32,7 +32,7 @@ impl DeviceMatrix {
     /// [`GpuError::Changed`] when the bytes of `matrix` are those of a file that is being written to;
     /// [`GpuError::Driver`].
     pub fn upload(device: &Device, matrix: &CompressedMatrix) -> Result<Self, GpuError> {
-        let header = matrix.header().clone();
+        let header = *matrix.header();
         let memory = Buffer::uninitialized(device, header.stored_bytes() + Self::TAIL_BYTES)?;
         // Kernels follow offsets without a check, so those that are copied must be those that are
         // checked, even if another process writes to a file that is mapped.
@@ -100,7 +100,7 @@ impl DeviceMatrix {
         memory.copy_from(stream, &self.memory)?;
         // A launch may read the copy ahead of its stream.
         stream.synchronize()?;
-        Self::new(self.header.clone(), memory)
+        Self::new(self.header, memory)
     }
 
     /// The device addresses of its dense part, patch offsets and patches, for a kernel of one's own:
