@@ -319,6 +319,7 @@ fn activations(operands: &RawOperands, k: usize, tokens: usize) -> Result<Tensor
 
 /// Describes the dense part of a matrix, as [`Prefill::DENSE_BOX`] says.
 pub fn dense_tiles(weights: &DeviceMatrix) -> Result<TensorMap, GpuError> {
+    let _current = weights.device().enter()?;
     let (dense, ..) = weights.addresses();
     let (strips, tile_cols) = tile_grid(weights.rows(), weights.cols());
     let [elements, bands, _, _] = Prefill::DENSE_BOX.map(u64::from);
@@ -333,7 +334,7 @@ pub fn dense_tiles(weights: &DeviceMatrix) -> Result<TensorMap, GpuError> {
     )
 }
 
-/// Describes a tensor of `sizes`, from the dimension without gaps on, and `strides` in bytes of the
+/// Describes, in the current context, a tensor of `sizes`, from the dimension without gaps on, and `strides` in bytes of the
 /// others, and boxes of it that are copied at a time.
 fn tensor_map<const RANK: usize>(
     element: sys::CUtensorMapDataType,
