@@ -6,8 +6,10 @@ use criterion::Criterion;
 use zipserv::{bench::Layer, gpu::Device};
 
 /// A layer that is small for a GPU, and one that is large.
+#[allow(dead_code, reason = "not every benchmark has layers")]
 pub const LAYERS: [Layer; 2] = [layer(4096, 4096), layer(28672, 4096)];
 
+#[allow(dead_code, reason = "as above")]
 const fn layer(rows: usize, cols: usize) -> Layer {
     let name = "one";
     Layer { name, rows, cols }

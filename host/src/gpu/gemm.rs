@@ -95,6 +95,7 @@ impl Plan {
         if m == 0 {
             return Ok(());
         }
+        let _current = weights.device().enter()?;
         // SAFETY: the caller's promise, passed on.
         unsafe {
             if k == 0 {
@@ -155,7 +156,6 @@ unsafe fn write_empty_sums(
     if operands.accumulate {
         return Ok(());
     }
-    let _current = weights.device().enter()?;
     let (y, pitch, stream) = (operands.y, operands.y_pitch(), stream.cast());
     let (m, n) = (weights.rows(), operands.n);
     // SAFETY: the caller's promise.

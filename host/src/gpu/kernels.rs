@@ -7,6 +7,7 @@ use std::{
     ops::Range,
     ptr,
     sync::{Mutex, OnceLock, PoisonError},
+    time::Instant,
 };
 
 use cudarc::driver::sys;
@@ -176,7 +177,9 @@ impl Kernels {
             function: ptr::null_mut(),
             resident: 0,
         };
+        let start = Instant::now();
         load_module(launch.name, &self.text(entry), &mut loaded.module)?;
+        tracing::debug!(kernel = launch.name, took = ?start.elapsed(), "loaded");
         match loaded.prepare(launch) {
             Ok(()) => Ok(loaded),
             Err(error) => {

@@ -222,7 +222,6 @@ pub unsafe fn run_decoupled(
     let place = at(layout.bias);
     let case = Case::of(operands);
     let library = weights.device().cublaslt()?;
-    let _current = weights.device().enter()?;
     // SAFETY: the caller's promise; weights, bias and cuBLASLt's memory follow one another in what
     // is large enough, and the choice was made for what the case says.
     unsafe {

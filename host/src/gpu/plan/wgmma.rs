@@ -25,6 +25,8 @@ pub struct WgmmaPlan {
     pub tiles: u32,
     /// Output tiles that clusters share along K.
     pub split: u32,
+    /// Units of a tile along K.
+    pub tile_cols: u32,
 }
 
 /// Chooses kernel and launch for `n` tokens.
@@ -113,14 +115,16 @@ impl WgmmaPlan {
         let tile_cols = k.div_ceil(TILE_COLS);
         let most = most_clusters(tiles, tile_cols, sms / shape.cluster);
         let (clusters, split) = deal(tiles, tile_cols, most);
-        Some(Self {
+        let plan = Self {
             kernel,
             shape,
             clusters: clusters as u32,
             most: most as u32,
             tiles: tiles32,
-            split: split as u32,
-        })
+            split: 0,
+            tile_cols: tile_cols as u32,
+        };
+        Some(plan.with_split(split as u32))
     }
 
     /// How clusters share output tiles along K, of so many input features.
@@ -146,11 +150,13 @@ impl WgmmaPlan {
         self.clusters * self.shape.cluster as u32
     }
 
-    /// The same with so many output tiles shared along K, at most all of them.
+    /// The same with so many output tiles shared along K, at most all of them, and no more than have
+    /// 2^32 units: kernels count those in 32 bits.
     #[must_use]
     pub fn with_split(self, tiles: u32) -> Self {
+        let most = self.tiles.min(u32::MAX / self.tile_cols.max(1));
         Self {
-            split: tiles.min(self.tiles),
+            split: tiles.min(most),
             ..self
         }
     }
@@ -319,6 +325,7 @@ fn activations(operands: &RawOperands, k: usize, tokens: usize) -> Result<Tensor
 
 /// Describes the dense part of a matrix, as [`Prefill::DENSE_BOX`] says.
 pub fn dense_tiles(weights: &DeviceMatrix) -> Result<TensorMap, GpuError> {
+    let _current = weights.device().enter()?;
     let (dense, ..) = weights.addresses();
     let (strips, tile_cols) = tile_grid(weights.rows(), weights.cols());
     let [elements, bands, _, _] = Prefill::DENSE_BOX.map(u64::from);
@@ -333,7 +340,7 @@ pub fn dense_tiles(weights: &DeviceMatrix) -> Result<TensorMap, GpuError> {
     )
 }
 
-/// Describes a tensor of `sizes`, from the dimension without gaps on, and `strides` in bytes of the
+/// Describes, in the current context, a tensor of `sizes`, from the dimension without gaps on, and `strides` in bytes of the
 /// others, and boxes of it that are copied at a time.
 fn tensor_map<const RANK: usize>(
     element: sys::CUtensorMapDataType,
@@ -371,7 +378,7 @@ fn tensor_map<const RANK: usize>(
 
 #[cfg(test)]
 mod tests {
-    use super::{PREFILLS, cost, deal, split, unit_time};
+    use super::{PREFILLS, WgmmaPlan, cost, deal, split, unit_time};
 
     #[test]
     fn tiles_are_shared_where_it_pays() {
@@ -406,6 +413,17 @@ mod tests {
             let (less, more) = (unit_time(tokens), unit_time(tokens + 1));
             assert!(less <= more && more * tokens <= less * (tokens + 1));
         }
+    }
+
+    /// Weights of 2^18 x 2^18 and 16,384 tokens have 2^20 tiles of 2^12 units.
+    #[test]
+    fn shared_units_have_32_bits() {
+        let kernel = PREFILLS[0];
+        let plan = WgmmaPlan::new(kernel, (1 << 18, 1 << 18), 16_384, 132).unwrap();
+        let all = plan.with_split(u32::MAX);
+        assert!(all.split < plan.tiles && all.split.checked_mul(all.tile_cols).is_some());
+        let small = WgmmaPlan::new(kernel, (4096, 4096), 16, 132).unwrap();
+        assert_eq!(small.with_split(u32::MAX).split, small.tiles);
     }
 
     #[test]
