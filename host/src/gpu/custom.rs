@@ -5,10 +5,8 @@ use zipserv_gpu::launch::Launch;
 use super::{Device, GpuError, Operand, Stream, buffer::same_context, kernels::Kernels};
 
 /// Kernels of one's own for a device, of PTX as `cargo run -p builder` writes it; `docs/KERNELS.md`
-/// makes one.
-///
-/// A kernel is loaded when it is first launched; then the driver compiles it. When this goes, it
-/// waits for all that was launched on the device, and unloads them.
+/// makes one. Each is loaded when it is first launched; all are unloaded when this goes, which waits
+/// for what was launched on the device.
 pub struct CustomKernels {
     device: Device,
     kernels: Kernels,
@@ -28,7 +26,7 @@ impl CustomKernels {
     }
 
     /// Launches a kernel over `blocks` blocks of its threads and shared memory, with its one
-    /// parameter, plainly: it starts when all before it in the stream has run.
+    /// parameter. It starts when all before it in the stream has run.
     ///
     /// # Errors
     /// [`GpuError::NoKernel`] when there is none of this name, [`GpuError::Context`] for another
