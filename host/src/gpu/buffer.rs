@@ -82,7 +82,7 @@ impl<T: Pod> Buffer<T> {
         };
         let mut address = 0;
         if bytes > 0 {
-            let _current = device.enter()?;
+            let _relaxed = device.enter_relaxed()?;
             // SAFETY: writes the address.
             check("cuMemAlloc", unsafe {
                 sys::cuMemAlloc_v2(&mut address, bytes)
@@ -225,7 +225,7 @@ impl<T> Drop for Buffer<T> {
         if !self.owned || self.address == 0 {
             return;
         }
-        if let Ok(_current) = self.device.enter() {
+        if let Ok(_relaxed) = self.device.enter_relaxed() {
             // SAFETY: freed once. Nothing can be done about an error.
             let _ = unsafe { sys::cuMemFree_v2(self.address) };
         }
@@ -337,9 +337,35 @@ impl<'a, T: Pod> ViewMut<'a, T> {
         (part(self.view.slice(..mid)), part(self.view.slice(mid..)))
     }
 
+    /// Part of it.
+    ///
+    /// # Panics
+    /// When the range is not within the view.
+    pub fn slice(self, range: impl RangeBounds<usize>) -> Self {
+        Self {
+            view: self.view.slice(range),
+            ..self
+        }
+    }
+
     /// The device.
-    pub fn device(&self) -> &Device {
+    pub fn device(&self) -> &'a Device {
         self.view.device
+    }
+
+    /// Values that it has.
+    pub fn len(&self) -> usize {
+        self.view.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.view.len == 0
+    }
+
+    /// The address on the device.
+    pub fn address(&self) -> u64 {
+        self.view.address
     }
 
     /// The same to read, as long as it is not written.

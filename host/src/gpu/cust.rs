@@ -38,7 +38,7 @@ use super::{Device, GpuError, Stream, View, ViewMut};
 /// [`GpuError::Context`] when it is not of the primary context of `device`.
 ///
 /// # Safety
-/// It lives longer than all clones of this one, and than workspaces that serve it.
+/// As [`Stream::from_raw`].
 pub unsafe fn stream(device: &Device, stream: &stream::Stream) -> Result<Stream, GpuError> {
     // SAFETY: the caller's promise.
     unsafe { Stream::from_raw(device, stream.as_inner().cast()) }

@@ -90,6 +90,39 @@ pub(crate) struct Entered<'a> {
     _thread: PhantomData<(&'a (), *const ())>,
 }
 
+/// The thread may do what captures of streams forbid otherwise, as long as this lives.
+pub(super) struct Relaxed {
+    before: sys::CUstreamCaptureMode,
+    /// It is the thread's own business.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Relaxed {
+    fn new() -> Result<Self, GpuError> {
+        let before = exchange(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)?;
+        Ok(Self {
+            before,
+            _thread: PhantomData,
+        })
+    }
+}
+
+impl Drop for Relaxed {
+    fn drop(&mut self) {
+        // Nothing can be done about an error.
+        let _ = exchange(self.before);
+    }
+}
+
+/// Sets the thread's mode of captures, and gives the one before.
+fn exchange(mut mode: sys::CUstreamCaptureMode) -> Result<sys::CUstreamCaptureMode, GpuError> {
+    // SAFETY: reads and writes the mode.
+    check("cuThreadExchangeStreamCaptureMode", unsafe {
+        sys::cuThreadExchangeStreamCaptureMode(&mut mode)
+    })?;
+    Ok(mode)
+}
+
 impl Device {
     /// Opens device `ordinal` with the best kernels that it can run.
     ///
@@ -287,6 +320,12 @@ impl Device {
         Ok(self.0.cublaslt.get_or_init(|| library))
     }
 
+    /// As [`enter`](Self::enter), for calls that a stream's capture by this thread would forbid, though
+    /// they have nothing to do with streams: allocating, freeing, loading.
+    pub(super) fn enter_relaxed(&self) -> Result<(Entered<'_>, Relaxed), GpuError> {
+        Ok((self.enter()?, Relaxed::new()?))
+    }
+
     /// CRC-32 of the PTX that the kernels come from.
     pub(super) fn ptx_crc32(&self) -> u32 {
         self.0.kernels.crc32()
@@ -301,8 +340,13 @@ impl Device {
 
     /// A kernel, loaded.
     pub(super) fn load(&self, kernel: &str) -> Result<Kernel, GpuError> {
-        let _current = self.enter()?;
-        self.0.kernels.load(kernel)
+        match self.0.kernels.loaded(kernel)? {
+            Some(kernel) => Ok(kernel),
+            None => {
+                let _relaxed = self.enter_relaxed()?;
+                self.0.kernels.load(kernel)
+            }
+        }
     }
 
     /// Threads in a block of a kernel.
@@ -345,8 +389,8 @@ impl Device {
         pdl: bool,
         args: T,
     ) -> Result<(), GpuError> {
+        let kernel = self.load(kernel)?;
         let _current = self.enter()?;
-        let kernel = self.0.kernels.load(kernel)?;
         // SAFETY: the caller's promise.
         unsafe { kernel.launch(blocks, stream, pdl, args) }
     }
@@ -360,7 +404,8 @@ impl fmt::Debug for Device {
 
 impl Drop for Inner {
     /// The last of all that belongs to the device is gone. Its streams have been waited for; what was
-    /// launched on the caller's own is waited for here, before the kernels' code goes.
+    /// launched on the caller's own is waited for here, and so is all else in the context, before the
+    /// kernels' code goes.
     fn drop(&mut self) {
         let Ok(_current) = self.context.enter() else {
             return;

@@ -176,6 +176,9 @@ pub enum GpuError {
     /// The workspace serves another stream.
     #[error("the workspace is used by another stream; each needs its own")]
     WorkspaceInUse,
+    /// A handle that is another stream in each thread, so that nothing can be bound to it.
+    #[error("the per-thread default stream is another one in each thread; name a stream")]
+    ThreadStream,
     /// A layer has no plan yet, and none can be made while the stream is captured.
     #[error("no plan for {tokens} tokens yet: call Linear::prepare before capturing a graph")]
     NotPrepared {

@@ -91,6 +91,7 @@ impl Plan {
         self.check_device(weights.device())?;
         weights.check_context(workspace.device())?;
         operands.check(m, k)?;
+        operands.check_overlap(m, k)?;
         operands.check_apart(weights, workspace)?;
         if m == 0 {
             return Ok(());

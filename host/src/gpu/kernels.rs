@@ -144,30 +144,26 @@ impl Kernels {
         })
     }
 
+    /// A kernel, if it is loaded.
+    pub fn loaded(&self, kernel: &str) -> Result<Option<Kernel>, GpuError> {
+        let entry = self.entry(kernel)?;
+        Ok(entry.loaded.get().map(|loaded| entry.kernel(loaded)))
+    }
+
     /// A kernel, for the current context. The first call for it has the driver compile it.
     pub fn load(&self, kernel: &str) -> Result<Kernel, GpuError> {
         let entry = self.entry(kernel)?;
-        let loaded = match entry.loaded.get() {
-            Some(loaded) => *loaded,
-            None => {
-                let _turn = self
-                    .compiling
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                match entry.loaded.get() {
-                    Some(loaded) => *loaded,
-                    None => {
-                        let loaded = self.compile(entry)?;
-                        *entry.loaded.get_or_init(|| loaded)
-                    }
-                }
-            }
-        };
-        Ok(Kernel {
-            function: loaded.function,
-            launch: entry.launch,
-            resident: loaded.resident,
-        })
+        if let Some(loaded) = entry.loaded.get() {
+            return Ok(entry.kernel(loaded));
+        }
+        let turn = self.compiling.lock();
+        let _turn = turn.unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have had its turn before.
+        if let Some(loaded) = entry.loaded.get() {
+            return Ok(entry.kernel(loaded));
+        }
+        let loaded = self.compile(entry)?;
+        Ok(entry.kernel(entry.loaded.get_or_init(|| loaded)))
     }
 
     fn compile(&self, entry: &Entry) -> Result<Loaded, GpuError> {
@@ -204,6 +200,16 @@ impl Kernels {
             if let Some(loaded) = entry.loaded.take() {
                 loaded.unload();
             }
+        }
+    }
+}
+
+impl Entry {
+    fn kernel(&self, loaded: &Loaded) -> Kernel {
+        Kernel {
+            function: loaded.function,
+            launch: self.launch,
+            resident: loaded.resident,
         }
     }
 }

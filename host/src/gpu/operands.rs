@@ -312,11 +312,11 @@ impl RawOperands {
             let operand = Operand::Bias;
             return Err(GpuError::Missing { operand });
         }
-        self.check_overlap(m, k)
+        Ok(())
     }
 
     /// Fails when outputs overlap what else a call reads.
-    fn check_overlap(&self, m: usize, k: usize) -> Result<(), GpuError> {
+    pub(super) fn check_overlap(&self, m: usize, k: usize) -> Result<(), GpuError> {
         let bytes = self.output.bytes();
         let y = Rows::new(self.y, m * bytes, self.y_pitch(), self.n);
         let x = Rows::new(self.x, 2 * k, 2 * self.x_stride, self.n);
@@ -409,7 +409,7 @@ impl Rows {
     /// have none, as long as their pitches are equal.
     fn overlap(&self, other: &Self) -> bool {
         let (a, b) = (self.all(), other.all());
-        if a.start >= b.end || b.start >= a.end {
+        if a.is_empty() || b.is_empty() || a.start >= b.end || b.start >= a.end {
             return false;
         }
         if self.pitch != other.pitch {
@@ -551,8 +551,9 @@ mod tests {
     #[test]
     fn outputs_apart_from_inputs() {
         let at = |x: u64, y: u64| RawOperands { x, y, ..operands() };
-        let overlaps =
-            |operands: RawOperands| matches!(operands.check(M, K), Err(GpuError::Overlap { .. }));
+        let overlaps = |operands: RawOperands| {
+            matches!(operands.check_overlap(M, K), Err(GpuError::Overlap { .. }))
+        };
         let (x_bytes, y_bytes) = (3 * 2 * K as u64, 3 * 4 * M as u64);
         let from = 0x8000;
         assert!(!overlaps(at(from, from + x_bytes)) && overlaps(at(from, from + x_bytes - 4)));

@@ -24,6 +24,9 @@ unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
 
+/// The handle that stands for another stream in each thread, `CU_STREAM_PER_THREAD`.
+const PER_THREAD: usize = 2;
+
 impl Stream {
     /// A new stream, which does not wait for the legacy default stream (`CU_STREAM_NON_BLOCKING`).
     ///
@@ -43,12 +46,17 @@ impl Stream {
     /// A stream of the caller's own, as cudarc, candle and PyTorch hold it. It is never destroyed.
     ///
     /// # Errors
-    /// [`GpuError::Context`] when it is not of the context of `device`.
+    /// [`GpuError::Context`] when it is not of the context of `device`; [`GpuError::ThreadStream`] for
+    /// the default stream of each thread.
     ///
     /// # Safety
-    /// The stream lives longer than all clones of this one, and than all that uses them.
+    /// The stream lives longer than all clones of this one, and than all that uses them. A graph that
+    /// is captured from it is not launched after anything is gone that it uses.
     pub unsafe fn from_raw(device: &Device, raw: RawStream) -> Result<Self, GpuError> {
-        let raw = raw.cast();
+        let raw: sys::CUstream = raw.cast();
+        if raw as usize == PER_THREAD {
+            return Err(GpuError::ThreadStream);
+        }
         let _current = device.enter()?;
         let mut context = ptr::null_mut();
         // SAFETY: a live stream, says the caller; writes the context.

@@ -43,8 +43,8 @@ impl InvariantPlan {
     /// fails with.
     pub fn new(weights: &DeviceMatrix) -> Result<Self, GpuError> {
         let gpu = weights.device();
-        if let Some((name, _)) = PREFILLS.iter().find(|(name, _)| !gpu.has(name)) {
-            return Err(gpu.no_kernel(name));
+        if PREFILLS.iter().any(|(name, _)| !gpu.has(name)) {
+            return Err(gpu.no_kernel("batch_invariant"));
         }
         let (m, k) = (weights.rows(), weights.cols());
         let launch = launch((m, k), 1, gpu.sms() as usize);

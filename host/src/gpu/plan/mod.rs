@@ -274,7 +274,7 @@ impl Plan {
         Self { kind, ..self }
     }
 
-    /// The same with or without programmatic pdl launch, which decoupled plans never have.
+    /// The same with or without programmatic dependent launch, which decoupled plans never have.
     #[must_use]
     pub fn with_pdl(self, pdl: bool) -> Self {
         let pdl = pdl && !self.is_decoupled();
@@ -346,7 +346,7 @@ impl Plan {
     }
 
     /// Whether the kernel overlaps the end of the one before it in the stream (programmatic
-    /// pdl launch).
+    /// dependent launch).
     pub fn is_pdl(&self) -> bool {
         self.pdl
     }
@@ -371,7 +371,7 @@ impl fmt::Display for Plan {
             Kind::Decoupled(plan) => plan.fmt(f)?,
         }
         if self.is_pdl() {
-            f.write_str(", pdl launch")?;
+            f.write_str(", dependent launch")?;
         }
         let Some(hindrance) = self.hindrance else {
             return Ok(());
