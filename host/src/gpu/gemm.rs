@@ -151,9 +151,6 @@ unsafe fn write_empty_sums(
     weights: &DeviceMatrix,
     operands: &RawOperands,
 ) -> Result<(), GpuError> {
-    if operands.bias.is_some() {
-        return Err(GpuError::EmptyBias);
-    }
     if operands.accumulate {
         return Ok(());
     }

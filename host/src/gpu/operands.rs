@@ -308,6 +308,9 @@ impl RawOperands {
                 });
             }
         }
+        if k == 0 && self.bias.is_some() {
+            return Err(GpuError::EmptyBias);
+        }
         if self.bias == Some(0) && m > 0 {
             let operand = Operand::Bias;
             return Err(GpuError::Missing { operand });
