@@ -8,18 +8,11 @@ use super::{
     error::At,
     header::{Header, LENGTH_BYTES, Tensor},
     input::Input,
+    names::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION, VERSION_KEY},
     report::{FileReport, Storage, TensorReport},
     source::{PIECE_BYTES, Piece, Source},
 };
 use crate::{CompressedMatrix, Histogram, MatrixHeader, codec::decode_panel};
-
-/// Keys in the metadata of a compressed file.
-pub(crate) const VERSION_KEY: &str = "zipserv.version";
-pub(crate) const SUFFIX_KEY: &str = "zipserv.suffix";
-pub(crate) const HEADER_KEY: &str = "zipserv.header";
-pub(crate) const CRC_KEY: &str = "zipserv.crc32";
-/// The version of the container that this build writes and reads.
-pub(crate) const VERSION: &str = "1";
 
 /// Matrices are checked and then decoded in groups of about so many stored bytes, so that a
 /// group is still in memory when it is read for the second time.

@@ -253,10 +253,10 @@ pub enum ErrorKind {
     #[error("already compressed by zipserv")]
     AlreadyCompressed,
     /// The file was not written by zipserv.
-    #[error("not compressed by zipserv: no `{key}` in its metadata", key = super::container::VERSION_KEY)]
+    #[error("not compressed by zipserv: no `{key}` in its metadata", key = super::names::VERSION_KEY)]
     NotCompressed,
     /// A version of the container that this build does not read.
-    #[error("container version `{0}` is not supported; this build reads version {version}", version = super::container::VERSION)]
+    #[error("container version `{0}` is not supported; this build reads version {version}", version = super::names::VERSION)]
     Version(String),
     /// What zipserv noted in the metadata is missing or wrong.
     #[error("metadata `{0}` is missing or not what zipserv writes")]

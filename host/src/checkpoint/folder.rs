@@ -1,13 +1,17 @@
 use std::{
     collections::BTreeMap,
-    ffi::OsStr,
     path::{Component, Path, PathBuf},
 };
 
 use serde::Deserialize;
 use walkdir::WalkDir;
 
-use super::{Error, ErrorKind, error::At, input::Input, output::is_unfinished};
+use super::{
+    Error, ErrorKind,
+    error::At,
+    input::Input,
+    names::{is_checkpoint, is_unfinished},
+};
 
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
 
@@ -21,10 +25,6 @@ pub(crate) struct Listing {
     pub others: Vec<PathBuf>,
     /// The indexes of shards among them.
     pub indexes: Vec<(PathBuf, Index)>,
-}
-
-pub(crate) fn is_checkpoint(name: &OsStr) -> bool {
-    Path::new(name).extension() == Some(OsStr::new("safetensors"))
 }
 
 impl Listing {

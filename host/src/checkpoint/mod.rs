@@ -29,6 +29,7 @@ mod folder;
 mod header;
 mod input;
 mod inspect;
+mod names;
 mod open;
 mod options;
 mod output;

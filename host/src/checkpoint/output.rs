@@ -9,7 +9,7 @@ use std::{
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use tempfile::{Builder, NamedTempFile, TempDir};
 
-use super::{Error, ErrorKind, error::At, folder};
+use super::{Error, ErrorKind, error::At, names};
 
 /// A file that appears under its name when it is whole. Until then, and if it never is, it has
 /// another name in the same folder, and is removed if the process lives to do so.
@@ -22,16 +22,6 @@ pub(crate) struct OutputFile {
 pub(crate) struct OutputFolder {
     temporary: TempDir,
     target: Target,
-}
-
-/// What the names of unfinished outputs start and end with.
-const PREFIX: &str = ".zipserv-";
-const SUFFIX: &str = ".partial";
-
-/// Whether a name is that of an unfinished output, which a killed process leaves behind.
-pub(crate) fn is_unfinished(name: &OsStr) -> bool {
-    let name = name.as_encoded_bytes();
-    name.starts_with(PREFIX.as_bytes()) && name.ends_with(SUFFIX.as_bytes())
 }
 
 struct Target {
@@ -66,7 +56,9 @@ impl Target {
         create: impl FnOnce(&Builder, &Path) -> io::Result<T>,
     ) -> Result<T, Error> {
         let mut builder = Builder::new();
-        builder.prefix(PREFIX).suffix(SUFFIX);
+        builder
+            .prefix(names::UNFINISHED_PREFIX)
+            .suffix(names::UNFINISHED_SUFFIX);
         builder.permissions(Permissions::from_mode(mode));
         create(&builder, &self.parent).at(&self.path)
     }
@@ -173,7 +165,7 @@ fn check_replaceable(path: &Path, input: &Path) -> Result<(), Error> {
         .map(|entry| Ok(entry?.file_name()))
         .collect::<io::Result<Vec<_>>>()
         .at(path)?;
-    let is_checkpoint = |name| folder::is_checkpoint(OsStr::new(name));
+    let is_checkpoint = |name| names::is_checkpoint(OsStr::new(name));
     if !names.is_empty() && !names.iter().any(is_checkpoint) {
         return refuse("it is a folder without a .safetensors file");
     }

@@ -2,8 +2,8 @@ use std::{cmp::Reverse, collections::HashSet};
 
 use super::{
     ErrorKind,
-    container::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION, VERSION_KEY},
     header::{Header, LENGTH_BYTES, Tensor},
+    names::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION, VERSION_KEY},
     report::{FileReport, Storage, TensorReport},
     scan::Scan,
     source::{Original, Source},

@@ -1,0 +1,26 @@
+//! What files, and the keys of their metadata, are called.
+
+use std::{ffi::OsStr, path::Path};
+
+/// Keys in the metadata of a compressed file.
+pub const VERSION_KEY: &str = "zipserv.version";
+pub const SUFFIX_KEY: &str = "zipserv.suffix";
+pub const HEADER_KEY: &str = "zipserv.header";
+pub const CRC_KEY: &str = "zipserv.crc32";
+/// The version of the container that this build writes and reads.
+pub const VERSION: &str = "1";
+
+/// What the names of unfinished outputs start and end with.
+pub const UNFINISHED_PREFIX: &str = ".zipserv-";
+pub const UNFINISHED_SUFFIX: &str = ".partial";
+
+/// Whether a name is that of a file of tensors.
+pub fn is_checkpoint(name: &OsStr) -> bool {
+    Path::new(name).extension() == Some(OsStr::new("safetensors"))
+}
+
+/// Whether a name is that of an unfinished output, which a killed process leaves behind.
+pub fn is_unfinished(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(UNFINISHED_PREFIX.as_bytes()) && name.ends_with(UNFINISHED_SUFFIX.as_bytes())
+}
