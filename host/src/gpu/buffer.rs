@@ -7,7 +7,12 @@ use std::{
 use bytemuck::Pod;
 use cudarc::driver::sys;
 
-use super::{Device, GpuError, Need, Operand, Stream, check, stream::synchronize};
+use super::{
+    device::Device,
+    driver::check,
+    error::{GpuError, Need, Operand},
+    stream::{Stream, synchronize},
+};
 
 /// Values in the memory of a device.
 ///

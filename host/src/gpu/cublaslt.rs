@@ -8,7 +8,7 @@ use cudarc::{
     cublaslt::{result, sys},
 };
 
-use super::{GpuError, RawStream};
+use super::{driver::RawStream, error::GpuError};
 
 /// A handle of the library, which serves one device and any thread.
 pub struct CublasLt {

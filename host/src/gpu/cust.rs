@@ -30,7 +30,12 @@ use cust::{
     stream,
 };
 
-use super::{Device, GpuError, Stream, View, ViewMut};
+use super::{
+    buffer::{View, ViewMut},
+    device::Device,
+    error::GpuError,
+    stream::Stream,
+};
 
 /// A stream of cust's.
 ///

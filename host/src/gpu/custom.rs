@@ -2,7 +2,13 @@ use std::borrow::Cow;
 
 use zipserv_gpu::launch::Launch;
 
-use super::{Device, GpuError, Operand, Stream, buffer::same_context, kernels::Kernels};
+use super::{
+    buffer::same_context,
+    device::Device,
+    error::{GpuError, Operand},
+    kernels::Kernels,
+    stream::Stream,
+};
 
 /// Kernels of one's own for a device, of PTX as `cargo run -p builder` writes it; `docs/KERNELS.md`
 /// makes one. Each is loaded when it is first launched; all are unloaded when this goes, which waits

@@ -2,8 +2,11 @@ use half::bf16;
 use zipserv_gpu::{args::DecompressArgs, layout::tile_grid};
 
 use super::{
-    DeviceMatrix, GpuError, Need, Operand, RawStream, Stream, ViewMut,
-    buffer::{check_len, same_context},
+    buffer::{ViewMut, check_len, same_context},
+    driver::RawStream,
+    error::{GpuError, Need, Operand},
+    matrix::DeviceMatrix,
+    stream::Stream,
 };
 
 const KERNEL: &str = "decompress";

@@ -4,7 +4,7 @@ use std::{ffi::c_void, fs, sync::OnceLock};
 
 use cudarc::driver::sys;
 
-use super::GpuError;
+use super::error::GpuError;
 
 /// A `CUstream` of the driver: what cudarc's `CudaStream::cu_stream` and cust's `Stream::as_inner`
 /// give after a `cast`, and PyTorch's `cuda_stream` as a number.

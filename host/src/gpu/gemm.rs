@@ -1,14 +1,15 @@
 use cudarc::driver::sys;
 
 use super::{
-    DeviceMatrix, GpuError, Operand, Operands, OutputType, Plan, RawOperands, RawStream, Stream,
-    Workspace,
     buffer::same_context,
-    check,
-    plan::{
-        Kind, choose, decoupled::rounds_twice, run_decoupled, run_invariant, run_mma, run_wgmma,
-        wgmma,
-    },
+    driver::{RawStream, check},
+    error::{GpuError, Operand},
+    matrix::DeviceMatrix,
+    operands::{Operands, OutputType, RawOperands},
+    plan::decoupled::rounds_twice,
+    plan::{Kind, Plan, choose, run_decoupled, run_invariant, run_mma, run_wgmma, wgmma},
+    stream::Stream,
+    workspace::Workspace,
 };
 
 impl Plan {

@@ -16,7 +16,11 @@ use zipserv_gpu::{
     ptx,
 };
 
-use super::{Family, GpuError, RawStream, check};
+use super::{
+    driver::{RawStream, check},
+    error::GpuError,
+    family::Family,
+};
 
 /// Kernels by name.
 pub struct Kernels {

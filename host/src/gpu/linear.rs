@@ -6,11 +6,15 @@ use std::{
 use half::bf16;
 
 use super::{
-    Buffer, Device, DeviceMatrix, GpuError, MAX_TOKENS, Need, Operand, Operands, Outputs, Plan,
-    PlanOptions, RawOperands, RawStream, Stream, View, Workspace,
-    buffer::{check_len, same_context},
-    operands::check_tokens,
-    stream::is_capturing,
+    buffer::{Buffer, View, check_len, same_context},
+    device::Device,
+    driver::RawStream,
+    error::{GpuError, Need, Operand},
+    matrix::DeviceMatrix,
+    operands::{MAX_TOKENS, Operands, Outputs, RawOperands, check_tokens},
+    plan::{Plan, PlanOptions},
+    stream::{Stream, is_capturing},
+    workspace::Workspace,
 };
 use crate::CompressedMatrix;
 

@@ -1,9 +1,12 @@
 use zipserv_gpu::args::TensorMap;
 
 use super::{
-    Buffer, Device, Family, GpuError, Need, Operand,
-    buffer::{check_len, same_context, write},
-    plan::{decoupled::Layout, wgmma::dense_tiles},
+    buffer::{Buffer, check_len, same_context, write},
+    device::Device,
+    error::{GpuError, Need, Operand},
+    family::Family,
+    tensor_map::dense_tiles,
+    workspace::DenseLayout,
 };
 use crate::{CompressedMatrix, MatrixHeader};
 
@@ -79,16 +82,19 @@ impl DeviceMatrix {
                 pitch: 0,
             });
         }
-        let mut matrix = Self {
+        let is_empty = header.rows() == 0 || header.cols() == 0;
+        let dense_map = if !is_empty && memory.device().family() == Family::Hopper {
+            let _current = memory.device().enter()?;
+            let dense = memory.address() + header.dense().start as u64;
+            Some(dense_tiles(&header, dense)?)
+        } else {
+            None
+        };
+        Ok(Self {
             header,
             memory,
-            dense_map: None,
-        };
-        let is_empty = matrix.rows() == 0 || matrix.cols() == 0;
-        if !is_empty && matrix.device().family() == Family::Hopper {
-            matrix.dense_map = Some(dense_tiles(&matrix)?);
-        }
-        Ok(matrix)
+            dense_map,
+        })
     }
 
     /// Another copy of the same matrix.
@@ -143,7 +149,7 @@ impl DeviceMatrix {
     /// Bytes that a [workspace](super::Workspace::with_dense) needs for plans of this matrix that
     /// are decoupled: for the dense weights, a bias in FP32, and 32 MiB for cuBLASLt.
     pub fn dense_workspace_bytes(&self) -> usize {
-        Layout::new(self.rows(), self.cols()).bytes
+        DenseLayout::new(self.rows(), self.cols()).bytes
     }
 
     /// Bytes that a kernel reads.

@@ -2,8 +2,10 @@ use half::bf16;
 use zipserv_gpu::args::Output;
 
 use super::{
-    Buffer, DeviceMatrix, GpuError, Need, Operand, View, ViewMut, Workspace,
-    buffer::{check_len, same_context},
+    buffer::{Buffer, View, ViewMut, check_len, same_context},
+    error::{GpuError, Need, Operand},
+    matrix::DeviceMatrix,
+    workspace::Workspace,
 };
 
 /// Tokens of one call at most.

@@ -11,7 +11,14 @@ use zipserv_gpu::{
     },
 };
 
-use super::{Buffer, Device, GpuError, Need, Operand, RawStream, Stream, Workspace};
+use super::{
+    buffer::Buffer,
+    device::Device,
+    driver::RawStream,
+    error::{GpuError, Need, Operand},
+    stream::Stream,
+    workspace::Workspace,
+};
 use crate::PublishedMatrix;
 
 /// Tokens, at most, of [`published_gemm_raw`].

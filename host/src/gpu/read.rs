@@ -1,6 +1,11 @@
 use zipserv_gpu::args::ReadArgs;
 
-use super::{Buffer, Device, GpuError, Operand, Stream, View, buffer::same_context};
+use super::{
+    buffer::{Buffer, View, same_context},
+    device::Device,
+    error::{GpuError, Operand},
+    stream::Stream,
+};
 
 const KERNEL: &str = "read";
 

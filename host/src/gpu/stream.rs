@@ -2,7 +2,11 @@ use std::{ptr, sync::Arc};
 
 use cudarc::driver::sys;
 
-use super::{Device, GpuError, Operand, RawStream, check};
+use super::{
+    device::Device,
+    driver::{RawStream, check},
+    error::{GpuError, Operand},
+};
 
 /// A stream of a device: what is launched on it runs in order, and waits for no other stream.
 ///

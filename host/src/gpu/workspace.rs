@@ -1,6 +1,11 @@
 use zipserv_gpu::launch::{GEMMS, Gemm, PREFILLS};
 
-use super::{Buffer, Device, GpuError, Operand, Stream, buffer::same_context};
+use super::{
+    buffer::{Buffer, same_context},
+    device::Device,
+    error::{GpuError, Operand},
+    stream::Stream,
+};
 
 /// Memory through which the thread blocks of a [plan](super::Plan)'s launch hand over partial sums,
 /// and, if the caller adds some, to which plans that are [decoupled](super::Plan::is_decoupled)
@@ -29,6 +34,34 @@ const BLOCKS_PER_SM: usize = 2;
 /// Room for sums of the kernels of the published layout, which hand over as many as their split of K
 /// makes, for each SM.
 const PUBLISHED_BYTES: usize = 128 << 10;
+
+/// Bytes to which memory for dense weights is aligned, as allocations are.
+pub(super) const DENSE_ALIGN: usize = 256;
+/// Bytes that cuBLASLt may use beside the operands, as much as it is recommended for Hopper.
+pub(super) const DENSE_SCRATCH: usize = 32 << 20;
+
+/// How memory for dense weights is used: the weights, a bias, then cuBLASLt's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DenseLayout {
+    /// Where the bias is.
+    pub bias: usize,
+    /// Where cuBLASLt's memory is.
+    pub scratch: usize,
+    /// All of it.
+    pub bytes: usize,
+}
+
+impl DenseLayout {
+    pub fn new(m: usize, k: usize) -> Self {
+        let bias = (2 * m * k).next_multiple_of(DENSE_ALIGN);
+        let scratch = (bias + 4 * m).next_multiple_of(DENSE_ALIGN);
+        Self {
+            bias,
+            scratch,
+            bytes: scratch + DENSE_SCRATCH,
+        }
+    }
+}
 
 impl Workspace {
     /// Room for every kernel and as many thread blocks as fit on `device`.
@@ -127,6 +160,25 @@ impl Workspace {
         match needed <= got {
             true => Ok(()),
             false => Err(GpuError::WorkspaceTooSmall { what, needed, got }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_the_workspace_do_not_overlap() {
+        for (m, k) in [(1, 1), (133, 267), (4096, 4096), (57344, 8192)] {
+            let DenseLayout {
+                bias,
+                scratch,
+                bytes,
+            } = DenseLayout::new(m, k);
+            assert!(bias >= 2 * m * k && scratch >= bias + 4 * m);
+            assert_eq!(bytes, scratch + DENSE_SCRATCH);
+            assert!(bias.is_multiple_of(DENSE_ALIGN) && scratch.is_multiple_of(DENSE_ALIGN));
         }
     }
 }

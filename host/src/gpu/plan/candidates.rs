@@ -7,7 +7,7 @@ use super::{
     mma::{columns, tokens},
     wgmma::{self, cost, deal, most_clusters, tiles},
 };
-use crate::gpu::{Device, Family, kernels::Kernels};
+use crate::gpu::{device::Device, family::Family, kernels::Kernels};
 use crate::results::TunedLaunch;
 
 /// Launches that are worth a try: what the tuner searches.

@@ -3,10 +3,13 @@ use std::fmt;
 use cudarc::driver::sys;
 
 use crate::gpu::{
-    DeviceMatrix, GpuError, Operand, OutputType, RawOperands, RawStream, Workspace,
     buffer::same_context,
-    check,
     cublaslt::{Algorithm, Allowed, Matmul, Operands, Shape},
+    driver::{RawStream, check},
+    error::{GpuError, Operand},
+    matrix::DeviceMatrix,
+    operands::{OutputType, RawOperands},
+    workspace::{DENSE_ALIGN, DENSE_SCRATCH, DenseLayout, Workspace},
 };
 
 /// Decompression to memory, followed by a dense product of cuBLASLt.
@@ -30,32 +33,6 @@ struct Case {
 
 /// Bytes to which cuBLASLt's fast kernels want rows of activations and outputs aligned.
 const VECTOR: u32 = 16;
-/// Bytes to which memory for dense weights is aligned, as allocations are.
-const ALIGN: usize = 256;
-/// Bytes that cuBLASLt may use beside the operands, as much as it is recommended for Hopper.
-const SCRATCH: usize = 32 << 20;
-
-/// How memory for dense weights is used: the weights, a bias, then cuBLASLt's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    bias: usize,
-    scratch: usize,
-    /// All of it.
-    pub bytes: usize,
-}
-
-impl Layout {
-    pub fn new(m: usize, k: usize) -> Self {
-        let bias = (2 * m * k).next_multiple_of(ALIGN);
-        let scratch = (bias + 4 * m).next_multiple_of(ALIGN);
-        Self {
-            bias,
-            scratch,
-            bytes: scratch + SCRATCH,
-        }
-    }
-}
-
 impl Case {
     const COUNT: usize = 8;
 
@@ -111,8 +88,8 @@ impl Case {
             false => (2, self.output.bytes() as u32),
         };
         Allowed {
-            workspace: SCRATCH,
-            alignments: [ALIGN as u32, x, y],
+            workspace: DENSE_SCRATCH,
+            alignments: [DENSE_ALIGN as u32, x, y],
             // As the fused kernels' sums: FP32 until the end.
             rounded_sums: false,
         }
@@ -155,7 +132,7 @@ impl DecoupledPlan {
 impl fmt::Display for DecoupledPlan {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Self { m, n, k, .. } = self;
-        let megabytes = Layout::new(*m, *k).bytes as f64 / 1e6;
+        let megabytes = DenseLayout::new(*m, *k).bytes as f64 / 1e6;
         write!(
             f,
             "{m} x {k} to memory, then cuBLASLt for {n} tokens; {megabytes:.0} MB of workspace"
@@ -186,12 +163,12 @@ impl DecoupledPlan {
         let operand = Operand::DenseMemory;
         let memory = workspace.dense.as_ref();
         let memory = memory.ok_or(GpuError::Missing { operand })?;
-        let (needed, address) = (Layout::new(m, k).bytes, memory.address());
+        let (needed, address) = (DenseLayout::new(m, k).bytes, memory.address());
         Workspace::check_room("bytes for dense weights", needed, memory.len())?;
-        if !address.is_multiple_of(ALIGN as u64) {
+        if !address.is_multiple_of(DENSE_ALIGN as u64) {
             return Err(GpuError::Alignment {
                 operand,
-                align: ALIGN,
+                align: DENSE_ALIGN,
                 address,
                 pitch: 0,
             });
@@ -217,7 +194,7 @@ pub unsafe fn run_decoupled(
     dense: u64,
 ) -> Result<(), GpuError> {
     let &DecoupledPlan { m, n, k, .. } = plan;
-    let layout = Layout::new(m, k);
+    let layout = DenseLayout::new(m, k);
     let at = |offset: usize| dense + offset as u64;
     let place = at(layout.bias);
     let case = Case::of(operands);
@@ -249,7 +226,7 @@ pub unsafe fn run_decoupled(
             &plan.algorithms[case.index()],
             factors,
             operands.accumulate,
-            (at(layout.scratch), SCRATCH),
+            (at(layout.scratch), DENSE_SCRATCH),
             stream,
         )
     }
@@ -320,20 +297,6 @@ unsafe fn place_bias(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn parts_of_the_workspace_do_not_overlap() {
-        for (m, k) in [(1, 1), (133, 267), (4096, 4096), (57344, 8192)] {
-            let Layout {
-                bias,
-                scratch,
-                bytes,
-            } = Layout::new(m, k);
-            assert!(bias >= 2 * m * k && scratch >= bias + 4 * m);
-            assert_eq!(bytes, scratch + SCRATCH);
-            assert!(bias.is_multiple_of(ALIGN) && scratch.is_multiple_of(ALIGN));
-        }
-    }
 
     #[test]
     fn cases_have_places_of_their_own() {

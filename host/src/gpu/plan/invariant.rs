@@ -12,7 +12,13 @@ use std::fmt;
 use zipserv_gpu::launch::{PREFILLS, Prefill};
 
 use super::wgmma::{self, WgmmaPlan, run_wgmma};
-use crate::gpu::{DeviceMatrix, GpuError, Operand, RawOperands, RawStream, Workspace};
+use crate::gpu::{
+    driver::RawStream,
+    error::{GpuError, Operand},
+    matrix::DeviceMatrix,
+    operands::RawOperands,
+    workspace::Workspace,
+};
 
 /// A launch for each group of tokens, of any number of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

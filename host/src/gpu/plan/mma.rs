@@ -6,7 +6,10 @@ use zipserv_gpu::{
     layout::TILE_COLS,
 };
 
-use crate::gpu::{DeviceMatrix, Family, GpuError, RawOperands, RawStream, Workspace};
+use crate::gpu::{
+    driver::RawStream, error::GpuError, family::Family, matrix::DeviceMatrix,
+    operands::RawOperands, workspace::Workspace,
+};
 
 /// Launches of a kernel for few tokens, as many as it takes for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,7 +25,9 @@ use self::{
     mma::{MmaPlan, tokens},
     wgmma::{WgmmaPlan, wgmma_plan},
 };
-use super::{Device, DeviceMatrix, Family, GpuError, operands::check_tokens};
+use super::{
+    device::Device, error::GpuError, family::Family, matrix::DeviceMatrix, operands::check_tokens,
+};
 use crate::results::TunedLaunch;
 
 /// What a multiplication launches: chosen once for weights of a shape and a number of tokens, by

@@ -2,7 +2,7 @@ use super::{
     Choice, Hindrance, Plan, Tuning, choose, measured::is_decoupled_faster, tuning::choose_tuned,
     wgmma,
 };
-use crate::gpu::{DeviceMatrix, GpuError, operands::check_tokens};
+use crate::gpu::{error::GpuError, matrix::DeviceMatrix, operands::check_tokens};
 
 /// What a plan may be, for [`Plan::new`]: by default the kernel that was measured or estimated to be the
 /// fastest for so many tokens, straight from the compressed weights.

@@ -1,15 +1,19 @@
-use std::{fmt, mem::MaybeUninit};
+use std::fmt;
 
-use cudarc::driver::sys;
 use zipserv_gpu::{
-    args::{PrefillArgs, TensorMap},
+    args::PrefillArgs,
     launch::{PREFILLS, Prefill},
-    layout::{TILE_BYTES, TILE_COLS, tile_grid},
+    layout::TILE_COLS,
     schedule::Deal,
 };
 
 use crate::gpu::{
-    DeviceMatrix, GpuError, RawOperands, RawStream, Workspace, check, operands::check_tokens,
+    driver::RawStream,
+    error::GpuError,
+    matrix::DeviceMatrix,
+    operands::{RawOperands, check_tokens},
+    tensor_map,
+    workspace::Workspace,
 };
 
 /// The launch of a kernel for many tokens. [`wgmma_plan`] chooses one.
@@ -288,8 +292,9 @@ pub unsafe fn run_wgmma(
     Workspace::check_room("flags", blocks, workspace.flags.len())?;
     let (dense, offsets, patches) = weights.addresses();
     let box_tokens = shape.box_tokens(n);
+    let (x, x_stride, size) = (operands.x, operands.x_stride, [n, weights.cols()]);
     let args = PrefillArgs {
-        x: activations(operands, weights.cols(), box_tokens)?,
+        x: tensor_map::activations(x, x_stride, size, box_tokens)?,
         tiles: weights.dense_map(),
         output: operands.output(),
         dense,
@@ -307,73 +312,6 @@ pub unsafe fn run_wgmma(
     let device = weights.device();
     // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
     unsafe { device.launch(plan.kernel, blocks as u32, stream, pdl, args) }
-}
-
-/// Describes rows of `k` activations as boxes of 64 columns by `tokens`. What lies between rows is
-/// outside.
-fn activations(operands: &RawOperands, k: usize, tokens: usize) -> Result<TensorMap, GpuError> {
-    let &RawOperands { x, x_stride, n, .. } = operands;
-    tensor_map(
-        sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-        x,
-        [k as u64, n as u64],
-        &[2 * x_stride as u64],
-        [TILE_COLS as u32, tokens as u32],
-    )
-}
-
-/// Describes the dense part of a matrix, as [`Prefill::DENSE_BOX`] says.
-pub fn dense_tiles(weights: &DeviceMatrix) -> Result<TensorMap, GpuError> {
-    let _current = weights.device().enter()?;
-    let (dense, ..) = weights.addresses();
-    let (strips, tile_cols) = tile_grid(weights.rows(), weights.cols());
-    let [elements, bands, _, _] = Prefill::DENSE_BOX.map(u64::from);
-    let tile = TILE_BYTES as u64;
-    tensor_map(
-        sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_INT64,
-        sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
-        dense as u64,
-        [elements, bands, tile_cols as u64, strips as u64],
-        &[tile / bands, tile, tile * tile_cols as u64],
-        Prefill::DENSE_BOX,
-    )
-}
-
-/// Describes, in the current context, a tensor of `sizes`, from the dimension without gaps on, and `strides` in bytes of the
-/// others, and boxes of it that are copied at a time.
-fn tensor_map<const RANK: usize>(
-    element: sys::CUtensorMapDataType,
-    swizzle: sys::CUtensorMapSwizzle,
-    address: u64,
-    sizes: [u64; RANK],
-    strides: &[u64],
-    boxes: [u32; RANK],
-) -> Result<TensorMap, GpuError> {
-    assert_eq!(strides.len() + 1, RANK);
-    let mut map = MaybeUninit::<sys::CUtensorMap>::uninit();
-    // SAFETY: the call reads so many sizes, one stride less, and as many of the others as sizes; it
-    // writes the map.
-    unsafe {
-        check(
-            "cuTensorMapEncodeTiled",
-            sys::cuTensorMapEncodeTiled(
-                map.as_mut_ptr(),
-                element,
-                RANK as u32,
-                address as *mut _,
-                sizes.as_ptr(),
-                strides.as_ptr(),
-                boxes.as_ptr(),
-                [1; RANK].as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                swizzle,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            ),
-        )?;
-        Ok(TensorMap(map.assume_init().opaque))
-    }
 }
 
 #[cfg(test)]
