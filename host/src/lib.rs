@@ -70,25 +70,18 @@
 //! - `gpu`, with the feature `cuda`, loads and launches the GPU kernels; one call multiplies by the
 //!   compressed weights, whatever the number of tokens. The driver is loaded when it is first used;
 //!   nothing is linked. With the feature `cust`, `gpu::cust` lends that crate's buffers to it.
-//! - `bench`, with the feature of that name, times it beside cuBLAS; [`results`] has what it found,
-//!   also without the feature.
 //!
-//! Everything parallel runs on the current [rayon](https://docs.rs/rayon) pool. The
-//! program `zipserv` is the package `zipserv-cli`.
+//! Everything parallel runs on the current [rayon](https://docs.rs/rayon) pool. The program `zipserv`
+//! is the package `zipserv-cli`; `zipserv-bench` measures the kernels beside cuBLAS.
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are little-endian, and so must be the host");
 
-// What the program measures. It looks for cuBLAS when it runs, which cudarc cannot where another
-// crate has made it link to cuBLAS; a library does without.
-#[cfg(feature = "bench")]
-pub mod bench;
 pub mod checkpoint;
 mod codec;
 mod error;
 #[cfg(feature = "cuda")]
 pub mod gpu;
-pub mod results;
 #[cfg(feature = "synthetic")]
 pub mod synthetic;
 

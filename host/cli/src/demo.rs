@@ -68,7 +68,7 @@ impl Demo {
             false => console::print(line),
         };
 
-        let (bytes, time) = console::timed("generate", self.force, |options| {
+        let (bytes, time) = console::timed("synth", self.force, |options| {
             Model::new(self.size, self.seed).write(&original, options)
         });
         let bytes = bytes?;

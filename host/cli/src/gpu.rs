@@ -27,7 +27,7 @@ struct GpuJson {
 struct DeviceJson {
     device: String,
     compute_capability: String,
-    multiprocessors: u32,
+    sms: u32,
     memory_bytes: usize,
     driver: String,
     /// Which build of the kernels.
@@ -72,7 +72,7 @@ impl DeviceJson {
         Ok(Self {
             device: device.name().to_owned(),
             compute_capability: format!("{major}.{minor}"),
-            multiprocessors: device.sms(),
+            sms: device.sms(),
             memory_bytes: device.memory_bytes(),
             driver: driver()?,
             family: device.family().to_string(),
@@ -83,12 +83,12 @@ impl DeviceJson {
     fn print(&self) -> io::Result<()> {
         let memory = BinaryBytes(self.memory_bytes as u64);
         console::print(format_args!(
-            "device   {}, compute capability {}, {} multiprocessors, {memory}\n\
+            "device   {}, compute capability {}, {} SMs, {memory}\n\
              driver   {}\n\
              kernels  {}: {}",
             self.device,
             self.compute_capability,
-            self.multiprocessors,
+            self.sms,
             self.driver,
             self.family,
             self.kernels.join(", "),

@@ -2,23 +2,17 @@
 //!
 //! This file has its arguments, and what every subcommand shares; each subcommand has a file of its own.
 
-mod bench;
 mod compress;
 mod console;
 mod decompress;
 mod demo;
-mod generate;
 mod gpu;
-mod inputs;
 mod inspect;
 mod json;
-mod markdown;
-mod measured;
 mod plot;
-mod report;
-mod results;
 mod self_test;
 mod size;
+mod synth;
 mod table;
 mod tune;
 mod verify;
@@ -27,7 +21,7 @@ use std::{error::Error, ffi::OsString, num::NonZeroUsize, path::Path, process::E
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use self::{bench::Bench, gpu::Gpu, tune::Tune};
+use self::{gpu::Gpu, tune::Tune};
 
 /// What a subcommand comes to: an exit code, or an error, which has the exit code 2.
 type Outcome = Result<ExitCode, Box<dyn Error>>;
@@ -59,7 +53,7 @@ struct Common {
     verbose: u8,
 }
 
-/// How results are printed. Not among [`Common`]: `bench` writes its JSON to a file.
+/// How results are printed. Not among [`Common`]: `tune` writes its JSON to a file.
 #[derive(Args)]
 struct Format {
     /// Print one JSON document on standard output
@@ -74,22 +68,16 @@ enum Command {
     Verify(verify::Verify),
     Inspect(inspect::Inspect),
     Demo(demo::Demo),
-    Generate(generate::Generate),
+    Synth(synth::Synth),
     /// Describe the GPU and test the kernels on it
     ///
     /// The exit code is 1 if a kernel is wrong, and 2 if there is no device.
     Gpu(Gpu),
-    /// Measure the kernels beside cuBLAS
-    ///
-    /// The exit code is 1 if an output is wrong, and 2 if there is no device.
-    Bench(Bench),
     /// Look for faster launches of the kernels on the GPU at hand
     ///
-    /// The table that it keeps is for `bench --tuned` and the library. The exit code is 1 if an
+    /// The table that it keeps is for the library and `zipserv-bench gemm --tuned`. The exit code is 1 if an
     /// output is wrong, and 2 if there is no device.
     Tune(Tune),
-    Results(results::Results),
-    Report(report::Report),
 }
 
 /// Refuses a file that is there already, unless forced to replace it.
@@ -140,12 +128,9 @@ impl Command {
             Self::Verify(command) => command.run(),
             Self::Inspect(command) => command.run(),
             Self::Demo(command) => command.run(),
-            Self::Generate(command) => command.run(),
+            Self::Synth(command) => command.run(),
             Self::Gpu(command) => command.run(),
-            Self::Bench(command) => command.run(),
             Self::Tune(command) => command.run(),
-            Self::Results(command) => command.run(),
-            Self::Report(command) => command.run(),
         }
     }
 }

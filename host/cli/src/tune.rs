@@ -6,19 +6,27 @@ use std::{
     time::Duration,
 };
 
-use clap::builder::RangedU64ValueParser;
-use zipserv::{
-    bench::{Candidates, Config, TUNED_TOKENS, Tried, problems, tune},
-    gpu::{Device, MAX_TOKENS, Tuning},
-    results::{ReportFile, TuningTable},
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
+use zipserv::gpu::{
+    Device, MAX_TOKENS, Tuning,
+    tuning::{Candidates, TuningTable},
+};
+use zipserv_bench::{
+    Config, MODELS, Shape, TUNED_TOKENS, Tried, problems,
+    results::{ReportFile, markdown},
+    tune,
 };
 
-use super::{DIFFERENT, Outcome, bench::Layers, console, markdown};
+use super::{DIFFERENT, Outcome, console};
 
 #[derive(clap::Args)]
 pub struct Tune {
-    #[command(flatten)]
-    layers: Layers,
+    /// Models whose layers to take [default: all, unless --layers names others]
+    #[arg(long, value_name = "MODELS", value_delimiter = ',', value_parser = models())]
+    shapes: Vec<String>,
+    /// Other layers, as ROWSxCOLS
+    #[arg(long, value_delimiter = ',')]
+    layers: Vec<Shape>,
     /// Numbers of tokens
     #[arg(
         long = "n",
@@ -46,11 +54,16 @@ pub struct Tune {
     seed: Option<u64>,
 }
 
+fn models() -> PossibleValuesParser {
+    let names: Vec<_> = MODELS.iter().map(|model| model.name).collect();
+    names.into()
+}
+
 impl Tune {
     pub fn run(&self) -> Outcome {
         let config = Config {
-            models: self.layers.shapes.clone(),
-            layers: self.layers.sizes(),
+            models: self.shapes.clone(),
+            layers: self.layers.clone(),
             tokens: self.tokens.clone(),
             seed: self.seed,
             ..Config::default()

@@ -40,9 +40,11 @@ mod source;
 mod transform;
 mod verify;
 
+#[cfg(feature = "synthetic")]
 pub(crate) use error::At;
 #[cfg(feature = "synthetic")]
 pub(crate) use header::{Header, Tensor};
+#[cfg(feature = "synthetic")]
 pub(crate) use output::OutputFile;
 
 pub use compress::compress;

@@ -1,12 +1,13 @@
-//! cuBLASLt, loaded at run time: dense matrix products.
+//! cuBLASLt, loaded at run time: dense matrix products, as [decoupled](super::PlanOptions::decoupled)
+//! plans have them, and measurements beside them.
+//!
+//! [`Device::cublaslt`](super::Device::cublaslt) has the library. Its calls want the device to be
+//! [entered](super::Device::enter).
 
 use std::{ffi::c_void, ptr};
 
 use bytemuck::NoUninit;
-use cudarc::{
-    cublas::sys::cublasOperation_t,
-    cublaslt::{result, sys},
-};
+use cudarc::cublaslt::{result, sys};
 
 use super::{driver::RawStream, error::GpuError};
 
@@ -50,8 +51,9 @@ pub struct Allowed {
     pub rounded_sums: bool,
 }
 
-/// One of cuBLASLt's choices.
-pub type Algorithm = sys::cublasLtMatmulAlgo_t;
+/// One of cuBLASLt's choices for a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Algorithm(sys::cublasLtMatmulAlgo_t);
 
 /// A product's description.
 pub struct Matmul {
@@ -75,6 +77,8 @@ pub struct Operands {
 /// Memory beside the operands: address and bytes.
 pub type Scratch = (u64, usize);
 
+/// `CUBLAS_OP_T`.
+const TRANSPOSED: i32 = 1;
 const BF16: sys::cudaDataType = sys::cudaDataType::CUDA_R_16BF;
 const F32: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
 
@@ -104,7 +108,7 @@ impl CublasLt {
     ///
     /// # Errors
     /// [`GpuError::NoLibrary`] when it is missing; [`GpuError::Cublas`] when it cannot be used.
-    pub fn load() -> Result<Self, GpuError> {
+    pub(super) fn load() -> Result<Self, GpuError> {
         if !is_there() {
             let name = "libcublasLt.so";
             return Err(GpuError::NoLibrary { name });
@@ -169,7 +173,7 @@ impl CublasLt {
             result.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS
         };
         let good = results.into_iter().filter(good);
-        Ok(good.map(|result| result.algo).collect())
+        Ok(good.map(|result| Algorithm(result.algo)).collect())
     }
 
     /// Multiplies; with `accumulate`, onto what Y holds, which is added before a bias. The call
@@ -179,8 +183,9 @@ impl CublasLt {
     /// [`GpuError::Cublas`].
     ///
     /// # Safety
-    /// When the kernels run, operands and bias are as large as the description says and aligned as
-    /// the choice counted on, and nothing else uses the scratch memory.
+    /// The stream is one of the handle's device, and the choice one for this product. When the kernels
+    /// run, operands and bias are as large as the description says and aligned as the choice counted on,
+    /// and nothing else uses the scratch memory.
     pub unsafe fn multiply(
         &self,
         matmul: &Matmul,
@@ -207,7 +212,7 @@ impl CublasLt {
                 matmul.y.0,
                 at.y as *mut c_void,
                 matmul.y.0,
-                algorithm,
+                &algorithm.0,
                 scratch as *mut c_void,
                 bytes,
                 stream.cast(),
@@ -225,17 +230,16 @@ impl Drop for CublasLt {
 }
 
 impl Matmul {
-    /// Describes a product.
+    /// Describes a product to a library, which is thereby known to be there.
     ///
     /// # Errors
     /// [`GpuError::Cublas`].
-    pub fn new(shape: &Shape) -> Result<Self, GpuError> {
+    pub fn new(_: &CublasLt, shape: &Shape) -> Result<Self, GpuError> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let &Shape { m, n, k, .. } = shape;
         let description = Description::new()?;
         // Row-major Y is column-major Y^T = W X^T, whose rows are the output features.
-        let transpose = cublasOperation_t::CUBLAS_OP_T as i32;
-        description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, transpose)?;
+        description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, TRANSPOSED)?;
         if let Some(bias) = shape.bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
             description.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;

@@ -65,8 +65,9 @@ unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
-/// The device's context is the thread's current one as long as this lives.
-pub(crate) struct Entered<'a> {
+/// The device's context is the thread's current one as long as this lives, see [`Device::enter`].
+#[must_use = "the context is left when this is dropped"]
+pub struct Entered<'a> {
     /// Whether there is another one to go back to.
     pushed: bool,
     /// It is the thread's own business.
@@ -283,8 +284,12 @@ impl Device {
         self.0.id
     }
 
-    /// Makes the device's context the thread's current one, for calls of the driver that want that.
-    pub(crate) fn enter(&self) -> Result<Entered<'_>, GpuError> {
+    /// Makes the device's context the thread's current one, for calls of the driver that want that, and
+    /// of other libraries. All of this crate's own see to it by themselves.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`].
+    pub fn enter(&self) -> Result<Entered<'_>, GpuError> {
         self.0.context.enter()
     }
 
@@ -294,7 +299,10 @@ impl Device {
     }
 
     /// cuBLASLt for the device, loaded when it is first wanted.
-    pub(super) fn cublaslt(&self) -> Result<&CublasLt, GpuError> {
+    ///
+    /// # Errors
+    /// [`GpuError::NoLibrary`] where it is missing; [`GpuError::Cublas`] when it cannot be used.
+    pub fn cublaslt(&self) -> Result<&CublasLt, GpuError> {
         if let Some(library) = self.0.cublaslt.get() {
             return Ok(library);
         }

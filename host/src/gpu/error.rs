@@ -1,7 +1,7 @@
 use std::fmt;
 
 use super::Family;
-use crate::results::TuningError;
+use super::tuning::TuningError;
 
 /// What can go wrong on the GPU side.
 #[derive(Debug, thiserror::Error)]

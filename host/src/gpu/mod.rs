@@ -9,7 +9,8 @@
 //! [`Plan`], which chooses a kernel once for a shape and a number of tokens, by [`PlanOptions`], and
 //! [`Plan::run`], which multiplies, with an epilogue and strides if [`Operands`] ask for them.
 //! [`Plan::run_raw`] and [`Linear::forward_raw`] take raw device pointers and a raw stream.
-//! [`CustomKernels`] launches kernels of one's own on compressed weights.
+//! [`CustomKernels`] launches kernels of one's own on compressed weights. [`tuning`] and [`cublaslt`]
+//! are for those who look for faster launches, and measure them beside dense products.
 //!
 //! ```no_run
 //! use half::bf16;
@@ -47,7 +48,7 @@
 //! candle.
 
 mod buffer;
-pub(crate) mod cublaslt;
+pub mod cublaslt;
 #[cfg(feature = "cust")]
 pub mod cust;
 mod custom;
@@ -61,17 +62,17 @@ mod kernels;
 mod linear;
 mod matrix;
 mod operands;
-pub(crate) mod plan;
+mod plan;
 mod published;
 mod read;
 mod stream;
 mod tensor_map;
+pub mod tuning;
 mod workspace;
 
 pub use buffer::{Buffer, View, ViewMut};
 pub use custom::CustomKernels;
-pub use device::Device;
-pub(crate) use driver::check;
+pub use device::{Device, Entered};
 pub use driver::{RawStream, driver};
 pub use error::{GpuError, Need, Operand};
 pub use family::Family;

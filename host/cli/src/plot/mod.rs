@@ -1,7 +1,6 @@
 //! Plots, as SVG or PNG.
 
 mod exponents;
-mod speedup;
 
 use std::{
     error::Error,
@@ -13,7 +12,6 @@ use std::{
 use plotters::{coord::Shift, drawing::DrawingAreaErrorKind, prelude::*, style::register_font};
 
 pub use exponents::Exponents;
-pub use speedup::Speedup;
 
 use super::spare;
 

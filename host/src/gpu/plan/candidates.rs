@@ -7,8 +7,7 @@ use super::{
     mma::{columns, tokens},
     wgmma::{self, cost, deal, most_clusters, tiles},
 };
-use crate::gpu::{device::Device, family::Family, kernels::Kernels};
-use crate::results::TunedLaunch;
+use crate::gpu::{device::Device, family::Family, kernels::Kernels, tuning::TunedLaunch};
 
 /// Launches that are worth a try: what the tuner searches.
 pub struct Candidates {
@@ -32,7 +31,7 @@ impl Candidates {
         Self::new(|kernel| gpu.has(kernel), gpu.sms())
     }
 
-    /// On an H100 with all of its 132 sms.
+    /// On an H100 with all of its 132 SMs.
     pub fn of_h100() -> Self {
         let kernels = Kernels::built_in(Family::Hopper);
         Self::new(|kernel| kernels.has(kernel), 132)
@@ -97,7 +96,7 @@ impl Candidates {
         // As few as have no longer shares than those.
         blocks.push(columns.div_ceil(columns.div_ceil(own).max(1)).max(1));
         blocks.extend((own * 3 / 4..own).rev().filter(|&b| b > 0).find(is_aligned));
-        // Some sms left to the kernels before and after.
+        // Some SMs left to the kernels before and after.
         blocks.push((own * 31 / 32).max(1));
         blocks
     }

@@ -111,15 +111,14 @@ impl DecoupledPlan {
         let library = weights.device().cublaslt()?;
         let _current = weights.device().enter()?;
         let choose = |case: Case| {
-            let matmul = Matmul::new(&case.shape(m, n, k))?;
+            let matmul = Matmul::new(library, &case.shape(m, n, k))?;
             let choices = library.algorithms(&matmul, case.allowed(), 1)?;
             let best = choices.first().copied();
             best.ok_or(GpuError::NoAlgorithm { rows, cols })
         };
-        let mut algorithms = [Algorithm { data: [0; 8] }; Case::COUNT];
-        for (case, algorithm) in Case::all().into_iter().zip(&mut algorithms) {
-            *algorithm = choose(case)?;
-        }
+        let algorithms = Case::all().map(choose).into_iter();
+        let algorithms = algorithms.collect::<Result<Vec<_>, _>>()?;
+        let algorithms = algorithms.try_into().expect("one for each case");
         Ok(Self {
             m,
             n,
@@ -207,15 +206,18 @@ pub unsafe fn run_decoupled(
             Some(bias) => Some(place_bias(stream, bias, m, operands.output, place)?),
             None => None,
         };
-        let matmul = Matmul::new(&Shape {
-            m,
-            n,
-            k,
-            x_stride: operands.x_stride,
-            y_stride: operands.y_stride,
-            f32_out: operands.output == OutputType::F32,
-            bias,
-        })?;
+        let matmul = Matmul::new(
+            library,
+            &Shape {
+                m,
+                n,
+                k,
+                x_stride: operands.x_stride,
+                y_stride: operands.y_stride,
+                f32_out: operands.output == OutputType::F32,
+                bias,
+            },
+        )?;
         let factors = Operands {
             x: operands.x,
             w: dense,

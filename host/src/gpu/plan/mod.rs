@@ -1,12 +1,12 @@
 //! Plans: which kernel multiplies by weights of a shape and so many tokens, and how it is launched.
 
-#[cfg(feature = "bench")]
-pub(crate) mod candidates;
+pub(super) mod candidates;
 pub(super) mod decoupled;
 mod invariant;
 mod measured;
 mod mma;
 mod options;
+pub(super) mod table;
 mod tuning;
 pub(super) mod wgmma;
 
@@ -27,8 +27,8 @@ use self::{
 };
 use super::{
     device::Device, error::GpuError, family::Family, matrix::DeviceMatrix, operands::check_tokens,
+    tuning::TunedLaunch,
 };
-use crate::results::TunedLaunch;
 
 /// What a multiplication launches: chosen once for weights of a shape and a number of tokens, by
 /// [`Plan::new`]; `Display` says what and why. [`Plan::run`] multiplies.
@@ -203,16 +203,12 @@ impl Plan {
         Ok(Self::of(weights.device(), kind, Choice::Asked))
     }
 
-    /// A launch of a [`Tuning`] for `n` tokens, on no more thread blocks than the device holds at a
-    /// time, whatever a file says.
+    /// A launch for `n` tokens, such as a [`Tuning`] or [`Candidates`](super::tuning::Candidates) have,
+    /// on no more thread blocks than the device holds at a time, whatever a file says.
     ///
     /// # Errors
     /// As [`Plan::new`] for a named kernel.
-    pub(crate) fn tuned(
-        weights: &DeviceMatrix,
-        n: usize,
-        launch: &TunedLaunch,
-    ) -> Result<Self, GpuError> {
+    pub fn tuned(weights: &DeviceMatrix, n: usize, launch: &TunedLaunch) -> Result<Self, GpuError> {
         let plan = Self::with_kernel(weights, n, &launch.kernel)?;
         let blocks = match &plan.kind {
             Kind::Mma(own) => launch.blocks.min(own.blocks),
@@ -296,8 +292,7 @@ impl Plan {
 
     /// Numbers of shared output tiles that are worth a try: none, those left over when whole
     /// ones go round, and as many as there are clusters more.
-    #[cfg(feature = "bench")]
-    pub(crate) fn splits(&self) -> Vec<u32> {
+    pub fn splits(&self) -> Vec<u32> {
         match self.kind {
             Kind::Mma(_) | Kind::Invariant(_) | Kind::Decoupled(_) => Vec::new(),
             Kind::Wgmma(plan) => {
@@ -337,9 +332,8 @@ impl Plan {
         }
     }
 
-    /// All of these.
-    #[cfg(feature = "bench")]
-    pub(crate) fn launch(&self) -> TunedLaunch {
+    /// All of these: what [`Plan::tuned`] makes this plan of again.
+    pub fn launch(&self) -> TunedLaunch {
         TunedLaunch {
             kernel: self.kernel().to_owned(),
             blocks: self.blocks(),

@@ -6,12 +6,10 @@ use std::{
 
 use etcetera::BaseStrategy;
 
-use crate::{
-    gpu::{Device, GpuError, MAX_TOKENS, driver},
-    results::{TunedLaunch, TuningError, TuningKey, TuningTable},
-};
+use super::table::{TunedLaunch, TuningError, TuningKey, TuningTable};
+use crate::gpu::{Device, GpuError, MAX_TOKENS, driver};
 
-/// A [`TuningTable`] of the device at hand, for [`PlanOptions::tuning`](super::PlanOptions::tuning).
+/// A [`TuningTable`](crate::gpu::tuning::TuningTable) of the device at hand, for [`PlanOptions::tuning`](super::PlanOptions::tuning).
 /// Nothing is read unless one is loaded:
 ///
 /// ```no_run
@@ -84,7 +82,7 @@ impl Tuning {
     pub fn key(gpu: &Device) -> Result<TuningKey, GpuError> {
         Ok(TuningKey {
             device: gpu.name().to_owned(),
-            multiprocessors: gpu.sms(),
+            sms: gpu.sms(),
             driver: driver()?,
             ptx_crc32: gpu.ptx_crc32(),
         })
@@ -122,12 +120,12 @@ pub fn choose_tuned<P: PartialEq, E>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::TunedRow;
+    use crate::gpu::tuning::TunedRow;
 
     fn key(device: &str) -> TuningKey {
         TuningKey {
             device: device.to_owned(),
-            multiprocessors: 132,
+            sms: 132,
             driver: "1.2.3".to_owned(),
             ptx_crc32: 7,
         }

@@ -1,0 +1,19 @@
+//! What the harness found: rows, their means, the files that keep them, and tables of them. No GPU is
+//! needed to read it.
+
+mod file;
+mod inputs;
+pub mod markdown;
+mod measured;
+mod report;
+mod steps;
+mod table;
+
+pub use file::{ReportFile, json};
+pub use inputs::{Inputs, Peer, Peers};
+pub use measured::{File, Found, Measured, is_same};
+pub use report::{
+    DecompressRow, Decoupled, Dispatch, GemmRow, Invariant, InvariantMean, KernelRow, LayerInfo,
+    MEMORY_BOUND, Mean, Published, PublishedDecompress, PublishedMean, Report, means,
+};
+pub use steps::{Point, Step, StepRow, Steps};
