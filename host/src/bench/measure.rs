@@ -6,13 +6,11 @@ use super::{
     cublas::Algorithm,
     data,
     operands::{Copies, Layout, Operands},
+    published::{PUBLISHED_MAX_TOKENS, PublishedPlan},
     stage::Stage,
 };
 use crate::{
-    gpu::{
-        Buffer, Device, Family, GpuError, PUBLISHED_MAX_TOKENS, Plan, PlanOptions, PublishedPlan,
-        Workspace,
-    },
+    gpu::{Buffer, Device, Family, GpuError, Plan, PlanOptions, Workspace},
     results::{
         Ceilings, DecompressRow, Decoupled, Dispatch, Figure, GemmRow, Invariant, KernelRow,
         MEMORY_BOUND, Published, PublishedDecompress,
@@ -48,6 +46,7 @@ impl Measure<'_> {
         )?;
         if self.config.published {
             operands.add_published(self.stage.stream())?;
+            self.stage.published()?;
         }
         Ok(operands)
     }
@@ -417,7 +416,7 @@ impl Measure<'_> {
         if n > PUBLISHED_MAX_TOKENS || !PublishedPlan::takes_cols(weights.cols()) {
             return Ok(None);
         }
-        let own = PublishedPlan::new(weights, n)?;
+        let own = PublishedPlan::new(self.stage.published()?, weights, n)?;
         let mut plans = vec![own];
         for plan in SPLITS.map(|split| own.with_split(split)) {
             if !plans.contains(&plan) {

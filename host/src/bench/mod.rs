@@ -14,6 +14,7 @@ mod layers;
 mod measure;
 mod operands;
 mod platform;
+pub mod published;
 mod run;
 mod stage;
 mod steps;

@@ -1,9 +1,15 @@
 use cudarc::driver::sys;
 
-use super::{Layer, check::equal, cublas::Problem, data};
+use super::{
+    Layer,
+    check::equal,
+    cublas::Problem,
+    data,
+    published::{PublishedDeviceMatrix, PublishedMatrix},
+};
 use crate::{
-    Matrix, PublishedMatrix, encode,
-    gpu::{Buffer, DeviceMatrix, GpuError, PublishedDeviceMatrix, Stream, View, check},
+    Matrix, encode,
+    gpu::{Buffer, DeviceMatrix, GpuError, Stream, View, check},
     results::LayerInfo,
 };
 

@@ -8,12 +8,10 @@ use super::{
     check::Reference,
     cublas::{self, Algorithm, Cublas, Problem},
     operands::{Copies, Layout, Operands, Rotation},
+    published::{PublishedKernels, PublishedPlan},
 };
 use crate::{
-    gpu::{
-        Buffer, Device, GpuError, Plan, PublishedPlan, RawOperands, Reader, Stream, Workspace,
-        check, published_decompress_raw, published_gemm_raw,
-    },
+    gpu::{Buffer, Device, GpuError, Plan, RawOperands, Reader, Stream, Workspace, check},
     results::Ceilings,
 };
 
@@ -23,6 +21,8 @@ pub struct Stage {
     timer: Timer,
     /// Loaded when it is first asked for: `decompress` does without.
     cublas: OnceCell<Cublas>,
+    /// Likewise.
+    published: OnceCell<PublishedKernels>,
     stream: Stream,
 }
 
@@ -33,6 +33,7 @@ impl Stage {
             workspace: Workspace::new(device)?,
             timer: Timer::new(&stream)?,
             cublas: OnceCell::new(),
+            published: OnceCell::new(),
             stream,
         })
     }
@@ -43,6 +44,15 @@ impl Stage {
 
     pub fn stream(&self) -> &Stream {
         &self.stream
+    }
+
+    pub fn published(&self) -> Result<&PublishedKernels, GpuError> {
+        if self.published.get().is_none() {
+            let _ = self
+                .published
+                .set(PublishedKernels::new(self.stream.device())?);
+        }
+        Ok(self.published.get().expect("just set"))
     }
 
     pub fn cublas(&self) -> Result<&Cublas, GpuError> {
@@ -202,7 +212,8 @@ impl Stage {
             match layout {
                 Layout::Ours => operands.compressed[copy].decompress_raw(self.stream.raw(), to),
                 Layout::Published => {
-                    published_decompress_raw(self.stream.raw(), &operands.published[copy], to)
+                    let published = self.published()?;
+                    published.decompress(&self.stream, &operands.published[copy], to)
                 }
             }
         }
@@ -217,11 +228,12 @@ impl Stage {
         x: &'a Copies,
         y: &'a Copies,
     ) -> Result<Recording<'a>, GpuError> {
+        let kernels = self.published()?;
         self.rotate(operands.rotation(n), move |copy| {
-            let (weights, workspace) = (&operands.published[copy], &self.workspace);
             let (x, y) = (x.at(copy), y.at(copy));
-            // SAFETY: copies have the problem's sizes; one stream uses the workspace.
-            unsafe { published_gemm_raw(self.stream.raw(), &plan, weights, x, n, y, workspace) }
+            let weights = &operands.published[copy];
+            // SAFETY: copies have the problem's sizes; one stream is used.
+            unsafe { kernels.multiply(&self.stream, &plan, weights, x, n, y) }
         })
     }
 

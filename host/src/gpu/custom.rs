@@ -2,7 +2,11 @@ use std::borrow::Cow;
 
 use zipserv_gpu::launch::Launch;
 
-use super::{Device, GpuError, Operand, Stream, buffer::same_context, kernels::Kernels};
+use super::{
+    Device, GpuError, Operand, Stream,
+    buffer::same_context,
+    kernels::{Kernel, Kernels},
+};
 
 /// Kernels of one's own for a device, of PTX as `cargo run -p builder` writes it; `docs/KERNELS.md`
 /// makes one. Each is loaded when it is first launched; all are unloaded when this goes, which waits
@@ -25,6 +29,30 @@ impl CustomKernels {
         }
     }
 
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Blocks of a kernel that the device holds at a time, no more than its launch is made for: as
+    /// many may wait for one another. It loads the kernel.
+    ///
+    /// # Errors
+    /// [`GpuError::NoKernel`], [`GpuError::Load`] and [`GpuError::Driver`].
+    pub fn resident_blocks(&self, kernel: &str) -> Result<u32, GpuError> {
+        Ok(self.load(kernel)?.resident_blocks(&self.device))
+    }
+
+    fn load(&self, kernel: &str) -> Result<Kernel, GpuError> {
+        match self.kernels.loaded(kernel)? {
+            Some(kernel) => Ok(kernel),
+            None => {
+                let _relaxed = self.device.enter_relaxed()?;
+                self.kernels.load(kernel)
+            }
+        }
+    }
+
     /// Launches a kernel over `blocks` blocks of its threads and shared memory, with its one
     /// parameter. It starts when all before it in the stream has run.
     ///
@@ -43,8 +71,8 @@ impl CustomKernels {
         args: T,
     ) -> Result<(), GpuError> {
         same_context(&self.device, stream.device(), Operand::Stream)?;
+        let kernel = self.load(kernel)?;
         let _current = self.device.enter()?;
-        let kernel = self.kernels.load(kernel)?;
         // SAFETY: the caller's promise.
         unsafe { kernel.launch(blocks, stream.raw(), false, args) }
     }

@@ -16,7 +16,7 @@ use zipserv_gpu::{
     ptx,
 };
 
-use super::{Family, GpuError, RawStream, check};
+use super::{Device, Family, GpuError, RawStream, check};
 
 /// Kernels by name.
 pub struct Kernels {
@@ -296,6 +296,11 @@ fn load_module(
 }
 
 impl Kernel {
+    /// Blocks that `device` holds at a time, no more than the kernel is made for.
+    pub fn resident_blocks(&self, device: &Device) -> u32 {
+        device.sms() * (self.launch.min_blocks as u32).min(self.resident)
+    }
+
     /// Launches it, as [`Device::launch`](super::Device) says, in the current context.
     ///
     /// # Safety
