@@ -2,11 +2,12 @@
 
 use half::bf16;
 use proptest::prelude::*;
-use zipserv::{Matrix, PublishedMatrix};
-use zipserv_gpu::published::{
+use published_kernels::{
     Before,
     decode::{Cursor, Lane, base_pair},
 };
+use zipserv::Matrix;
+use zipserv_bench::published::PublishedMatrix;
 
 /// Restores a matrix band by band, each from its own offsets, a weight at a time.
 fn reference(matrix: &PublishedMatrix) -> Vec<u16> {

@@ -17,6 +17,7 @@ mod layers;
 mod measure;
 mod operands;
 mod platform;
+pub mod published;
 pub mod results;
 mod run;
 mod stage;

@@ -1,9 +1,6 @@
 use std::ops::Range;
 
-use zipserv::gpu::{
-    Buffer, Device, Family, GpuError, PUBLISHED_MAX_TOKENS, Plan, PlanOptions, PublishedPlan,
-    Workspace,
-};
+use zipserv::gpu::{Buffer, Device, Family, GpuError, Plan, PlanOptions, Workspace};
 
 use super::{
     Config, Layer, Recording,
@@ -11,6 +8,7 @@ use super::{
     cublas::Algorithm,
     data,
     operands::{Copies, Layout, Operands},
+    published::{PUBLISHED_MAX_TOKENS, PublishedPlan},
     results::{
         DecompressRow, Decoupled, Dispatch, GemmRow, Invariant, KernelRow, MEMORY_BOUND, Published,
         PublishedDecompress,
@@ -48,6 +46,7 @@ impl Measure<'_> {
         )?;
         if self.config.published {
             operands.add_published(self.stage.stream())?;
+            self.stage.published()?;
         }
         Ok(operands)
     }
@@ -382,7 +381,7 @@ impl Measure<'_> {
         if n > PUBLISHED_MAX_TOKENS || !PublishedPlan::takes_cols(weights.cols()) {
             return Ok(None);
         }
-        let own = PublishedPlan::new(weights, n)?;
+        let own = PublishedPlan::new(self.stage.published()?, weights, n)?;
         let mut plans = vec![own];
         for plan in SPLITS.map(|split| own.with_split(split)) {
             if !plans.contains(&plan) {

@@ -1,11 +1,19 @@
 use cudarc::driver::sys;
 
 use zipserv::{
-    Matrix, PublishedMatrix, encode,
-    gpu::{Buffer, DeviceMatrix, GpuError, PublishedDeviceMatrix, Stream, View},
+    Matrix, encode,
+    gpu::{Buffer, DeviceMatrix, GpuError, Stream, View},
 };
 
-use super::{Layer, check::equal, cublas::Problem, data, driver::check, results::LayerInfo};
+use super::{
+    Layer,
+    check::equal,
+    cublas::Problem,
+    data,
+    driver::check,
+    published::{PublishedDeviceMatrix, PublishedMatrix},
+    results::LayerInfo,
+};
 
 /// Bytes that are touched, at least, before a launch comes back to the operands of an earlier
 /// one: four times the L2 cache of an H100.

@@ -2,10 +2,7 @@ use std::cell::OnceCell;
 
 use cudarc::driver::sys;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
-use zipserv::gpu::{
-    Buffer, Device, GpuError, Plan, PublishedPlan, RawOperands, Reader, Stream, Workspace,
-    published_decompress_raw, published_gemm_raw,
-};
+use zipserv::gpu::{Buffer, Device, GpuError, Plan, RawOperands, Reader, Stream, Workspace};
 
 use super::{
     Recording, Timer,
@@ -13,6 +10,7 @@ use super::{
     cublas::{self, Algorithm, Cublas, Problem},
     driver::check,
     operands::{Copies, Layout, Operands, Rotation},
+    published::{PublishedKernels, PublishedPlan},
 };
 
 /// Where launches are recorded and replayed: one stream, workspace, timer and cuBLAS.
@@ -21,6 +19,8 @@ pub struct Stage {
     timer: Timer,
     /// Loaded when it is first asked for: `decompress` does without.
     cublas: OnceCell<Cublas>,
+    /// Likewise.
+    published: OnceCell<PublishedKernels>,
     stream: Stream,
 }
 
@@ -31,6 +31,7 @@ impl Stage {
             workspace: Workspace::new(device)?,
             timer: Timer::new(&stream)?,
             cublas: OnceCell::new(),
+            published: OnceCell::new(),
             stream,
         })
     }
@@ -41,6 +42,15 @@ impl Stage {
 
     pub fn stream(&self) -> &Stream {
         &self.stream
+    }
+
+    pub fn published(&self) -> Result<&PublishedKernels, GpuError> {
+        if self.published.get().is_none() {
+            let _ = self
+                .published
+                .set(PublishedKernels::new(self.stream.device())?);
+        }
+        Ok(self.published.get().expect("just set"))
     }
 
     pub fn cublas(&self) -> Result<&Cublas, GpuError> {
@@ -200,7 +210,8 @@ impl Stage {
             match layout {
                 Layout::Ours => operands.compressed[copy].decompress_raw(self.stream.raw(), to),
                 Layout::Published => {
-                    published_decompress_raw(self.stream.raw(), &operands.published[copy], to)
+                    let published = self.published()?;
+                    published.decompress(&self.stream, &operands.published[copy], to)
                 }
             }
         }
@@ -215,11 +226,12 @@ impl Stage {
         x: &'a Copies,
         y: &'a Copies,
     ) -> Result<Recording<'a>, GpuError> {
+        let kernels = self.published()?;
         self.rotate(operands.rotation(n), move |copy| {
-            let (weights, workspace) = (&operands.published[copy], &self.workspace);
             let (x, y) = (x.at(copy), y.at(copy));
-            // SAFETY: copies have the problem's sizes; one stream uses the workspace.
-            unsafe { published_gemm_raw(self.stream.raw(), &plan, weights, x, n, y, workspace) }
+            let weights = &operands.published[copy];
+            // SAFETY: copies have the problem's sizes; one stream is used.
+            unsafe { kernels.multiply(&self.stream, &plan, weights, x, n, y) }
         })
     }
 

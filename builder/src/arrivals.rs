@@ -34,13 +34,13 @@ pub fn run(strict: bool) -> Result<()> {
     )?;
     println!("{here}");
     let mut faults = Vec::new();
-    for (target, kernels) in sass::own()? {
+    for (target, kernels) in sass::budgeted()? {
         let copies = |kernel: &&Kernel| kernel.code.iter().any(is_bulk_copy);
         for kernel in kernels.iter().filter(copies) {
             let (all, overtaken) = (arrivals(kernel).len(), overtaken(kernel));
             println!(
-                "sm_{:4} {:28} {all:3} arrivals, {} before loads",
-                target.sm,
+                "{:16} {:28} {all:3} arrivals, {} before loads",
+                target.stem(),
                 kernel.name,
                 overtaken.len()
             );

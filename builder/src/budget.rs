@@ -6,19 +6,11 @@
 //! give the loop that counts, or, where they lie in none, the whole kernel; and the weights that
 //! one pass through it handles.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use zipserv_gpu::{
-    launch::{GEMMS, PREFILLS},
-    layout::{BANDS, TILE_WEIGHTS},
-    published::launch as published,
-};
+use zipserv_gpu::layout::{BANDS, TILE_WEIGHTS};
 
 use crate::{
     sass::{self, Instruction, Kernel, Loop},
@@ -28,6 +20,8 @@ use crate::{
 
 /// Weights that one warp handles with one marked instruction.
 const MARK_WEIGHTS: usize = 256;
+/// Tokens by which an `HMMA` multiplies them.
+const MARK_TOKENS: usize = 8;
 
 /// The committed figures.
 #[derive(Default, Serialize, Deserialize)]
@@ -35,7 +29,7 @@ struct Budget {
     /// What they were counted with: other tools count otherwise.
     #[serde(flatten)]
     tools: Versions,
-    /// By target, then kernel.
+    /// By file, then kernel.
     instructions_a_weight: BTreeMap<String, BTreeMap<String, Figures>>,
 }
 
@@ -63,18 +57,19 @@ pub struct Region {
 impl Region {
     /// Finds it in a kernel.
     pub fn of(kernel: &Kernel) -> Result<Self> {
-        let gemms = GEMMS.iter().map(|(name, shape)| (*name, shape.n_tiles));
-        let published = published::GEMMS.iter();
-        let gemms = gemms.chain(published.map(|(name, shape)| (*name, shape.n_tiles)));
-        let n_tiles = gemms.collect::<HashMap<_, _>>().get(&*kernel.name).copied();
-        let prefill = PREFILLS.iter().any(|(name, _)| *name == kernel.name);
-        let marked = |instruction: &Instruction| match n_tiles {
-            Some(_) => instruction.name() == "HMMA",
-            None if prefill => instruction.name() == "HGMMA",
+        let has = |name: &str| kernel.code.iter().any(|found| found.name() == name);
+        let mark = ["HGMMA", "HMMA"].into_iter().find(|name| has(name));
+        let marked = |instruction: &Instruction| match mark {
+            Some(mark) => instruction.name() == mark,
             None => {
                 let opcode = instruction.opcode();
                 opcode.starts_with("STG") && opcode.contains(".128")
             }
+        };
+        // Marks that handle the same weights, each for other tokens.
+        let again = match mark {
+            Some("HMMA") => tokens(&kernel.name)?.div_ceil(MARK_TOKENS),
+            _ => 1,
         };
         let main = kernel.main_loop(marked);
         let hot = kernel.hot_path(main.as_ref(), marked);
@@ -82,13 +77,10 @@ impl Region {
             .iter()
             .filter(|&&node| marked(&kernel.code[node]))
             .count();
-        let weights = marks * MARK_WEIGHTS / n_tiles.unwrap_or(1);
-        // There a warp has one band of a tile.
-        let of_bands = prefill || kernel.name.starts_with("published");
-        let least = TILE_WEIGHTS / if of_bands { BANDS } else { 1 };
+        let weights = marks * MARK_WEIGHTS / again;
         ensure!(
-            weights > 0 && weights.is_multiple_of(least),
-            "{}: one pass handles {weights} weights, not whole tiles; has a loop been left rolled up?",
+            weights > 0 && weights.is_multiple_of(TILE_WEIGHTS / BANDS),
+            "{}: one pass handles {weights} weights, not whole bands of tiles; has a loop been left rolled up?",
             kernel.name
         );
         let all = main
@@ -112,6 +104,14 @@ impl Region {
     }
 }
 
+/// The tokens that a kernel is for, which its name tells: `_n8` in `zipgemm_n8_2x4x2`.
+fn tokens(kernel: &str) -> Result<usize> {
+    let mut words = kernel.split('_').filter_map(|word| word.strip_prefix('n'));
+    words
+        .find_map(|number| number.parse().ok())
+        .with_context(|| format!("{kernel} does not tell for how many tokens it is"))
+}
+
 fn path() -> PathBuf {
     root().join("builder/budget.json")
 }
@@ -122,16 +122,13 @@ fn measure(tools: Versions) -> Result<Budget> {
         tools,
         ..Budget::default()
     };
-    // The examples are there to be read.
-    for (target, kernels) in sass::own()? {
+    for (target, kernels) in sass::budgeted()? {
         let mut figures = BTreeMap::new();
         // `read` only measures memory: it handles no weights.
         for kernel in kernels.iter().filter(|kernel| kernel.name != "read") {
             figures.insert(kernel.name.clone(), Region::of(kernel)?.figures());
         }
-        budget
-            .instructions_a_weight
-            .insert(format!("sm_{}", target.sm), figures);
+        budget.instructions_a_weight.insert(target.stem(), figures);
     }
     Ok(budget)
 }
@@ -162,7 +159,7 @@ pub fn run(strict: bool) -> Result<()> {
     println!("{here}");
     let measured = measure(here)?;
     println!(
-        "{:8} {:28} {:>6} {:>6} {:>6} {:>6}",
+        "{:16} {:28} {:>6} {:>6} {:>6} {:>6}",
         "target", "kernel", "hot", "budget", "all", "budget"
     );
     let mut faults = Vec::new();
@@ -174,7 +171,7 @@ pub fn run(strict: bool) -> Result<()> {
                 continue;
             };
             println!(
-                "{target:8} {kernel:28} {:>6.2} {:>6.2} {:>6.2} {:>6.2}",
+                "{target:16} {kernel:28} {:>6.2} {:>6.2} {:>6.2} {:>6.2}",
                 is.hot, may.hot, is.all, may.all
             );
             if is.hot > may.hot || is.all > may.all {

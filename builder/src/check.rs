@@ -5,15 +5,15 @@ use anyhow::{Result, ensure};
 use crate::{
     compile_all,
     ptx::Origin,
-    target::TARGETS,
+    target::targets,
     toolchain::{Toolchain, install},
 };
 
 /// Compares hashes of sources always, and bytes where the compiler that a file names is here. If
 /// `strict`, bytes are compared always, and with the compiler that all files must be of.
 pub fn run(strict: bool) -> Result<()> {
-    let mut committed = Vec::new();
-    for target in TARGETS {
+    let (targets, mut committed) = (targets()?, Vec::new());
+    for target in targets {
         committed.push(target.read_fresh()?);
         println!("{}: the sources are those it was built from", target.name());
     }
@@ -38,7 +38,7 @@ pub fn run(strict: bool) -> Result<()> {
         false => Vec::new(),
     };
     let (mut faults, mut others) = (Vec::new(), 0);
-    for (at, (target, (text, origin))) in TARGETS.iter().zip(&committed).enumerate() {
+    for (at, (target, (text, origin))) in targets.iter().zip(&committed).enumerate() {
         let (name, compiler) = (target.name(), &origin.compiler);
         if !comparable(origin) {
             println!("{name}: BYTES NOT COMPARED, it was built by {compiler}");
@@ -60,7 +60,7 @@ pub fn run(strict: bool) -> Result<()> {
     if others > 0 {
         println!(
             "{others} of {} files not compared.\n{}",
-            TARGETS.len(),
+            targets.len(),
             install()
         );
     }

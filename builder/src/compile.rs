@@ -36,19 +36,17 @@ pub fn compile(toolchain: &Toolchain, target: &Target) -> Result<Compiled> {
     let compiler = toolchain
         .version
         .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-    let (package, sm) = (target.package, target.sm);
-    let folder = scratch()
-        .join(compiler)
-        .join(format!("{}_sm_{sm}", package.prefix));
+    let (package, sm) = (&target.package, &target.sm);
+    let folder = scratch().join(compiler).join(target.stem());
     let mut remap = OsString::from("--remap-path-prefix=");
     remap.push(root());
     remap.push("=.");
     let mut command = toolchain.cargo();
-    if package.knows_target {
+    if package.manifest.knows_target {
         command.env("RUSTFLAGS", format!("--cfg zipserv_sm=\"{sm}\""));
     }
     let status = command
-        .args(["rustc", "--locked", "-p", package.name, "--release"])
+        .args(["rustc", "--locked", "-p", &package.name, "--release"])
         .args([
             "--crate-type",
             "cdylib",

@@ -23,8 +23,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
 
 use crate::{
     nvvm::Nvvm,
-    ptx::Origin,
-    target::{EXAMPLES, TARGETS, Target, ZIPSERV, root, scratch, shown},
+    ptx::{Launch, Origin},
+    target::{Target, packages, root, scratch, shown, targets},
     toolchain::Toolchain,
 };
 
@@ -64,7 +64,7 @@ enum Command {
     /// Write the PTX (the default)
     Build {
         /// Crates of kernels [default: all]
-        #[arg(value_parser = packages())]
+        #[arg(value_parser = parser())]
         packages: Vec<String>,
         #[command(flatten)]
         how: How,
@@ -143,7 +143,7 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Check { strict } => check::run(strict),
-        Command::Report => ptxas::report(&committed()),
+        Command::Report => ptxas::report(&committed()?),
         Command::Budget { update: true, .. } => budget::update(),
         Command::Budget { strict, .. } => budget::run(strict),
         Command::Arrivals { strict } => arrivals::run(strict),
@@ -158,16 +158,14 @@ fn run() -> Result<()> {
 }
 
 /// Every committed file.
-fn committed() -> Vec<(&'static Target, PathBuf)> {
-    TARGETS
-        .iter()
-        .map(|target| (target, target.path()))
-        .collect()
+fn committed() -> Result<Vec<(&'static Target, PathBuf)>> {
+    let targets = targets()?.iter();
+    Ok(targets.map(|target| (target, target.path())).collect())
 }
 
-/// The names of the crates of kernels.
-fn packages() -> PossibleValuesParser {
-    [ZIPSERV.name, EXAMPLES.name].into()
+/// The names of the crates of kernels; any where cargo does not tell.
+fn parser() -> PossibleValuesParser {
+    packages().unwrap_or_default().into()
 }
 
 /// Compiles the targets of these crates, writes their PTX, and reports on it if there is a `ptxas`,
@@ -211,21 +209,20 @@ fn compile_all(
     packages: &[String],
 ) -> Result<Vec<(&'static Target, String)>> {
     let mut built: Vec<(&Target, String)> = Vec::new();
-    for target in TARGETS {
-        let package = target.package;
-        if !packages.is_empty() && !packages.iter().any(|name| name == package.name) {
+    for target in targets()? {
+        let package = &target.package;
+        if !packages.is_empty() && !packages.iter().any(|name| *name == package.name) {
             continue;
         }
         let code = compile::compile(toolchain, target)?;
+        let raw = code.ptx()?;
+        let (launches, version) = (Launch::of(&raw), &toolchain.version);
         let ptx = match nvvm {
-            None => finished(target, &code.ptx()?, toolchain.version.clone())?,
+            None => finished(target, &raw, version.clone(), &launches)?,
             Some(nvvm) => {
-                let (raw, version) = nvvm.ptx(&code.llvm_ir()?, target.sm)?;
-                finished(
-                    target,
-                    &raw,
-                    format!("{version}, of the code of {}", toolchain.version),
-                )?
+                let (raw, nvvm) = nvvm.ptx(&code.llvm_ir()?, &target.sm)?;
+                let compiler = format!("{nvvm}, of the code of {version}");
+                finished(target, &raw, compiler, &launches)?
             }
         };
         ensure!(
@@ -238,38 +235,29 @@ fn compile_all(
         }
         built.push((target, ptx));
     }
-    for (target, _) in &built {
-        let package = target.package;
-        for launch in package.launches {
-            let has = |(other, ptx): &(&Target, String)| {
-                other.package.name == package.name && ptx::entry(ptx, launch.name).is_some()
-            };
-            ensure!(
-                built.iter().any(has),
-                "KERNELS of {} has {}, but no target has such a kernel",
-                package.name,
-                launch.name
-            );
-        }
-    }
     Ok(built)
 }
 
 /// The compiler's PTX of a target, as the committed file has it.
-fn finished(target: &Target, raw: &str, compiler: String) -> Result<String> {
-    let package = target.package;
+fn finished(target: &Target, raw: &str, compiler: String, launches: &[Launch]) -> Result<String> {
+    let package = &target.package;
     let origin = Origin {
         compiler,
-        source: source::hash(root(), package.folders)?,
+        source: source::hash(root(), &package.folders)?,
     };
-    ptx::finish(raw, package.prefix, target.sm, &origin, package.launches)
+    ptx::finish(raw, &package.manifest.prefix, &target.sm, &origin, launches)
 }
 
 fn finish(input: &Path, arch: &str, compiler: String) -> Result<()> {
     let target = Target::of_arch(arch)?;
     let raw =
         fs::read_to_string(input).with_context(|| format!("cannot read {}", input.display()))?;
-    write(&target.path(), &finished(target, &raw, compiler)?)
+    // That compiler's `kernel!` writes no launches; the committed file has them.
+    let launches = Launch::of(&target.read()?);
+    write(
+        &target.path(),
+        &finished(target, &raw, compiler, &launches)?,
+    )
 }
 
 fn write(path: &Path, ptx: &str) -> Result<()> {

@@ -1,8 +1,9 @@
 //! From the compiler's PTX to the committed file: launch bounds, and a header that says where it
 //! came from.
 
+use std::fmt;
+
 use anyhow::{Context, Result, bail, ensure};
-use zipserv_gpu::launch::Launch;
 
 /// Where a PTX file came from.
 #[derive(Debug, PartialEq, Eq)]
@@ -11,6 +12,65 @@ pub struct Origin {
     pub compiler: String,
     /// Hash of the sources, see [`crate::source::hash`].
     pub source: String,
+}
+
+/// How a kernel is launched, as the `kernel!` macro writes it into the PTX: the row of `KERNELS` of
+/// its crate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Name of the kernel.
+    pub name: String,
+    /// Threads in a block.
+    pub threads: usize,
+    /// Blocks that must fit on one SM.
+    pub min_blocks: usize,
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared_bytes: usize,
+    /// Blocks of a cluster.
+    pub cluster: usize,
+}
+
+impl Launch {
+    const START: &str = "// launch: ";
+
+    /// Those that PTX names.
+    pub fn of(ptx: &str) -> Vec<Self> {
+        let lines = ptx.lines().map(str::trim);
+        lines.filter_map(Self::read).collect()
+    }
+
+    fn read(line: &str) -> Option<Self> {
+        let mut words = line.strip_prefix(Self::START)?.split(' ');
+        let name = words.next()?.to_owned();
+        let mut field = |name: &str| {
+            let (key, value) = words.next()?.split_once('=')?;
+            value.parse().ok().filter(|_| key == name)
+        };
+        Some(Self {
+            name,
+            threads: field("threads")?,
+            min_blocks: field("min_blocks")?,
+            shared_bytes: field("shared")?,
+            cluster: field("cluster")?,
+        })
+    }
+}
+
+impl fmt::Display for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            threads,
+            min_blocks,
+            shared_bytes,
+            cluster,
+        } = self;
+        write!(
+            f,
+            "{}{name} threads={threads} min_blocks={min_blocks} shared={shared_bytes} cluster={cluster}",
+            Self::START
+        )
+    }
 }
 
 const COMPILER: &str = "// compiler: ";
@@ -33,8 +93,9 @@ impl Origin {
     }
 }
 
-/// Completes the compiler's PTX of what is called `kernels`: a header, each kernel's launch bounds, which rustc has no
-/// attribute for, and symbols that do not depend on where the library's sources lie.
+/// Completes the compiler's PTX of what is called `kernels`: a header with all launches, each kernel's
+/// launch bounds, which rustc has no attribute for, and symbols that do not depend on where the
+/// library's sources lie.
 pub fn finish(
     raw: &str,
     kernels: &str,
@@ -47,6 +108,9 @@ pub fn finish(
         origin.compiler, origin.source
     );
     let mut kernel = None;
+    for launch in launches {
+        ptx += &format!("{launch}\n");
+    }
     for line in raw.lines().map(str::trim_end) {
         let code = line.trim_start();
         if code.is_empty() || code.starts_with("//") {
@@ -54,10 +118,9 @@ pub fn finish(
         }
         if let Some(name) = entry_name(line) {
             let launch = launches.iter().find(|launch| launch.name == name);
-            kernel = Some(
-                launch
-                    .with_context(|| format!("kernel {name} has no row in its crate's KERNELS"))?,
-            );
+            kernel = Some(launch.with_context(|| {
+                format!("kernel {name} is not made by `kernel!`: it names no launch")
+            })?);
         }
         if code == "{"
             && let Some(launch) = kernel.take()
@@ -144,22 +207,8 @@ mod tests {
         .func _RNvNtCs9xY_4core9panicking()\n;\n\n\
         .visible .entry one(\n\t.param .align 8 .b8 one_param_0[48]\n)\n{\n\t// begin inline asm\n\tret;   \n\n}\n\
         \t// .globl two\n.visible .entry two()\n{\n\tret;\n}\n";
-    const LAUNCHES: &[Launch] = &[
-        Launch {
-            name: "one",
-            threads: 256,
-            min_blocks: 4,
-            shared_bytes: 0,
-            cluster: 1,
-        },
-        Launch {
-            name: "two",
-            threads: 512,
-            min_blocks: 1,
-            shared_bytes: 0,
-            cluster: 1,
-        },
-    ];
+    const LAUNCHES: &str = "// launch: one threads=256 min_blocks=4 shared=0 cluster=1\n\
+        // launch: two threads=512 min_blocks=1 shared=16 cluster=2\n";
 
     fn origin() -> Origin {
         Origin {
@@ -170,11 +219,17 @@ mod tests {
 
     #[test]
     fn bounds_stand_between_parameters_and_body() {
-        let ptx = finish(RAW, "zipserv", "80", &origin(), LAUNCHES).unwrap();
+        let launches = Launch::of(&format!("\t.reg .b32 a;\n{LAUNCHES}"));
+        assert_eq!((launches[1].shared_bytes, launches[1].cluster), (16, 2));
+        let ptx = finish(RAW, "zipserv", "80", &origin(), &launches).unwrap();
+        assert_eq!(Launch::of(&ptx), launches);
         assert_eq!(
             ptx,
             "// zipserv kernels for sm_80, written by `cargo run -p builder`.\n\
-             // compiler: rustc 1\n// source: sha256 ab\n.version 8.0\n.target sm_80\n\
+             // compiler: rustc 1\n// source: sha256 ab\n\
+             // launch: one threads=256 min_blocks=4 shared=0 cluster=1\n\
+             // launch: two threads=512 min_blocks=1 shared=16 cluster=2\n\
+             .version 8.0\n.target sm_80\n\
              .func _RNvNtC4core9panicking()\n;\n\
              .visible .entry one(\n\t.param .align 8 .b8 one_param_0[48]\n)\n\
              .maxntid 256, 1, 1\n.minnctapersm 4\n{\n\tret;\n}\n\
@@ -190,12 +245,10 @@ mod tests {
 
     #[test]
     fn every_kernel_needs_a_launch() {
-        let error = finish(RAW, "zipserv", "80", &origin(), &LAUNCHES[..1]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "kernel two has no row in its crate's KERNELS"
-        );
-        assert!(finish(".version 8.0\n", "zipserv", "80", &origin(), LAUNCHES).is_err());
+        let launches = Launch::of(LAUNCHES);
+        let error = finish(RAW, "zipserv", "80", &origin(), &launches[..1]).unwrap_err();
+        assert!(error.to_string().starts_with("kernel two is not made"));
+        assert!(finish(".version 8.0\n", "zipserv", "80", &origin(), &launches).is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
+    ptx::Launch,
     target::{Target, scratch, shown},
     tools::{find, version},
 };
@@ -120,7 +121,10 @@ pub fn report(files: &[(&Target, PathBuf)]) -> Result<()> {
     println!("ptxas {}", version("ptxas")?);
     let mut faults = Vec::new();
     for (target, path) in files {
-        for arch in target.archs {
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let launches = Launch::of(&text);
+        for arch in &target.archs {
             let Assembled {
                 mut usage,
                 warnings,
@@ -149,8 +153,7 @@ pub fn report(files: &[(&Target, PathBuf)]) -> Result<()> {
                 if stack > 0 || spills != [0; 2] {
                     faults.push(format!("{name} on sm_{arch}"));
                 }
-                let mut launches = target.package.launches.iter();
-                if let Some(launch) = launches.find(|launch| launch.name == name) {
+                if let Some(launch) = launches.iter().find(|launch| launch.name == name) {
                     println!(
                         "{name:28} {:>7} {registers:>9} {stack:>5} {:>12} {shared:>13} {:>14}",
                         launch.threads,

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     ptxas,
-    target::{TARGETS, Target, ZIPSERV},
+    target::{Target, targets},
     tools,
 };
 
@@ -105,11 +105,11 @@ pub fn disassemble(cubin: &Path) -> Result<Vec<Kernel>> {
     parse(&String::from_utf8(output.stdout)?)
 }
 
-/// The kernels of zipserv's own targets, each on the architecture that it is named after.
-pub fn own() -> Result<Vec<(&'static Target, Vec<Kernel>)>> {
-    let targets = TARGETS.iter().filter(|t| t.package.name == ZIPSERV.name);
+/// The kernels of targets that have a budget, each on the architecture that it is named after.
+pub fn budgeted() -> Result<Vec<(&'static Target, Vec<Kernel>)>> {
+    let targets = targets()?.iter().filter(|t| t.package.manifest.budget);
     let kernels = |target: &'static Target| {
-        let assembled = ptxas::assemble(&target.path(), target.sm)?;
+        let assembled = ptxas::assemble(&target.path(), &target.sm)?;
         Ok((target, disassemble(&assembled.cubin)?))
     };
     targets.map(kernels).collect()

@@ -11,7 +11,7 @@ use crate::{
     budget::Region,
     ptx, ptxas,
     sass::{self, Kernel, Loop, PIPES},
-    target::{TARGETS, Target, no_arch},
+    target::{Target, no_arch, targets},
 };
 
 /// Prints the PTX of a kernel.
@@ -23,7 +23,7 @@ pub fn ptx(kernel: &str, arch: Option<&str>) -> Result<()> {
 /// Prints the machine code of a kernel, then what it is made of.
 pub fn sass(kernel: &str, arch: Option<&str>) -> Result<()> {
     let (target, _) = find(kernel, arch)?;
-    let arch = arch.map_or(target.sm, |arch| arch.trim_start_matches("sm_"));
+    let arch = arch.map_or(&*target.sm, |arch| arch.trim_start_matches("sm_"));
     let assembled = ptxas::assemble(&target.path(), arch)?;
     let kernels = sass::disassemble(&assembled.cubin)?;
     match kernels.iter().find(|found| found.name == kernel) {
@@ -36,10 +36,10 @@ pub fn sass(kernel: &str, arch: Option<&str>) -> Result<()> {
 /// on standard error names it, and others.
 fn find(kernel: &str, arch: Option<&str>) -> Result<(&'static Target, String)> {
     let arch = arch.map(|arch| arch.trim_start_matches("sm_"));
-    let suits = |target: &&Target| arch.is_none_or(|arch| target.archs.contains(&arch));
+    let suits = |target: &&Target| arch.is_none_or(|arch| target.is_for(arch));
     let mut names = String::new();
     let mut found = Vec::new();
-    for target in TARGETS.iter().filter(suits) {
+    for target in targets()?.iter().filter(suits) {
         let text = target.read()?;
         let all: Vec<_> = ptx::entries(&text).collect();
         write!(names, "\n  {}: {}", target.name(), all.join(", "))?;

@@ -15,9 +15,9 @@ const RECIPE: u32 = 1;
 /// hexadecimal.
 ///
 /// Each file counts with its path and length; line endings do not matter.
-pub fn hash(root: &Path, crates: &[&str]) -> Result<String> {
+pub fn hash(root: &Path, crates: &[impl AsRef<Path>]) -> Result<String> {
     let mut files = Vec::new();
-    for folder in crates.iter().map(Path::new) {
+    for folder in crates.iter().map(AsRef::as_ref) {
         files.push(folder.join("Cargo.toml"));
         list(root, &folder.join("src"), &mut files)?;
     }

@@ -3,88 +3,144 @@
 use std::{
     env,
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
 use anyhow::{Context, Result, ensure};
-use zipserv_gpu::launch::{KERNELS, Launch};
+use cargo_metadata::{MetadataCommand, camino::Utf8PathBuf};
+use serde::Deserialize;
 
 use crate::{ptx::Origin, source};
 
-/// A crate of kernels.
+/// A crate of kernels: one whose manifest says so, under `package.metadata.zipserv-kernels`.
+#[derive(Debug)]
 pub struct Package {
     /// Its name.
-    pub name: &'static str,
-    /// What the names of its PTX files start with.
-    pub prefix: &'static str,
+    pub name: String,
     /// Its folder, then those of the crates that it is built on.
-    pub folders: &'static [&'static str],
-    /// Its kernels.
-    pub launches: &'static [Launch],
-    /// Whether the crate is told its target, by the `cfg` `zipserv_sm`.
-    pub knows_target: bool,
+    pub folders: Vec<String>,
+    /// What the manifest says.
+    pub manifest: Manifest,
 }
 
-/// zipserv's own kernels.
-pub const ZIPSERV: Package = Package {
-    name: "zipserv-gpu",
-    prefix: "zipserv",
-    folders: &["gpu"],
-    launches: KERNELS,
-    knows_target: true,
-};
+/// What the manifest of a crate of kernels says.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Manifest {
+    /// What the names of its PTX files start with.
+    pub prefix: String,
+    /// Whether the crate is told its target, by the `cfg` `zipserv_sm`.
+    #[serde(default)]
+    pub knows_target: bool,
+    /// Whether its kernels have a budget.
+    #[serde(default)]
+    pub budget: bool,
+    /// Its PTX files.
+    targets: Vec<Sm>,
+}
 
-/// Those of `docs/KERNELS.md`.
-pub const EXAMPLES: Package = Package {
-    name: "example-kernels",
-    prefix: "example",
-    folders: &["examples/kernels", "gpu"],
-    launches: example_kernels::KERNELS,
-    knows_target: false,
-};
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sm {
+    sm: String,
+    archs: Vec<String>,
+}
 
 /// One PTX file.
+#[derive(Debug)]
 pub struct Target {
     /// The crate that it is made of.
-    pub package: &'static Package,
+    pub package: Arc<Package>,
     /// The architecture it is compiled for, as in `sm_80`.
-    pub sm: &'static str,
+    pub sm: String,
     /// The architectures whose `ptxas` must like it.
-    pub archs: &'static [&'static str],
+    pub archs: Vec<String>,
 }
 
-const SM_80_ARCHS: &[&str] = &["80", "86", "89", "90", "100", "120"];
+/// Every PTX file: zipserv's own, then those of other crates of the workspace. Of two of a crate for
+/// one architecture, the later one is for fewer.
+pub fn targets() -> Result<&'static [Target]> {
+    static TARGETS: OnceLock<Vec<Target>> = OnceLock::new();
+    if let Some(targets) = TARGETS.get() {
+        return Ok(targets);
+    }
+    let found = find()?;
+    Ok(TARGETS.get_or_init(|| found))
+}
 
-/// Every PTX file. Of two for one architecture, the later one is for fewer.
-pub const TARGETS: &[Target] = &[
-    Target {
-        package: &ZIPSERV,
-        sm: "80",
-        archs: SM_80_ARCHS,
-    },
-    Target {
-        package: &ZIPSERV,
-        sm: "90a",
-        archs: &["90a"],
-    },
-    Target {
-        package: &EXAMPLES,
-        sm: "80",
-        archs: SM_80_ARCHS,
-    },
-];
+/// The names of the crates of kernels.
+pub fn packages() -> Result<Vec<&'static str>> {
+    let mut names: Vec<_> = targets()?.iter().map(|t| &*t.package.name).collect();
+    names.dedup();
+    Ok(names)
+}
+
+/// Asks cargo.
+fn find() -> Result<Vec<Target>> {
+    const KEY: &str = "zipserv-kernels";
+    let metadata = MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .context("cargo tells nothing of the workspace")?;
+    let folder = |path: Utf8PathBuf| -> Result<String> {
+        let inside = path.strip_prefix(root());
+        Ok(inside
+            .with_context(|| format!("{path} lies outside the repository"))?
+            .to_string())
+    };
+    let mut targets = Vec::new();
+    for package in metadata.packages {
+        let Some(value) = package.metadata.get(KEY) else {
+            continue;
+        };
+        let mut manifest = Manifest::deserialize(value)
+            .with_context(|| format!("package.metadata.{KEY} of {}", package.name))?;
+        let own = package.manifest_path.parent().expect("it lies in a folder");
+        let built_on = package.dependencies.iter().filter_map(|on| on.path.clone());
+        let folders = [own.to_owned()].into_iter().chain(built_on).map(folder);
+        let files = std::mem::take(&mut manifest.targets);
+        let package = Arc::new(Package {
+            folders: folders.collect::<Result<_>>()?,
+            name: package.name.to_string(),
+            manifest,
+        });
+        targets.extend(files.into_iter().map(|Sm { sm, archs }| Target {
+            package: Arc::clone(&package),
+            sm,
+            archs,
+        }));
+    }
+    targets.sort_by_key(|target| target.package.name != ZIPSERV);
+    Ok(targets)
+}
+
+/// zipserv's own crate of kernels.
+pub const ZIPSERV: &str = "zipserv-gpu";
 
 impl Target {
     /// zipserv's own target that is assembled for `arch`.
     pub fn of_arch(arch: &str) -> Result<&'static Target> {
         let arch = arch.trim_start_matches("sm_");
-        let mut own = TARGETS.iter().filter(|t| t.package.name == ZIPSERV.name);
-        own.find(|target| target.archs.contains(&arch))
+        let targets = targets()?;
+        let mut own = targets.iter().filter(|t| t.package.name == ZIPSERV);
+        own.find(|target| target.is_for(arch))
             .with_context(|| no_arch(arch))
+    }
+
+    /// Whether it is assembled for `arch`.
+    pub fn is_for(&self, arch: &str) -> bool {
+        self.archs.iter().any(|other| other == arch)
+    }
+
+    /// The name of its file, but for the extension.
+    pub fn stem(&self) -> String {
+        format!("{}_sm_{}", self.package.manifest.prefix, self.sm)
     }
 
     /// The name of its file.
     pub fn file_name(&self) -> String {
-        format!("{}_sm_{}.ptx", self.package.prefix, self.sm)
+        format!("{}.ptx", self.stem())
     }
 
     /// The committed file, as a path from the repository.
@@ -103,7 +159,7 @@ impl Target {
         let text = self.read()?;
         let origin = Origin::read(&text)?;
         ensure!(
-            origin.source == source::hash(root(), self.package.folders)?,
+            origin.source == source::hash(root(), &self.package.folders)?,
             "{} is stale: the sources have changed since it was built.\n\
              `cargo run -p builder -- build {}` renews it.",
             self.name(),
@@ -126,11 +182,8 @@ impl Target {
 
 /// What to say of an architecture that no target is for.
 pub fn no_arch(arch: &str) -> String {
-    let archs: Vec<_> = TARGETS
-        .iter()
-        .flat_map(|target| target.archs)
-        .copied()
-        .collect();
+    let targets = targets().into_iter().flatten();
+    let archs: Vec<_> = targets.flat_map(|target| &target.archs).collect();
     format!("nothing is built for {arch}; there are {archs:?}")
 }
 

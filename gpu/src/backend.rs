@@ -3,11 +3,25 @@
 
 use core::arch::asm;
 
-/// Makes a function an entry of the PTX.
+/// Makes a function an entry of the PTX. How it is launched, by `KERNELS` of the crate, goes there
+/// as a comment, which the builder reads.
 #[cfg(not(zipserv_nvvm))]
 #[macro_export]
 macro_rules! kernel {
     ($(#[$attribute:meta])* fn $name:ident($args:ident: $type:ty) $body:block) => {
+        $(#[$attribute])*
+        mod $name {
+            const LAUNCH: $crate::launch::Launch =
+                $crate::launch::find(crate::KERNELS, stringify!($name));
+            core::arch::global_asm!(
+                concat!("// launch: ", stringify!($name), " threads={} min_blocks={} shared={} cluster={}"),
+                const LAUNCH.threads,
+                const LAUNCH.min_blocks,
+                const LAUNCH.shared_bytes,
+                const LAUNCH.cluster,
+            );
+        }
+
         $(#[$attribute])*
         #[unsafe(no_mangle)]
         pub unsafe extern "ptx-kernel" fn $name($args: $type) $body

@@ -62,31 +62,3 @@ kernel! {
         unsafe { crate::kernels::read::read(&args) }
     }
 }
-
-macro_rules! published_gemm {
-    ($($name:ident: $n_tiles:literal $blocks:literal;)*) => {$(
-        kernel! {
-            /// `published_gemm` of one shape, see [`crate::published::launch::Gemm`].
-            ///
-            /// # Safety
-            /// As [`crate::kernels::published::gemm::gemm`].
-            fn $name(args: crate::published::args::GemmArgs) {
-                // SAFETY: the caller's promise.
-                unsafe { crate::kernels::published::gemm::gemm::<$n_tiles>(&args) }
-            }
-        }
-    )*};
-}
-
-crate::published_gemm_kernels!(published_gemm);
-
-kernel! {
-    /// Restores a matrix in the published layout.
-    ///
-    /// # Safety
-    /// As [`crate::kernels::published::decompress::decompress`].
-    fn published_decompress(args: crate::published::args::DecompressArgs) {
-        // SAFETY: the caller's promise.
-        unsafe { crate::kernels::published::decompress::decompress(&args) }
-    }
-}

@@ -1,9 +1,6 @@
 //! What each kernel's launch looks like: one table for the kernels, the builder and the host.
 
-use crate::{
-    layout::{BAND_BYTES, BAND_ROWS, BANDS, TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS},
-    published::launch as published,
-};
+use crate::layout::{BAND_BYTES, BAND_ROWS, BANDS, TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS};
 
 /// Shape of a `zipgemm` block: all that distinguishes one of its kernels from another.
 ///
@@ -320,7 +317,7 @@ impl Prefill {
     }
 }
 
-/// One kernel's launch.
+/// One kernel's launch. A crate of kernels has all of its own as `KERNELS`, at its root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
     /// Name of the entry in the PTX.
@@ -405,14 +402,11 @@ macro_rules! prefills {
 prefill_kernels!(prefills);
 
 /// Every kernel's launch.
-pub const KERNELS: &[Launch] =
-    &concat::<{ 3 + GEMMS.len() + PREFILLS.len() + published::GEMMS.len() }>(&[
-        &[DECOMPRESS, READ],
-        GEMM_LAUNCHES,
-        PREFILL_LAUNCHES,
-        &[published::DECOMPRESS],
-        published::GEMM_LAUNCHES,
-    ]);
+pub const KERNELS: &[Launch] = &concat::<{ 2 + GEMMS.len() + PREFILLS.len() }>(&[
+    &[DECOMPRESS, READ],
+    GEMM_LAUNCHES,
+    PREFILL_LAUNCHES,
+]);
 
 /// All `N` launches of some lists. (Iterators are not for constants.)
 const fn concat<const N: usize>(lists: &[&[Launch]]) -> [Launch; N] {
@@ -428,6 +422,26 @@ const fn concat<const N: usize>(lists: &[&[Launch]]) -> [Launch; N] {
     }
     assert!(next == N);
     all
+}
+
+/// The launch of the kernel called `name`, of a crate's `KERNELS`.
+pub const fn find(kernels: &[Launch], name: &str) -> Launch {
+    let mut at = 0;
+    while at < kernels.len() {
+        if is_same(kernels[at].name.as_bytes(), name.as_bytes()) {
+            return kernels[at];
+        }
+        at += 1;
+    }
+    panic!("a kernel has no row in its crate's KERNELS")
+}
+
+const fn is_same(a: &[u8], b: &[u8]) -> bool {
+    let mut at = 0;
+    while at < a.len() && at < b.len() && a[at] == b[at] {
+        at += 1;
+    }
+    at == a.len() && at == b.len()
 }
 
 const DECOMPRESS: Launch = Launch {

@@ -4,20 +4,16 @@
 //! matrix is stored, [`decode`] turns a lane's words back into BF16 pairs; both are pure
 //! integer code, so the CPU codec in `zipserv` calls the very functions that the kernels
 //! inline. [`work`] and [`schedule`] deal matrices out to thread blocks. `docs/FORMAT.md` describes the same layout in prose.
-//! [`published`] is ZipServ's own layout, which is measured beside it.
 
 #![no_std]
 #![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, stdarch_nvptx))]
 #![cfg_attr(any(zipserv_sm = "80", zipserv_sm = "90a"), feature(abi_ptx))]
 
 pub mod args;
-pub mod decode;
-mod integer;
+pub mod format;
 pub mod launch;
-pub mod layout;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod ptx;
-pub mod published;
 pub mod schedule;
 pub mod work;
 
@@ -31,3 +27,6 @@ mod backend;
 pub mod entry;
 #[cfg(target_arch = "nvptx64")]
 pub mod kernels;
+
+pub use format::{decode, integer, layout};
+pub use launch::KERNELS;

@@ -63,8 +63,7 @@
 //! }
 //! ```
 //!
-//! - The crate root has the codec, for matrices in memory, and [`PublishedMatrix`], the layout that
-//!   it descends from, to compare with.
+//! - The crate root has the codec, for matrices in memory.
 //! - [`checkpoint`] has `.safetensors` files and the folders that model hubs hand out.
 //! - `synthetic`, with the feature of that name, makes checkpoints for tests and measurements.
 //! - `gpu`, with the feature `cuda`, loads and launches the GPU kernels; one call multiplies by the
@@ -86,7 +85,7 @@ pub mod gpu;
 pub mod synthetic;
 
 pub use codec::{
-    CompressedMatrix, HEADER_BYTES, Histogram, LAYOUT_ID, Matrix, MatrixHeader, PublishedMatrix,
-    VERSION, Window, decode, decode_into, encode,
+    CompressedMatrix, HEADER_BYTES, Histogram, LAYOUT_ID, Matrix, MatrixHeader, VERSION, Window,
+    decode, decode_into, encode,
 };
 pub use error::Error;

@@ -1,17 +1,40 @@
 //! The published layout, a baseline: restores every bit, and gives what sums in FP64 give.
 
 use zipserv::{
-    Matrix, PublishedMatrix,
-    gpu::{
-        GpuError, Need, Operand, PUBLISHED_MAX_TOKENS, PublishedDeviceMatrix, PublishedPlan,
-        published_decompress_raw, published_gemm_raw,
-    },
+    Matrix,
+    gpu::{GpuError, Need, Operand},
+};
+use zipserv_bench::published::{
+    PUBLISHED_MAX_TOKENS, PublishedDeviceMatrix, PublishedKernels, PublishedMatrix, PublishedPlan,
 };
 
 use crate::{
     data::{KINDS, Kind, Product},
     lab::{GUARD, Guarded, Lab, NAN, quick, refused},
 };
+
+/// A lab and the kernels, which are the same for every family. Every call leaves no sums.
+struct Bench {
+    lab: Lab,
+    kernels: PublishedKernels,
+}
+
+impl Bench {
+    fn open() -> Option<Self> {
+        let lab = Lab::each().next()?;
+        let kernels = PublishedKernels::new(lab.device).unwrap();
+        Some(Self { lab, kernels })
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let empty = self.kernels.is_empty(&self.lab.stream).unwrap();
+            assert!(empty, "sums are left over");
+        }
+    }
+}
 
 fn upload(lab: &Lab, rows: usize, cols: usize, bits: &[u16]) -> PublishedDeviceMatrix {
     let matrix = Matrix::from_bits(rows, cols, bits).unwrap();
@@ -34,19 +57,19 @@ fn every_bit_of_every_kind_and_shape() {
         (100, 1001),
         (2048, 4096),
     ];
-    for lab in Lab::each() {
+    for Bench { lab, kernels } in &Bench::open() {
         let shapes = if quick() { &shapes[..3] } else { &shapes };
         for kind in KINDS {
             for &(rows, cols) in shapes {
                 let bits = kind.weights(rows, cols);
-                let matrix = upload(&lab, rows, cols, &bits);
+                let matrix = upload(lab, rows, cols, &bits);
                 for skew in [0, 1] {
-                    let output = Guarded::new(&lab, &vec![NAN; rows * cols], GUARD, skew);
+                    let output = Guarded::new(lab, &vec![NAN; rows * cols], GUARD, skew);
                     let at = output.address();
                     // SAFETY: the output has room.
-                    unsafe { published_decompress_raw(lab.raw(), &matrix, at) }.unwrap();
+                    unsafe { kernels.decompress(&lab.stream, &matrix, at) }.unwrap();
                     let what = format!("{kind:?}, {rows} x {cols}, skew {skew}");
-                    assert!(output.values(&lab) == bits, "{what}");
+                    assert!(output.values(lab) == bits, "{what}");
                 }
             }
         }
@@ -54,7 +77,7 @@ fn every_bit_of_every_kind_and_shape() {
 }
 
 fn multiply(
-    lab: &Lab,
+    Bench { lab, kernels }: &Bench,
     plan: &PublishedPlan,
     weights: &PublishedDeviceMatrix,
     x: &[u16],
@@ -63,21 +86,20 @@ fn multiply(
     let n = x.len() / weights.cols();
     let input = Guarded::new(lab, x, NAN, 0);
     let output = Guarded::new(lab, &vec![NAN; n * weights.rows()], GUARD, skew);
-    let (stream, workspace) = (lab.raw(), &lab.workspace);
     let (x, y) = (input.address(), output.address());
-    // SAFETY: both have room; one stream has the workspace.
-    unsafe { published_gemm_raw(stream, plan, weights, x, n, y, workspace) }.unwrap();
+    // SAFETY: both have room; one stream has the kernels.
+    unsafe { kernels.multiply(&lab.stream, plan, weights, x, n, y) }.unwrap();
     output.values(lab)
 }
 
 /// Checks one matrix with the first `tokens` of the same activations, and several splits of K.
-fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skew: usize) {
+fn check(bench: &Bench, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skew: usize) {
     let bits = kind.weights(m, k);
-    let weights = upload(lab, m, k, &bits);
+    let weights = upload(&bench.lab, m, k, &bits);
     let x = kind.activations(PUBLISHED_MAX_TOKENS, k);
     let product = Product::new(&x, &bits, k);
     for &n in tokens {
-        let planned = PublishedPlan::new(&weights, n).unwrap();
+        let planned = PublishedPlan::new(&bench.kernels, &weights, n).unwrap();
         let mut plans = vec![planned];
         for split in [1, 2, 3, 7, 64] {
             let plan = planned.with_split(split);
@@ -87,9 +109,9 @@ fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skew: 
         }
         for plan in plans {
             let what = format!("{kind:?} {m} x {k}, {n} tokens, {plan}");
-            let y = multiply(lab, &plan, &weights, &x[..n * k], skew);
+            let y = multiply(bench, &plan, &weights, &x[..n * k], skew);
             product.check(&y, &what);
-            let again = multiply(lab, &plan, &weights, &x[..n * k], skew);
+            let again = multiply(bench, &plan, &weights, &x[..n * k], skew);
             assert!(again == y, "{what}: not the same again");
         }
     }
@@ -97,10 +119,10 @@ fn check(lab: &Lab, kind: Kind, (m, k): (usize, usize), tokens: &[usize], skew: 
 
 #[test]
 fn every_number_of_tokens() {
-    for lab in Lab::each() {
+    for bench in &Bench::open() {
         let all: Vec<usize> = (1..=PUBLISHED_MAX_TOKENS).collect();
         let tokens = if quick() { &[1, 12, 64] } else { &all[..] };
-        check(&lab, Kind::Gaussian, (200, 328), tokens, 0);
+        check(bench, Kind::Gaussian, (200, 328), tokens, 0);
     }
 }
 
@@ -117,11 +139,11 @@ fn shapes() {
         (1000, 64),
         (4096, 640),
     ];
-    for lab in Lab::each() {
+    for bench in &Bench::open() {
         let shapes = if quick() { &shapes[..2] } else { &shapes };
         for &shape in shapes {
             for skew in [0, 1] {
-                check(&lab, Kind::Gaussian, shape, &[1, 8, 16, 31, 64], skew);
+                check(bench, Kind::Gaussian, shape, &[1, 8, 16, 31, 64], skew);
             }
         }
     }
@@ -137,36 +159,35 @@ fn outliers_and_extreme_bases() {
         Kind::Tiny,
         Kind::Nan,
     ];
-    for lab in Lab::each() {
+    for bench in &Bench::open() {
         for kind in kinds {
-            check(&lab, kind, (200, 328), &[8, 17, 64], 0);
+            check(bench, kind, (200, 328), &[8, 17, 64], 0);
         }
     }
 }
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    for lab in Lab::each() {
+    for Bench { lab, kernels } in &Bench::open() {
         let (m, k) = (100, 65);
-        let weights = upload(&lab, m, k, &Kind::Gaussian.weights(m, k));
+        let weights = upload(lab, m, k, &Kind::Gaussian.weights(m, k));
         for n in [0, PUBLISHED_MAX_TOKENS + 1] {
             refused!(
-                PublishedPlan::new(&weights, n),
+                PublishedPlan::new(kernels, &weights, n),
                 GpuError::Tokens { tokens, most: PUBLISHED_MAX_TOKENS } if *tokens == n
             );
         }
-        let empty = upload(&lab, 0, 8, &[]);
+        let empty = upload(lab, 0, 8, &[]);
         refused!(
-            PublishedPlan::new(&empty, 1),
+            PublishedPlan::new(kernels, &empty, 1),
             GpuError::EmptyWeights { rows: 0, cols: 8 }
         );
-        let plan = PublishedPlan::new(&weights, 1).unwrap();
-        let other = upload(&lab, m, 128, &Kind::Gaussian.weights(m, 128));
-        let taller = upload(&lab, 10 * m, k, &Kind::Gaussian.weights(10 * m, k));
+        let plan = PublishedPlan::new(kernels, &weights, 1).unwrap();
+        let other = upload(lab, m, 128, &Kind::Gaussian.weights(m, 128));
+        let taller = upload(lab, 10 * m, k, &Kind::Gaussian.weights(10 * m, k));
         let call = |plan, weights: &PublishedDeviceMatrix, x: u64, n: usize, y: u64| {
-            let (stream, workspace) = (lab.raw(), &lab.workspace);
             // SAFETY: refused before anything is launched.
-            unsafe { published_gemm_raw(stream, plan, weights, x, n, y, workspace) }
+            unsafe { kernels.multiply(&lab.stream, plan, weights, x, n, y) }
         };
         refused!(
             call(&plan, &weights, 256, 1, 256),
@@ -184,7 +205,7 @@ fn what_does_not_fit_is_refused() {
             call(&plan, &taller, 256, 1, 256),
             GpuError::PlanMismatch { .. }
         );
-        let plan = PublishedPlan::new(&other, 1).unwrap();
+        let plan = PublishedPlan::new(kernels, &other, 1).unwrap();
         assert_eq!(plan.with_split(9).split(), 2);
         assert_eq!(plan.with_split(0).split(), 1);
         refused!(
@@ -206,7 +227,7 @@ fn what_does_not_fit_is_refused() {
             }
         );
         // SAFETY: as above.
-        let result = unsafe { published_decompress_raw(lab.raw(), &other, 257) };
+        let result = unsafe { kernels.decompress(&lab.stream, &other, 257) };
         refused!(
             result,
             GpuError::Alignment {

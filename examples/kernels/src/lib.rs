@@ -2,7 +2,10 @@
 //! them to files of their own, apart from zipserv's.
 
 #![no_std]
-#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, stdarch_nvptx))]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(abi_ptx, asm_experimental_arch, stdarch_nvptx)
+)]
 
 use zipserv_gpu::launch::Launch;
 

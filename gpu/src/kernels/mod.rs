@@ -2,9 +2,10 @@
 
 /// Runs `$body` for `$j` from 0 to below `$n`, at most 8, with `$j` a literal each time: a loop
 /// that certainly leaves no index to run time, which registers do not have.
+#[macro_export]
 macro_rules! unroll {
     ($j:ident < $n:expr => $body:block) => {
-        unroll!(@ $j $n, $body, 0 1 2 3 4 5 6 7)
+        $crate::unroll!(@ $j $n, $body, 0 1 2 3 4 5 6 7)
     };
     (@ $j:ident $n:expr, $body:block, $($i:literal)*) => {
         $(if $i < $n {
@@ -15,9 +16,8 @@ macro_rules! unroll {
 }
 
 pub mod decompress;
-mod epilogue;
+pub mod epilogue;
 mod fetch;
-pub mod published;
 pub mod read;
 mod ring;
 pub mod sm90_prefill;

@@ -12,7 +12,6 @@ mod encode;
 mod histogram;
 mod matrix;
 mod memory;
-mod published;
 mod slice;
 
 pub(crate) use compressed::combine_crcs;
@@ -24,4 +23,3 @@ pub(crate) use encode::{Encoder, TileBuffer};
 pub use histogram::{Histogram, Window};
 pub use matrix::Matrix;
 pub(crate) use memory::zeroed;
-pub use published::PublishedMatrix;

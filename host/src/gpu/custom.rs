@@ -6,7 +6,7 @@ use super::{
     buffer::same_context,
     device::Device,
     error::{GpuError, Operand},
-    kernels::Kernels,
+    kernels::{Kernel, Kernels},
     stream::Stream,
 };
 
@@ -31,6 +31,30 @@ impl CustomKernels {
         }
     }
 
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Blocks of a kernel that the device holds at a time, no more than its launch is made for: as
+    /// many may wait for one another. It loads the kernel.
+    ///
+    /// # Errors
+    /// [`GpuError::NoKernel`], [`GpuError::Load`] and [`GpuError::Driver`].
+    pub fn resident_blocks(&self, kernel: &str) -> Result<u32, GpuError> {
+        Ok(self.load(kernel)?.resident_blocks(&self.device))
+    }
+
+    fn load(&self, kernel: &str) -> Result<Kernel, GpuError> {
+        match self.kernels.loaded(kernel)? {
+            Some(kernel) => Ok(kernel),
+            None => {
+                let _relaxed = self.device.enter_relaxed()?;
+                self.kernels.load(kernel)
+            }
+        }
+    }
+
     /// Launches a kernel over `blocks` blocks of its threads and shared memory, with its one
     /// parameter. It starts when all before it in the stream has run.
     ///
@@ -49,8 +73,8 @@ impl CustomKernels {
         args: T,
     ) -> Result<(), GpuError> {
         same_context(&self.device, stream.device(), Operand::Stream)?;
+        let kernel = self.load(kernel)?;
         let _current = self.device.enter()?;
-        let kernel = self.kernels.load(kernel)?;
         // SAFETY: the caller's promise.
         unsafe { kernel.launch(blocks, stream.raw(), false, args) }
     }

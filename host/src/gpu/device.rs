@@ -325,8 +325,7 @@ impl Device {
     /// Blocks of `kernel` that the device holds at a time, no more than the kernel is made for. It
     /// loads the kernel.
     pub(super) fn resident_blocks(&self, kernel: &str) -> Result<u32, GpuError> {
-        let kernel = self.load(kernel)?;
-        Ok(self.0.sms * (kernel.launch.min_blocks as u32).min(kernel.resident))
+        Ok(self.load(kernel)?.resident_blocks(self))
     }
 
     /// A kernel, loaded.

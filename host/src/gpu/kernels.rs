@@ -17,6 +17,7 @@ use zipserv_gpu::{
 };
 
 use super::{
+    device::Device,
     driver::{RawStream, check},
     error::GpuError,
     family::Family,
@@ -300,6 +301,11 @@ fn load_module(
 }
 
 impl Kernel {
+    /// Blocks that `device` holds at a time, no more than the kernel is made for.
+    pub fn resident_blocks(&self, device: &Device) -> u32 {
+        device.sms() * (self.launch.min_blocks as u32).min(self.resident)
+    }
+
     /// Launches it, as [`Device::launch`](super::Device) says, in the current context.
     ///
     /// # Safety

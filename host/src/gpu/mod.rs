@@ -63,7 +63,6 @@ mod linear;
 mod matrix;
 mod operands;
 mod plan;
-mod published;
 mod read;
 mod stream;
 mod tensor_map;
@@ -80,10 +79,6 @@ pub use linear::Linear;
 pub use matrix::DeviceMatrix;
 pub use operands::{MAX_TOKENS, Operands, OutputType, Outputs, RawOperands};
 pub use plan::{Plan, PlanOptions, Tuning};
-pub use published::{
-    PUBLISHED_MAX_TOKENS, PublishedDeviceMatrix, PublishedPlan, published_decompress_raw,
-    published_gemm_raw,
-};
 pub use read::Reader;
 pub use stream::Stream;
 pub use workspace::Workspace;

@@ -31,10 +31,6 @@ pub struct Workspace {
 /// Thread blocks of one SM that there is room for, whatever the kernel.
 const BLOCKS_PER_SM: usize = 2;
 
-/// Room for sums of the kernels of the published layout, which hand over as many as their split of K
-/// makes, for each SM.
-const PUBLISHED_BYTES: usize = 128 << 10;
-
 /// Bytes to which memory for dense weights is aligned, as allocations are.
 pub(super) const DENSE_ALIGN: usize = 256;
 /// Bytes that cuBLASLt may use beside the operands, as much as it is recommended for Hopper.
@@ -77,8 +73,7 @@ impl Workspace {
         });
         let prefills = PREFILLS.iter().filter(|(name, _)| device.has(name));
         let sums = prefills.map(|(_, shape)| sms * shape.partial_bytes());
-        let partials = partials.max().unwrap_or(0);
-        let partials = partials.max(sms * PUBLISHED_BYTES) / 4;
+        let partials = partials.max().unwrap_or(0) / 4;
         let sums = sums.max().unwrap_or(0) / 4;
         let flags = if sums > 0 { sms } else { 0 };
         Ok(Self {

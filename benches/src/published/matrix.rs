@@ -1,15 +1,14 @@
 //! ZipServ's layout as published, a baseline: weights to that layout and back, on the CPU.
 //!
 //! It is made to be measured beside the layout of this crate, and has no stored form.
-//! [`zipserv_gpu::published`] says where what lies.
+//! [`published_kernels`] says where what lies.
 
 use std::ops::Range;
 
+use published_kernels::*;
 use rayon::prelude::*;
-use zipserv_gpu::published::*;
 
-use super::{Histogram, Matrix, memory::zeroed};
-use crate::Error;
+use zipserv::{Error, Histogram, Matrix};
 
 /// Tiles of a block tile.
 const BLOCK_TILES: usize = BANDS * BAND_TILES;
@@ -58,7 +57,7 @@ impl PublishedMatrix {
         let blocks = block_rows.checked_mul(block_cols).ok_or_else(too_large)?;
         u32::try_from(blocks).map_err(|_| too_large())?;
         let base = base(&Histogram::of(matrix));
-        let mut bitmaps: Vec<u64> = zeroed(blocks * BLOCK_TILES * PLANES);
+        let mut bitmaps = vec![0u64; blocks * BLOCK_TILES * PLANES];
         let strips: Vec<Streams> = bitmaps
             .par_chunks_mut((block_cols * BLOCK_TILES * PLANES).max(1))
             .enumerate()
@@ -94,12 +93,11 @@ impl PublishedMatrix {
 
     /// Restores the weights, row after row.
     pub fn decode(&self) -> Vec<half::bf16> {
-        let mut weights: Vec<half::bf16> = zeroed(self.rows * self.cols);
-        let bits: &mut [u16] = bytemuck::cast_slice_mut(&mut weights);
+        let mut bits = vec![0u16; self.rows * self.cols];
         bits.par_chunks_mut((BLOCK_ROWS * self.cols).max(1))
             .enumerate()
             .for_each(|(block_row, rows)| self.decode_strip(block_row, rows));
-        weights
+        bytemuck::cast_vec(bits)
     }
 
     /// Restores the rows of a row of block tiles.

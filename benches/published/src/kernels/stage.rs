@@ -1,12 +1,14 @@
 //! How a block of threads brings a block tile to shared memory.
 
-use crate::{
+use zipserv_gpu::{
     arch::{copy, memory, thread},
-    published::{
-        BANDS, BLOCK_BYTES, BLOCK_WEIGHTS, CHUNK,
-        args::Weights,
-        launch::{BANDS_AT, STREAMS_AT, THREADS},
-    },
+    unroll,
+};
+
+use crate::{
+    BANDS, BLOCK_BYTES, BLOCK_WEIGHTS, CHUNK,
+    args::Weights,
+    launch::{BANDS_AT, STREAMS_AT, THREADS},
 };
 
 /// Where a block tile's parts of the two streams start, in chunks.

@@ -1,8 +1,8 @@
 //! Kernel parameters, as the host passes them.
 
-use crate::args::Output;
+use zipserv_gpu::args::Output;
 
-/// The arrays of a matrix, see [`crate::published`], and what is to be known of it.
+/// The arrays of a matrix, see [the layout](crate), and what is to be known of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Weights {
@@ -14,7 +14,7 @@ pub struct Weights {
     pub outliers: *const u8,
     /// Two words for each block tile, and two more.
     pub starts: *const u32,
-    /// A word for each band, see [`crate::published::Before`].
+    /// A word for each band, see [`crate::Before`].
     pub bands: *const u32,
     /// Output features.
     pub m: u32,
@@ -34,8 +34,8 @@ pub struct GemmArgs {
     pub output: Output,
     /// Activations, N rows of K BF16, each aligned to 16 bytes.
     pub x: *const u16,
-    /// Partial sums that thread blocks hand over, [`super::launch::Gemm::partial_bytes`] each; all
-    /// [`crate::launch::Gemm::EMPTY`], also when the kernel ends.
+    /// Partial sums that thread blocks hand over, [`crate::launch::Gemm::partial_bytes`] each; all
+    /// [`zipserv_gpu::launch::Gemm::EMPTY`], also when the kernel ends.
     pub partials: *mut f32,
     /// Tokens.
     pub n: u32,

@@ -9,10 +9,9 @@
 //! A lane reads one half of each plane, 32 bits; what the other half holds it learns from another
 //! lane. Everything here is pure integer code and compiles for the host.
 
-use crate::{
-    integer::{double_low_bytes, multiply_add, select_bits},
-    published::{Before, KSTEP_TILES, PLANES, TILE_WEIGHTS},
-};
+use zipserv_gpu::integer::{double_low_bytes, multiply_add, select_bits};
+
+use crate::{Before, KSTEP_TILES, PLANES, TILE_WEIGHTS};
 
 /// Lanes whose weights are in one half of a plane.
 pub const HALF_LANES: u32 = 16;
@@ -173,7 +172,7 @@ impl Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::published::TILE_WEIGHTS;
+    use crate::TILE_WEIGHTS;
 
     /// Any numbers, the same each time.
     fn random(state: &mut u64) -> u64 {
@@ -236,7 +235,7 @@ mod tests {
             let planes = [plane(0), plane(1), plane(2)];
             let bytes: [u8; TILE_WEIGHTS] = core::array::from_fn(|_| random(&mut state) as u8);
             let outliers: [u16; TILE_WEIGHTS] = core::array::from_fn(|_| random(&mut state) as u16);
-            for base in [0, 1, 113, crate::published::MAX_BASE] {
+            for base in [0, 1, 113, crate::MAX_BASE] {
                 assert_eq!(
                     by_lanes(planes, &bytes, &outliers, base),
                     plain(planes, &bytes, &outliers, base)

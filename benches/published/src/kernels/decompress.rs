@@ -7,25 +7,27 @@
 //!
 //! A block of four warps for each block tile, a band a warp.
 
+use zipserv_gpu::{
+    arch::{copy, memory, thread},
+    layout::LANES,
+    unroll,
+};
+
 use super::{
     band::Decoder,
     stage::{self, Start},
 };
 use crate::{
-    arch::{copy, memory, thread},
-    layout::LANES,
-    published::{
-        BAND_KSTEPS, BLOCK_COLS, BLOCK_ROWS, KSTEP_SIDE, KSTEP_TILES, TILE_SIDE,
-        args::DecompressArgs,
-        launch::{BAND_ROWS_BYTES, ROW_BYTES, WEIGHTS_BYTES},
-    },
+    BAND_KSTEPS, BLOCK_COLS, BLOCK_ROWS, KSTEP_SIDE, KSTEP_TILES, TILE_SIDE,
+    args::DecompressArgs,
+    launch::{BAND_ROWS_BYTES, ROW_BYTES, WEIGHTS_BYTES},
 };
 
 /// Restores the block tile of this thread block.
 ///
 /// # Safety
 /// `args` describe a compressed matrix and room for its weights; there is a thread block for each
-/// block tile, as [`crate::published::launch`] has it.
+/// block tile, as [`crate::launch`] has it.
 #[inline(always)]
 pub unsafe fn decompress(args: &DecompressArgs) {
     let weights = &args.weights;

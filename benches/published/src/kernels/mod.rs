@@ -1,4 +1,4 @@
-//! ZipServ's kernels as published, on the layout of [`crate::published`]: a baseline.
+//! ZipServ's kernels as published, on [their layout](crate): a baseline.
 //!
 //! They are made of what that paper describes: `cp.async` with double buffering, decode by bit
 //! planes and counts straight to the registers of `mma.sync`, block tiles of 64 x 64, and thread

@@ -1,12 +1,14 @@
-//! How a warp decodes its band of a block tile, see [`crate::published::decode`].
+//! How a warp decodes its band of a block tile, see [`crate::decode`].
+
+use zipserv_gpu::{
+    arch::{memory, thread},
+    unroll,
+};
 
 use crate::{
-    arch::{memory, thread},
-    published::{
-        BAND_BYTES, Before, CHUNK, KSTEP_TILES, PLANE_BYTES, TILE_BYTES, TILE_WEIGHTS,
-        decode::{Cursor, HALF_LANES, Lane, base_pair},
-        launch::{BANDS_AT, STREAMS_AT},
-    },
+    BAND_BYTES, Before, CHUNK, KSTEP_TILES, PLANE_BYTES, TILE_BYTES, TILE_WEIGHTS,
+    decode::{Cursor, HALF_LANES, Lane, base_pair},
+    launch::{BANDS_AT, STREAMS_AT},
 };
 
 /// What stays the same from band to band.

@@ -1,4 +1,4 @@
-//! ZipServ's layout as published, as a baseline that is measured beside [`crate::layout`].
+//! ZipServ's layout as published, as a baseline that is measured beside [zipserv's](zipserv_gpu::layout).
 //!
 //! TCA-TBE, as *ZipServ: Fast and Memory-Efficient LLM Inference with Hardware-Aware Lossless
 //! Compression* (ASPLOS'26) describes it. What that paper leaves open is decided here, in favour
@@ -31,9 +31,26 @@
 //! copies. Where a weight lies within its band, nothing says but the number of weights in the
 //! window before it: set bits of the union of the planes.
 
+#![no_std]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(abi_ptx, asm_experimental_arch, stdarch_nvptx)
+)]
+
 pub mod args;
 pub mod decode;
 pub mod launch;
+
+#[cfg(target_arch = "nvptx64")]
+pub mod entry;
+#[cfg(target_arch = "nvptx64")]
+pub mod kernels;
+
+pub use launch::KERNELS;
+
+/// The kernels as PTX, for sm_80 and later. `builder` makes this file of this crate.
+#[cfg(not(target_arch = "nvptx64"))]
+pub const PTX: &str = include_str!("../ptx/published_sm_80.ptx");
 
 /// Rows, and columns, of a tile.
 pub const TILE_SIDE: usize = 8;

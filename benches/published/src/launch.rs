@@ -1,7 +1,8 @@
-//! The kernels' launches: rows of [`crate::launch::KERNELS`].
+//! The kernels' launches.
 
-use super::{BANDS, BLOCK_BYTES, BLOCK_COLS, BLOCK_ROWS, KSTEP_SIDE, STREAM_BYTES};
-use crate::launch::Launch;
+use zipserv_gpu::launch::Launch;
+
+use crate::{BANDS, BLOCK_BYTES, BLOCK_COLS, BLOCK_ROWS, KSTEP_SIDE, STREAM_BYTES};
 
 /// Threads in a block: a warp for each band of a block tile.
 pub const THREADS: usize = 32 * BANDS;
@@ -22,7 +23,7 @@ pub const BAND_ROWS_BYTES: usize = KSTEP_SIDE * ROW_BYTES;
 pub struct Gemm {
     /// Tokens in units of 8, the N of one `mma`.
     pub n_tiles: usize,
-    /// Blocks that a multiprocessor holds at a time.
+    /// Blocks that a SM holds at a time.
     pub blocks: usize,
 }
 
@@ -77,29 +78,33 @@ pub const DECOMPRESS: Launch = Launch {
 };
 
 /// Every `published_gemm` kernel: name, then [`Gemm`]'s fields. `$use` is a macro that makes
-/// something of the list.
-#[macro_export]
-macro_rules! published_gemm_kernels {
+/// something of the list: the entries of the PTX, or the tables below.
+macro_rules! gemm_kernels {
     ($use:ident) => {
         $use! {
-            published_gemm_n8: 1 6;
-            published_gemm_n16: 2 5;
-            published_gemm_n32: 4 4;
-            published_gemm_n64: 8 2;
+            published_gemm_n8: { n_tiles: 1, blocks: 6 };
+            published_gemm_n16: { n_tiles: 2, blocks: 5 };
+            published_gemm_n32: { n_tiles: 4, blocks: 4 };
+            published_gemm_n64: { n_tiles: 8, blocks: 2 };
         }
     };
 }
 
 macro_rules! gemms {
-    ($($name:ident: $n_tiles:literal $blocks:literal;)*) => {
+    ($($name:ident: $shape:tt;)*) => {
         /// Every `published_gemm` kernel and its shape, by rising numbers of tokens.
         pub const GEMMS: &[(&str, Gemm)] = &[$((
             stringify!($name),
-            Gemm { n_tiles: $n_tiles, blocks: $blocks },
+            Gemm $shape,
         )),*];
-        pub(crate) const GEMM_LAUNCHES: &[Launch] = &[$(
-            Gemm { n_tiles: $n_tiles, blocks: $blocks }.launch(stringify!($name))
-        ),*];
+
+        /// Every kernel's launch.
+        pub const KERNELS: &[Launch] = &[
+            DECOMPRESS,
+            $((Gemm $shape).launch(stringify!($name))),*
+        ];
     };
 }
-published_gemm_kernels!(gemms);
+gemm_kernels!(gemms);
+#[cfg(target_arch = "nvptx64")]
+pub(crate) use gemm_kernels;

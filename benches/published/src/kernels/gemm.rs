@@ -8,25 +8,28 @@
 //!         decode 2 x 4 registers                      planes, counts, bytes, outliers
 //!         for each 8 tokens: ldmatrix; 2 mma
 //! sums through shared memory: four features of a token to a thread
-//! other parts of K: publish them; the last part: add the others', round, store
+//! other parts of K: store them; the last part: add the others', round, store
 //! ```
 //!
-//! The parts of a row block are neighbours in the grid, and thread blocks start in order, so that
-//! the last one waits for such as run or have run. Budget: builder/budget.json.
+//! The parts of a row block are neighbours in the grid. That thread blocks start in order, so that
+//! the last one waits for such as run or have run, is assumed: CUDA does not promise it. Budget:
+//! builder/budget.json.
+
+use zipserv_gpu::{
+    arch::{copy, memory, mma, thread},
+    kernels::epilogue::Epilogue,
+    launch::Gemm as Zipgemm,
+    unroll,
+};
 
 use super::{
     band::Decoder,
     stage::{self, Start},
 };
 use crate::{
-    arch::{copy, memory, mma, thread},
-    kernels::epilogue::Epilogue,
-    launch,
-    published::{
-        BAND_KSTEPS, BLOCK_COLS, BLOCK_ROWS, CHUNK, KSTEP_SIDE,
-        args::GemmArgs,
-        launch::{Gemm, THREADS, WEIGHTS_BYTES},
-    },
+    BAND_KSTEPS, BLOCK_COLS, BLOCK_ROWS, CHUNK, KSTEP_SIDE,
+    args::GemmArgs,
+    launch::{Gemm, THREADS, WEIGHTS_BYTES},
 };
 
 /// Tokens of an `mma`.
@@ -170,7 +173,7 @@ unsafe fn stage_sums<const N_TILES: usize>(shared: u32, sums: [[f32; 4]; N_TILES
     });
 }
 
-/// Writes the row block's outputs, or hands its sums over to the last part.
+/// Writes the row block's outputs, or stores its partial sums for the last part.
 ///
 /// # Safety
 /// `shared` has what all warps [staged](stage_sums); the rest is as for `gemm`.
@@ -213,11 +216,11 @@ unsafe fn write<const N_TILES: usize>(
                 parts[J] = memory::observe_u32x4(partial(part, J));
             });
             unroll!(J < N_TILES => {
-                while parts[J].map(|sum| sum == launch::Gemm::EMPTY) != [false; 4] {
+                while parts[J].map(|sum| sum == Zipgemm::EMPTY) != [false; 4] {
                     parts[J] = memory::observe_u32x4(partial(part, J));
                 }
                 unroll!(I < 4 => { sums[J][I] += f32::from_bits(parts[J][I]); });
-                memory::publish_u32x4(partial(part, J), [launch::Gemm::EMPTY; 4]);
+                memory::publish_u32x4(partial(part, J), [Zipgemm::EMPTY; 4]);
             });
         }
         unroll!(J < N_TILES => {
@@ -232,7 +235,7 @@ unsafe fn write<const N_TILES: usize>(
 #[inline(always)]
 fn flag(sum: f32) -> u32 {
     match sum.to_bits() {
-        launch::Gemm::EMPTY => f32::NAN.to_bits(),
+        Zipgemm::EMPTY => f32::NAN.to_bits(),
         bits => bits,
     }
 }

@@ -1,0 +1,5 @@
+//! The format of compressed weights: pure integer code, the same on the CPU and the GPU.
+
+pub mod decode;
+pub mod integer;
+pub mod layout;
