@@ -548,8 +548,9 @@ fn forgeries_with_right_checksums_are_refused() {
     let cases = [
         (forged(0, b"z"), Error::Magic),
         (forged(8, &[2]), Error::Version(2)),
-        (forged(10, &[1]), Error::Layout(1)),
+        (forged(10, &[0]), Error::Layout(0)),
         (forged(10, &[2]), Error::Layout(2)),
+        (forged(10, &[3]), Error::Layout(3)),
         (forged(10, &[4]), Error::Layout(4)),
         (forged(12, &[241]), field("base", 12, 241)),
         (forged(12, &[247]), field("base", 12, 247)),

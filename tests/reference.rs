@@ -21,7 +21,7 @@ pub fn decode(blob: &[u8]) -> Result<Weights, &'static str> {
     if u16_at(blob, 8) != 1 {
         return Err("version");
     }
-    if u16_at(blob, 10) != 3 {
+    if u16_at(blob, 10) != 1 {
         return Err("layout");
     }
     if u32_at(blob, 44) != crc32(&blob[..44]) {

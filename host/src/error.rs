@@ -46,7 +46,7 @@ pub enum Error {
     #[error("format version {0} at offset 8 is not supported; this build reads version {version}", version = crate::VERSION)]
     Version(u16),
     /// A layout that this build does not read.
-    #[error("layout {0} at offset 10 is not supported; this build reads layout {layout}", layout = crate::LAYOUT_ID)]
+    #[error("layout {0} at offset 10{of} is not supported; this build reads layout {layout}{help}", of = development(*.0).0, layout = crate::LAYOUT_ID, help = development(*.0).1)]
     Layout(u16),
     /// A header field is out of range.
     #[error("header field `{field}` at offset {offset} has the impossible value {value}")]
@@ -110,4 +110,15 @@ pub enum Error {
         /// Bytes given.
         found: usize,
     },
+}
+
+/// What to say around a layout that only development versions wrote.
+fn development(layout: u16) -> (&'static str, &'static str) {
+    match layout {
+        2 | 3 => (
+            ", of a development version,",
+            ": compress the original again",
+        ),
+        _ => ("", ""),
+    }
 }

@@ -1,6 +1,6 @@
 //! Lossless compression of BF16 LLM weights, made for fused GPU kernels.
 //!
-//! A matrix of weights becomes about 11.3 bits a weight and comes back bit for bit:
+//! A matrix of weights becomes about 11.2 bits a weight and comes back bit for bit:
 //!
 //! ```
 //! use zipserv::{CompressedMatrix, Matrix, decode, encode};

@@ -223,11 +223,19 @@ pub const ERRORS: &[(&str, &str)] = &[
     ),
     (
         "blob_layout",
-        "tensor `w` at offset 382: layout 2 at offset 10 is not supported; this build reads layout 3",
+        "tensor `w` at offset 382: layout 4 at offset 10 is not supported; this build reads layout 1",
+    ),
+    (
+        "blob_layout_2",
+        "tensor `w` at offset 382: layout 2 at offset 10, of a development version, is not supported; this build reads layout 1: compress the original again",
+    ),
+    (
+        "blob_layout_3",
+        "tensor `w` at offset 382: layout 3 at offset 10, of a development version, is not supported; this build reads layout 1: compress the original again",
     ),
     (
         "blob_header_checksum",
-        "tensor `w` at offset 382: checksum of the header is a29cca38, but a3293725 was stored: the data is damaged",
+        "tensor `w` at offset 382: checksum of the header is eb986854, but ea2d9549 was stored: the data is damaged",
     ),
     (
         "blob_payload_checksum",

@@ -10,7 +10,7 @@ use crate::Error;
 /// Version of the format that this build writes and reads.
 pub const VERSION: u16 = 1;
 /// The one layout there is: 32 x 64 tiles in fragment order.
-pub const LAYOUT_ID: u16 = 3;
+pub const LAYOUT_ID: u16 = 1;
 /// Bytes of the header in front of the dense part.
 pub const HEADER_BYTES: usize = 128;
 const MAGIC: [u8; 8] = *b"ZIPSERV\0";

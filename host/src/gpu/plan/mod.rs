@@ -120,7 +120,7 @@ impl Measured {
 /// Measured on an H200 with the kernels as they are, 17 layers (results/tuned-h200.json, results/gemm_h200.json).
 /// For 16 tokens `prefill_n16` has 1.04 times the speed of `zipgemm_n16_2x4x2`, 0.99 to 1.10 times on the 14
 /// layers of more than 4096 features. Both were compared for 9 to 15 tokens on three layers only, in
-/// different runs (docs/PERFORMANCE.md).
+/// different runs (docs/lab/2026-11-kernels.md).
 const MEASURED: &[Measured] = &[
     // For one token the tuner found no faster kernel on any layer.
     Measured::all(4, "zipgemm_n8_1x8x2"),
