@@ -311,14 +311,14 @@ pub fn published(measured: &Measured) -> Titled {
 }
 
 /// The first column's and those of the numbers of tokens.
-fn header(tokens: &[usize]) -> Vec<String> {
+pub(super) fn header(tokens: &[usize]) -> Vec<String> {
     let mut cells = vec!["layer (M x K)".to_owned()];
     cells.extend(tokens.iter().map(usize::to_string));
     cells[1].insert_str(0, "N=");
     cells
 }
 
-fn name(layer: &LayerInfo) -> String {
+pub(super) fn name(layer: &LayerInfo) -> String {
     let LayerInfo {
         model,
         name,
