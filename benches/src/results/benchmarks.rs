@@ -16,11 +16,12 @@ Made from [results](../results) by `cargo run -p zipserv-bench -- results --writ
 - Y = X W^T in BF16 with FP32 sums, on the 17 fused linear layers of five models. Weights are Gaussian with log-normal
   scales of rows and columns, as trained layers have them.
 - x cuBLAS is the time of cuBLAS on dense weights over ours on compressed ones. cuBLAS is the fastest of its own choice
-  and cuBLASLt's, of which all are tried and three timed to the end.
+  and of cuBLASLt's, of which up to twelve are tried and the best three timed to the end.
 - A time is the median over replays of a CUDA graph whose launches rotate over copies of their operands, so that
   weights come from memory, as they do when a model runs. All that is compared is replayed in turn, in a new order
   each round. Clocks are left as they are.
-- Launches are with programmatic dependent launch (pdl), which lets a kernel begin while the one before it ends.
+- Our kernels are launched with programmatic dependent launch (pdl), by which one begins while the one before it ends,
+  unless the table says otherwise; cuBLAS as it launches itself.
 - Every output of every timed launch is compared with cuBLAS's FP32 sums, and some with FP64; batch-invariant outputs bit
   for bit with those of other numbers of tokens. Nothing that is wrong is tabulated.
 - The limit is x cuBLAS if the compressed bytes moved at the read ceiling, which a kernel that only reads sets in the
@@ -101,24 +102,31 @@ impl Gpu {
     }
 }
 
-/// When what was measured, a line for each commit.
+/// When which kernels were measured, a line for each commit and driver.
 fn runs(measured: &Measured) -> String {
-    let mut lines: Vec<String> = Vec::new();
+    let what = |report: &Report| {
+        let commit = report.commit.as_deref().unwrap_or("not told");
+        let ptx = report.ptx_crc32.unwrap_or_default();
+        let day = report.date.split('T').next().unwrap_or_default();
+        let driver = &report.driver;
+        format!("Commit {commit}, PTX {ptx:08x}, driver {driver}, {day}")
+    };
+    let mut runs: Vec<(String, Vec<&Report>)> = Vec::new();
     for file in measured.files() {
-        let report = &file.report;
-        let line = format!(
-            "Commit {}, PTX {:08x}, driver {}, {}; read ceiling {:.2} TB/s.\n",
-            report.commit.as_deref().unwrap_or("not told"),
-            report.ptx_crc32.unwrap_or_default(),
-            report.driver,
-            report.date.split('T').next().unwrap_or_default(),
-            report.read_tbs,
-        );
-        if !lines.contains(&line) {
-            lines.push(line);
+        let what = what(&file.report);
+        match runs.iter_mut().find(|(known, _)| *known == what) {
+            Some((_, reports)) => reports.push(&file.report),
+            None => runs.push((what, vec![&file.report])),
         }
     }
-    lines.concat()
+    let line = |(what, reports): &(String, Vec<&Report>)| {
+        let replays = || reports.iter().map(|report| report.replays);
+        let read = reports.iter().map(|report| report.read_tbs);
+        let (least, most) = (replays().min().unwrap_or(0), replays().max().unwrap_or(0));
+        let read = geometric_mean(read);
+        format!("- {what}: medians of {least} to {most} replays, read ceiling {read:.2} TB/s.\n")
+    };
+    runs.iter().map(line).collect()
 }
 
 /// A line for each number of tokens.
@@ -127,6 +135,7 @@ fn means(measured: &Measured, invariant: &[Mean], tuned: &[Mean]) -> Table {
         "tokens",
         "x cuBLAS",
         "worst",
+        "without pdl",
         "limit",
         "tuned",
         "decoupled",
@@ -142,6 +151,7 @@ fn means(measured: &Measured, invariant: &[Mean], tuned: &[Mean]) -> Table {
             mean.n.to_string(),
             format!("**{:.2}x**", mean.pdl),
             times(Some(mean.worst)),
+            times(Some(mean.plain)),
             times((mean.n <= MEMORY_BOUND).then_some(mean.limit)),
             times(of(tuned, mean.n).map(|mean| mean.pdl)),
             times(mean.decoupled),

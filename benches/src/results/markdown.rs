@@ -326,7 +326,11 @@ pub(super) fn name(layer: &LayerInfo) -> String {
         cols,
         ..
     } = layer;
-    format!("{model} {name} {rows} x {cols}")
+    match model.as_str() {
+        // A layer of no model, see `Config::layers`.
+        "-" => format!("{rows} x {cols}"),
+        _ => format!("{model} {name} {rows} x {cols}"),
+    }
 }
 
 fn speedup(value: f64) -> String {
