@@ -1,4 +1,4 @@
-//! Speed of the CPU codec beside a copy of the same bytes: `cargo bench --bench codec`.
+//! Speed of the CPU codec beside a copy of the same bytes: `cargo bench -p zipserv-bench --bench codec`.
 //!
 //! Throughput counts the bytes of the BF16 weights, whichever way they go.
 

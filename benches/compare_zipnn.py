@@ -2,7 +2,7 @@
 """Speed and ratio of zipserv and of ZipNN on the same bytes, in the same run.
 
     pip install zipnn torch numpy        (ZipNN imports torch, CPU builds do)
-    cargo build --release -p zipserv --example codec_speed
+    cargo build --release -p zipserv-bench --example codec_speed
     python benches/compare_zipnn.py      (writes results/codec.json)
 
 Both compress and decompress 128 MB of Gaussian BF16 weights with log-normal scales of rows and

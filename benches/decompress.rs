@@ -1,12 +1,13 @@
-//! `decompress` beside a copy of the same weights: `cargo bench --features zipserv/bench --bench decompress`.
+//! `decompress` on two layers: `cargo bench -p zipserv-bench --bench decompress`.
 //!
 //! Times are those of the GPU, from replays of a CUDA graph; throughput counts bytes read and
-//! written. For figures to quote, use `zipserv bench`.
+//! written. For figures to quote, use `zipserv-bench gemm`.
 
 mod gpu;
 
 use criterion::{Criterion, SamplingMode, Throughput};
-use zipserv::{bench::iterate_decompress, gpu::Device};
+use zipserv::gpu::Device;
+use zipserv_bench::iterate_decompress;
 
 fn decompress(criterion: &mut Criterion, device: &Device) {
     for layer in gpu::LAYERS {

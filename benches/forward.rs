@@ -1,4 +1,4 @@
-//! What a call of `Linear::forward` costs the host: `cargo bench --features zipserv/bench --bench
+//! What a call of `Linear::forward` costs the host: `cargo bench -p zipserv-bench --bench
 //! forward`. Beside it are its raw call, and what the driver alone takes for a launch.
 //!
 //! Calls are timed in batches that fit the driver's queue, which is empty before each: the host never

@@ -1,19 +1,16 @@
 //! ZipGEMM, decompression followed by cuBLAS, and cuBLAS on two layers:
-//! `cargo bench --features zipserv/bench --bench gemm`, with `-- '/8192$'` for that many tokens alone.
+//! `cargo bench -p zipserv-bench --bench gemm`, with `-- '/8192$'` for that many tokens alone.
 //!
 //! Times are those of the GPU, from replays of a CUDA graph; throughput counts the bytes of BF16
 //! weights for few tokens, and floating-point operations for many. For figures to quote, use
-//! `zipserv bench`, which measures all layers, checks every output, and compares with cuBLAS's
+//! `zipserv-bench gemm`, which measures all layers, checks every output, and compares with cuBLAS's
 //! best choice.
 
 mod gpu;
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
-use zipserv::{
-    bench::{TOKENS, iterate_gemm},
-    gpu::Device,
-    results::MEMORY_BOUND,
-};
+use zipserv::gpu::Device;
+use zipserv_bench::{TOKENS, iterate_gemm, results::MEMORY_BOUND};
 
 fn gemm(criterion: &mut Criterion, device: &Device) {
     for layer in gpu::LAYERS {

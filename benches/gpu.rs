@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use criterion::Criterion;
-use zipserv::{bench::Layer, gpu::Device};
+use zipserv::gpu::Device;
+use zipserv_bench::Layer;
 
 /// A layer that is small for a GPU, and one that is large.
 #[allow(dead_code, reason = "not every benchmark has layers")]

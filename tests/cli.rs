@@ -19,7 +19,7 @@ impl Folder {
     fn new() -> Self {
         let folder = Self(TempDir::new().unwrap());
         zipserv()
-            .args(["generate", "--size", "1MB"])
+            .args(["synth", "--size", "1MB"])
             .arg(folder.original())
             .assert()
             .success();
@@ -306,13 +306,6 @@ fn survives_a_reader_that_stops() {
 mod gpu {
     use super::*;
 
-    /// A quick run of `bench` on one small layer.
-    fn bench() -> Command {
-        let mut command = zipserv();
-        command.args(["bench", "--quick", "--layers", "500x600", "--seed", "1"]);
-        command
-    }
-
     fn without_device(mut command: Command) -> assert_cmd::assert::Assert {
         command.env("CUDA_VISIBLE_DEVICES", "-1").assert()
     }
@@ -341,48 +334,16 @@ mod gpu {
         let folder = TempDir::new().unwrap();
         let mut gpu = zipserv();
         gpu.arg("gpu");
-        let mut with_file = bench();
-        with_file
-            .arg("--json")
-            .arg(folder.path().join("report.json"));
         let mut tune = zipserv();
         tune.args(["tune", "--output"])
             .arg(folder.path().join("tuned.json"));
-        for command in [gpu, bench(), with_file, tune] {
+        for command in [gpu, tune] {
             without_device(command).code(2).stdout("").stderr(
                 contains("error: no NVIDIA driver found\n")
                     .or(contains("error: there is no CUDA device 0")),
             );
         }
         assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn finds_out_before_it_measures() {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("report.json");
-        fs::write(&path, "precious").unwrap();
-        let mut command = bench();
-        command.arg("--json").arg(&path);
-        without_device(command)
-            .code(2)
-            .stderr(contains("already exists; --force replaces it"));
-        assert_eq!(fs::read(&path).unwrap(), b"precious");
-        for arguments in [
-            &["--shapes", "llama-0b"][..],
-            &["--layers", "4096"],
-            &["--n", "0"],
-            &["--n", "8,16385"],
-            &["--steps", "--n", "8"],
-            &["--json"],
-        ] {
-            let mut command = zipserv();
-            command.arg("bench").args(arguments);
-            without_device(command)
-                .code(2)
-                .stdout("")
-                .stderr(contains("error: ").and(contains("NVIDIA").or(contains("CUDA")).not()));
-        }
     }
 
     #[test]
@@ -425,15 +386,6 @@ mod gpu {
         let rows = table["rows"].as_array().unwrap();
         assert_eq!((&rows[0]["n"], &rows[1]["n"]), (&8.into(), &64.into()));
 
-        let mut command = bench();
-        command.args(["--n", "8", "--json", "-"]);
-        command.arg(format!("--tuned={}", path.display()));
-        let report: Value = serde_json::from_str(&output(command).unwrap()).unwrap();
-        assert_eq!(report["tuned"], true);
-        let kernel = &report["gemm"][0]["kernels"][0];
-        assert_eq!(kernel["kernel"], rows[0]["launch"]["kernel"]);
-        assert_eq!(kernel["blocks"], rows[0]["launch"]["blocks"]);
-
         let other = fs::read_to_string(&path).unwrap();
         let other = other.replace("\"ptx_crc32\": ", "\"ptx_crc32\": 1");
         fs::write(&path, other).unwrap();
@@ -456,71 +408,5 @@ mod gpu {
         let checks = document["checks"].as_array().unwrap();
         assert!(checks.iter().all(|check| check["error"] == Value::Null));
         assert!(checks.iter().any(|check| check["weights"] == "outliers"));
-    }
-
-    #[test]
-    fn measures() {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("report.json");
-        let mut command = bench();
-        command.args(["--n", "8,100,3000", "--commit", "c0ffee", "--json"]);
-        command.arg(&path);
-        let Some(table) = output(command) else { return };
-        assert!(table.contains("geometric means"));
-        let report: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-        assert_eq!(report["commit"], "c0ffee");
-        assert_eq!(report["gemm"][0]["layer"]["rows"], 500);
-        assert_eq!(report["gemm"][0]["decoupled"], Value::Null);
-        assert_eq!(report["gemm"][1]["n"], 100);
-        assert_eq!(report["gemm"][1]["decoupled"]["correct"], true);
-        assert_eq!(report["gemm"][0]["dispatch"], Value::Null);
-        for row in 1..3 {
-            assert_eq!(report["gemm"][row]["dispatch"]["correct"], true);
-        }
-        assert_eq!(report["decompress"][0]["exact"], true);
-
-        let mut command = bench();
-        command.args(["--n", "8", "--decoupled", "--json", "-"]);
-        let Some(document) = output(command) else {
-            return;
-        };
-        let report: Value = serde_json::from_str(&document).unwrap();
-        assert_eq!(report["gemm"][0]["decoupled"]["correct"], true);
-
-        if report["kernels"] == "sm_90a" {
-            let mut command = bench();
-            command.args(["--n", "300,1,65", "--invariant", "--json", "-"]);
-            let document = output(command).unwrap();
-            let report: Value = serde_json::from_str(&document).unwrap();
-            for row in report["gemm"].as_array().unwrap() {
-                assert_eq!(row["invariant"]["correct"], true);
-                assert_eq!(row["invariant"]["same_bits"], true);
-            }
-            assert!(report["means"][0]["invariant"]["plain"].is_number());
-        }
-
-        let mut command = bench();
-        command.args(["--no-gemm", "--json", "-"]);
-        let Some(document) = output(command) else {
-            return;
-        };
-        let report: Value = serde_json::from_str(&document).unwrap();
-        assert!(report["gemm"].as_array().unwrap().is_empty());
-    }
-
-    #[test]
-    fn looks_for_steps() {
-        let mut command = zipserv();
-        command.args(["bench", "--steps", "--layers", "500x600", "--json", "-"]);
-        let Some(document) = output(command) else {
-            return;
-        };
-        let steps: Value = serde_json::from_str(&document).unwrap();
-        let layer = &steps["layers"][0];
-        assert_eq!(layer["layer"]["cols"], 600);
-        assert!(layer["worst"]["ratio"].as_f64().unwrap() > 0.0);
-        let points = layer["points"].as_array().unwrap();
-        assert_eq!(points[71]["n"], 72);
-        assert_eq!(points.last().unwrap()["n"], 1024);
     }
 }

@@ -1,4 +1,4 @@
-//! `zipserv results` and `zipserv report` on files with made-up figures, and on those of this repository.
+//! `zipserv-bench results` and `report` on files with made-up figures, and on those of this repository.
 
 use std::{
     fs,
@@ -29,13 +29,13 @@ impl Folder {
 }
 
 fn results(files: &[&Path]) -> Command {
-    let mut command = Command::cargo_bin("zipserv").unwrap();
+    let mut command = Command::cargo_bin("zipserv-bench").unwrap();
     command.arg("results").args(files);
     command
 }
 
 fn page(files: &[&Path], output: &Path) -> Command {
-    let mut command = Command::cargo_bin("zipserv").unwrap();
+    let mut command = Command::cargo_bin("zipserv-bench").unwrap();
     command.arg("report").args(files).arg("-o").arg(output);
     command
 }
@@ -45,27 +45,28 @@ fn read_page(path: &Path) -> String {
     fs::read_to_string(path).unwrap().replace("&#x2f;", "/")
 }
 
-/// What `bench` would write if these were measurements.
+/// What `gemm` would write if these were measurements.
 fn report(rows: Vec<Value>) -> Value {
     json!({
         "device": "made up for a test",
         "driver": "none",
         "kernels": "sm_90a",
+        "ptx_crc32": 7,
+        "tuned": false,
         "date": "2026-01-31T12:00:00Z",
         "commit": null,
         "seed": 1,
         "replays": 5,
-        "ceilings": { "copy": 2.5, "read": 3.0 },
+        // Where 700,000 bytes take so long that the limit is 1.75 x cuBLAS.
+        "read_tbs": 0.01225,
         "gemm": rows,
-        "means": [],
         "decompress": [],
     })
 }
 
 /// 1000 x 500 takes cuBLAS 100 us, whatever the number of tokens, and twice as long without
-/// dependent launch as with it.
-fn row(model: &str, n: usize, dependent: f64, decoupled: Option<f64>) -> Value {
-    let figure = |speedup: f64| json!({ "us": 100.0 / speedup, "tbs": 1.5, "of_read": 0.5, "tflops": 0.0, "speedup": speedup });
+/// programmatic dependent launch as with it.
+fn row(model: &str, n: usize, pdl: f64, decoupled: Option<f64>) -> Value {
     json!({
         "layer": {
             "model": model,
@@ -76,14 +77,10 @@ fn row(model: &str, n: usize, dependent: f64, decoupled: Option<f64>) -> Value {
         },
         "n": n,
         "cublas_us": 100.0,
-        "cublas_tflops": 0.0,
         "cublas_choice": "cublasGemmEx",
-        "limit": 1.75,
         "decoupled": decoupled.map(|speedup| json!({
             "cublas_choice": "cublasGemmEx",
             "us": 100.0 / speedup,
-            "tflops": 0.0,
-            "speedup": speedup,
             "deviation": 0.0,
             "correct": true,
         })),
@@ -92,8 +89,8 @@ fn row(model: &str, n: usize, dependent: f64, decoupled: Option<f64>) -> Value {
             "blocks": 132,
             "split": null,
             "planned": true,
-            "plain": figure(dependent / 2.0),
-            "dependent": figure(dependent),
+            "plain_us": 200.0 / pdl,
+            "pdl_us": 100.0 / pdl,
             "deviation": 0.0,
             "correct": true,
         }],
@@ -121,10 +118,10 @@ ZipGEMM, x cuBLAS, on made up for a test:
 
 | layer (M x K) | N=8 | 16 | 128 | limit at N=8 | of the read ceiling at N=8 |
 | --- | --- | --- | --- | --- | --- |
-| small up 1000 x 500 | 1.60x |  | 1.25x | 1.75x | 50 % |
-| large up 1000 x 500 | 2.50x | 1.20x | 0.80x | 1.75x | 50 % |
+| small up 1000 x 500 | 1.60x |  | 1.25x | 1.75x | 91 % |
+| large up 1000 x 500 | 2.50x | 1.20x | 0.80x | 1.75x | 143 % |
 | **geometric mean** | **2.00x** |  | **1.00x** |  |  |
-| without dependent launch | 1.00x |  | 0.50x |  |  |
+| without pdl | 1.00x |  | 0.50x |  |  |
 | decompression, then cuBLAS |  |  | 0.60x |  |  |
 | if compressed bytes moved at the read ceiling | 1.75x |  |  |  |  |
 
@@ -152,7 +149,7 @@ fn tuned() -> Value {
     json!({
         "tuning_version": 1,
         "key": {
-            "device": "made up for a test", "multiprocessors": 132, "driver": "none", "ptx_crc32": 7,
+            "device": "made up for a test", "sms": 132, "driver": "none", "ptx_crc32": 7,
         },
         "rows": [row(1000, 12.0, 132), row(2000, 3.0, 128)],
     })
@@ -196,7 +193,7 @@ fn with_published(mut row: Value, us: f64) -> Value {
         "kernel": "another kernel",
         "split": 4,
         "compressed_bytes": 687_500,
-        "figure": { "us": us, "tbs": 1.0, "of_read": 0.3, "tflops": 0.0, "speedup": 100.0 / us },
+        "us": us,
         "deviation": 0.0,
         "correct": true,
     });
@@ -207,7 +204,7 @@ fn with_published(mut row: Value, us: f64) -> Value {
 fn prints_a_table_beside_the_published_kernels() {
     let folder = Folder::new();
     let mut all = report(vec![
-        // Ours takes 125 us plainly, and half as long with dependent launch.
+        // Ours takes 125 us plainly, and half as long with pdl.
         with_published(row("small", 8, 1.6, None), 250.0),
         with_published(row("large", 8, 1.6, None), 1000.0),
         with_published(row("large", 16, 1.6, None), 187.5),
@@ -215,12 +212,8 @@ fn prints_a_table_beside_the_published_kernels() {
     all["decompress"] = json!([{
         "layer": all["gemm"][0]["layer"],
         "us": 1.0,
-        "tbs": 1.7,
-        "of_copy": 0.5,
         "exact": true,
-        "published": {
-            "compressed_bytes": 687_500, "us": 1.5, "tbs": 1.1, "of_copy": 0.4, "exact": true,
-        },
+        "published": { "compressed_bytes": 687_500, "us": 1.5, "exact": true },
     }]);
     let file = folder.write("all.json", &all);
     let table = "
@@ -231,7 +224,7 @@ x ZipServ as published, launched plainly like it; decompression in GB/s of BF16,
 | small up 1000 x 500 | 2.00x |  | 1000 / 667 | 11.20 / 11.00 |
 | large up 1000 x 500 | 8.00x | 1.50x |  | 11.20 / 11.00 |
 | geometric mean | 4.00x |  |  |  |
-| with dependent launch | 8.00x |  |  |  |
+| with pdl | 8.00x |  |  |  |
 | ZipServ as published, x cuBLAS | 0.20x |  |  |  |
 ";
     results(&[&file]).assert().success().stdout(contains(table));
@@ -249,13 +242,12 @@ x ZipServ as published, launched plainly like it; decompression in GB/s of BF16,
 fn prints_a_table_of_batch_invariant_plans() {
     let folder = Folder::new();
     let mut all = two_models();
-    let figure = |speedup: f64| json!({ "us": 100.0 / speedup, "tbs": 1.5, "of_read": 0.5, "tflops": 0.0, "speedup": speedup });
     // All rows but that of 16 tokens.
     for (row, speedup) in [(0, 0.8), (1, 0.5), (2, 0.45), (4, 0.5)] {
         all["gemm"][row]["invariant"] = json!({
             "plan": "a plan",
-            "plain": figure(speedup / 2.0),
-            "dependent": figure(speedup),
+            "plain_us": 200.0 / speedup,
+            "pdl_us": 100.0 / speedup,
             "deviation": 0.0,
             "correct": true,
             "same_bits": true,
@@ -270,7 +262,7 @@ Batch-invariant, x cuBLAS:
 | small up 1000 x 500 | 0.80x | 0.50x |
 | large up 1000 x 500 | 0.45x | 0.50x |
 | geometric mean | 0.60x | 0.50x |
-| without dependent launch | 0.30x | 0.25x |
+| without pdl | 0.30x | 0.25x |
 | x the plan's own kernels | 0.50x | 0.50x |
 ";
     results(&[&file]).assert().success().stdout(contains(table));
@@ -282,7 +274,7 @@ Batch-invariant, x cuBLAS:
         let refused = results(&[&file]).assert().code(2);
         refused.stderr(contains("some outputs were wrong"));
     }
-    all["gemm"][2]["invariant"]["dependent"]["us"] = json!(0.0);
+    all["gemm"][2]["invariant"]["pdl_us"] = json!(0.0);
     let file = folder.write("impossible.json", &all);
     let refused = results(&[&file]).assert().code(2);
     refused.stderr(contains("cannot be a measurement"));
@@ -297,8 +289,6 @@ fn tells_how_far_the_dispatch_is_from_the_better_way() {
             "plan": "a plan",
             "decoupled": decoupled,
             "us": us,
-            "tflops": 0.0,
-            "speedup": 100.0 / us,
             "deviation": 0.0,
             "correct": true,
         });
@@ -315,26 +305,6 @@ fn tells_how_far_the_dispatch_is_from_the_better_way() {
     let wrong = folder.write("wrong.json", &report);
     let wrong = results(&[&wrong]).assert().code(2);
     wrong.stderr(contains("some outputs were wrong"));
-}
-
-#[test]
-fn reads_files_from_before_all_figures_were_told() {
-    let folder = Folder::new();
-    let mut old = two_models();
-    for row in old["gemm"].as_array_mut().unwrap() {
-        let row = row.as_object_mut().unwrap();
-        row.remove("cublas_tflops");
-        row.remove("decoupled");
-        let kernel = row["kernels"][0].as_object_mut().unwrap();
-        for how in ["plain", "dependent"] {
-            kernel[how].as_object_mut().unwrap().remove("tflops");
-        }
-    }
-    let old = folder.write("old.json", &old);
-    results(&[&old])
-        .assert()
-        .success()
-        .stdout(contains("2 / - / 1").and(contains("then cuBLAS |").not()));
 }
 
 #[test]
@@ -422,18 +392,18 @@ fn page_of_merged_files() {
     for text in [
         "ZipGEMM on made up for a test".to_owned(),
         "<td>c0ffee</td><td>not told</td>".to_owned(),
-        "<td>3.000 TB/s</td>".to_owned(),
-        format!("up 1000 x 500, N=8: 1.600x\n{old} gemm[0].kernels[0].dependent.speedup</title>"),
+        "<td>0.012 TB/s</td>".to_owned(),
+        format!("up 1000 x 500, N=8: 1.600x\n{old} gemm[0].kernels[0].pdl_us</title>"),
         format!("<td>up 1000 x 500</td><td>128</td><td>1.250x</td><td></td><td>{old} gemm[1]</td>"),
         format!(
             "<td>up 1000 x 500</td><td>16</td><td>1.200x</td><td>1.750x</td><td>{old} gemm[3]</td>"
         ),
-        format!("up 1000 x 500, N=8: 2.500x\n{new} gemm[1].kernels[0].dependent.speedup</title>"),
+        format!("up 1000 x 500, N=8: 2.500x\n{new} gemm[1].kernels[0].pdl_us</title>"),
         format!("large, geometric mean, N=8: 2.500x\nof {new} gemm[1]</title>"),
         format!("large, byte limit, geometric mean, N=16: 1.750x\nof {old} gemm[3]</title>"),
-        format!("N=16: 0.7 MB, 1.500 TB/s\n{old} gemm[3].kernels[0].dependent.tbs</title>"),
+        format!("N=16: 0.7 MB, 0.008 TB/s\n{old} gemm[3].kernels[0].pdl_us</title>"),
         // Operations: 2 x 1000 x 500 x 128, in 80 us, for 0.7 MB.
-        format!("N=128: 1.6 TFLOP/s, 182.86 FLOP/B\n{old} gemm[1].kernels[0].dependent.us</title>"),
+        format!("N=128: 1.6 TFLOP/s, 182.86 FLOP/B\n{old} gemm[1].kernels[0].pdl_us</title>"),
         "best cuBLAS measured, 1 TFLOP/s".to_owned(),
         format!(
             "<td>1.000</td><td>0.700</td><td>11.200</td><td>1.429</td><td>30.0 %</td><td>{old} gemm[0]</td>"
@@ -497,36 +467,37 @@ fn points_of_a_page_lie_where_their_figures_are() {
 
 #[test]
 fn page_of_real_files_has_every_row_and_loads_nothing() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .nth(2)
-        .unwrap();
-    let names = ["results/gemm.json", "results/gemm_many_tokens.json"];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let names = ["gemm", "gemm-many-tokens"];
+    let names = names.map(|name| format!("results/h200-2026-11-29-{name}.json"));
     // Before them, for their rows are the ones that count.
-    let others = ["published", "invariant", "tuned-h100", "steps", "peers"];
-    let others = others.map(|name| PathBuf::from(format!("results/{name}.json")));
+    let others = ["gemm-invariant", "tune", "steps"];
+    let others = others.map(|name| format!("results/h200-2026-11-29-{name}.json"));
     let folder = Folder::new();
     let output = folder.path("page.html");
-    let all: Vec<_> = others.iter().map(PathBuf::as_path).collect();
-    let mut command = page(&[all, names.map(Path::new).to_vec()].concat(), &output);
+    let all: Vec<_> = others.iter().chain(&names).map(Path::new).collect();
+    let mut command = page(&all, &output);
     command.current_dir(root).assert().success();
     assert!(fs::metadata(&output).unwrap().len() < 2_000_000);
     let html = read_page(&output);
-    for name in names {
+    for name in &names {
         let report: Value = serde_json::from_slice(&fs::read(root.join(name)).unwrap()).unwrap();
         assert!(html.contains(report["commit"].as_str().unwrap()));
         for (i, row) in report["gemm"].as_array().unwrap().iter().enumerate() {
-            let figure = &row["kernels"][0]["dependent"];
-            let of = |field: &str| figure[field].as_f64().unwrap();
-            let tail =
-                |field: &str| format!("\n{name} gemm[{i}].kernels[0].dependent.{field}</title>");
-            let speedup = format!(": {:.3}x{}", of("speedup"), tail("speedup"));
+            let number = |value: &Value| value.as_f64().unwrap();
+            let us = number(&row["kernels"][0]["pdl_us"]);
+            let layer = |field: &str| number(&row["layer"][field]);
+            let tail = format!("\n{name} gemm[{i}].kernels[0].pdl_us</title>");
+            let speedup = number(&row["cublas_us"]) / us;
+            let speedup = format!(": {speedup:.3}x{tail}");
             assert!(html.contains(&speedup), "{speedup}");
-            let tflops = format!(": {:.1} TFLOP/s, ", of("tflops"));
-            let has_both = |point: &str| point.contains(&tflops) && point.contains(&tail("us"));
+            let tflops = 2.0 * layer("rows") * layer("cols") * number(&row["n"]) / us / 1e6;
+            let tflops = format!(": {tflops:.1} TFLOP/s, ");
+            let has_both = |point: &str| point.contains(&tflops) && point.contains(&tail);
             assert!(html.split("<circle").any(has_both), "{tflops} {i}");
-            if row["n"].as_u64().unwrap() <= 64 {
-                let tbs = format!(" MB, {:.3} TB/s{}", of("tbs"), tail("tbs"));
+            if number(&row["n"]) <= 64.0 {
+                let tbs = layer("compressed_bytes") / us / 1e6;
+                let tbs = format!(" MB, {tbs:.3} TB/s{tail}");
                 assert!(html.contains(&tbs), "{tbs}");
             }
         }
@@ -536,7 +507,7 @@ fn page_of_real_files_has_every_row_and_loads_nothing() {
     }
 }
 
-/// What `bench --steps --json` would write.
+/// What `steps --json` would write.
 fn steps() -> Value {
     let point = |n, us| json!({ "n": n, "kernel": "a kernel", "us": us });
     json!({
@@ -549,7 +520,6 @@ fn steps() -> Value {
         "replays": 5,
         "layers": [{
             "layer": two_models()["gemm"][0]["layer"],
-            "worst": { "from": 8, "to": 9, "ratio": 1.5 },
             "points": [point(8, 2.0), point(9, 3.0)],
         }],
     })
@@ -557,10 +527,9 @@ fn steps() -> Value {
 
 /// What the comparison with other codecs would write.
 fn peers() -> Value {
-    let row = |peer, us, gb_s| {
+    let row = |peer, us| {
         json!({
             "peer": peer, "shape": [1000, 500], "compressed_bytes": 700_000, "us": us, "exact": true,
-            "stored_fraction": 0.7, "gb_s": gb_s,
         })
     };
     json!({
@@ -569,7 +538,7 @@ fn peers() -> Value {
         "date": "2026-01-31T12:00:00Z",
         "commit": "c0ffee",
         "rounds": 5,
-        "rows": [row("ours", 2.0, 500.0), row("<theirs>", 4.0, 250.0)],
+        "rows": [row("ours", 2.0), row("<theirs>", 4.0)],
         "absent": [],
     })
 }
@@ -607,17 +576,15 @@ fn page_has_the_tables_and_their_rows() {
         with_published(row("large", 8, 1.6, None), 1000.0),
     ]);
     published["decompress"] = json!([{
-        "layer": published["gemm"][0]["layer"], "us": 1.0, "tbs": 1.7, "of_copy": 0.5, "exact": true,
-        "published": {
-            "compressed_bytes": 687_500, "us": 1.5, "tbs": 1.1, "of_copy": 0.4, "exact": true,
-        },
+        "layer": published["gemm"][0]["layer"], "us": 1.0, "exact": true,
+        "published": { "compressed_bytes": 687_500, "us": 1.5, "exact": true },
     }]);
     let mut invariant = report(vec![row("small", 8, 1.6, None), row("large", 8, 1.6, None)]);
     for (row, speedup) in [(0, 0.9), (1, 0.4)] {
         invariant["gemm"][row]["invariant"] = json!({
             "plan": "a plan",
-            "plain": { "us": 1.0, "tbs": 1.5, "of_read": 0.5, "speedup": speedup },
-            "dependent": null,
+            "plain_us": 100.0 / speedup,
+            "pdl_us": null,
             "deviation": 0.0,
             "correct": true,
             "same_bits": true,
@@ -648,7 +615,7 @@ fn page_has_the_tables_and_their_rows() {
             &format!("{published} gemm[0]; {published} decompress[0]"),
         ]),
         line(&["geometric mean", "4.00x", "", "", "the rows above"]),
-        line(&["with dependent launch", "8.00x", "", "", "the rows above"]),
+        line(&["with pdl", "8.00x", "", "", "the rows above"]),
         line(&[small, "0.90x", &format!("{invariant} gemm[0]")]),
         line(&["geometric mean", "0.60x", "the rows above"]),
         line(&[small, "2 / 1 / 1", &format!("{last} gemm[1]")]),
@@ -704,7 +671,7 @@ fn page_refuses_other_files() {
         (elsewhere(steps(), "/device"), unlike),
         (elsewhere(peers(), "/device"), unlike),
         (inexact, "<theirs>: its output was wrong"),
-        (json!({ "layers": 1 }), "not what `bench --steps` writes"),
+        (json!({ "layers": 1 }), "not what `steps` writes"),
         (
             json!({ "absent": [] }),
             "not what `benches/peers/compare.py` writes",
@@ -718,7 +685,7 @@ fn page_refuses_other_files() {
     }
     let alone = folder.write("peers.json", &peers());
     let refused = page(&[&alone], &folder.path("page.html")).assert().code(2);
-    refused.stderr(contains("no file that `bench --json` wrote"));
+    refused.stderr(contains("no file that `gemm --json` wrote"));
 }
 
 #[test]
@@ -728,9 +695,9 @@ fn says_what_is_wrong_with_which_file() {
     let folder = Folder::new();
     let good = folder.write("good.json", &two_models());
     let cases: [(&str, Spoil); 15] = [
-        ("not what `bench --json` writes", |r| *r = json!({})),
-        ("not what `bench --json` writes", |r| {
-            r["gemm"][1]["limit"] = Value::Null;
+        ("not what `gemm --json` writes", |r| *r = json!({})),
+        ("not what `gemm --json` writes", |r| {
+            r["gemm"][1]["cublas_us"] = Value::Null;
         }),
         ("no multiplication is in it", |r| r["gemm"] = json!([])),
         ("small up, 128 tokens: no kernel", |r| {
@@ -743,7 +710,7 @@ fn says_what_is_wrong_with_which_file() {
             r["gemm"][1]["n"] = json!(0)
         }),
         ("128 tokens: -1 cannot be", |r| {
-            r["gemm"][1]["kernels"][0]["dependent"]["speedup"] = json!(-1);
+            r["gemm"][1]["kernels"][0]["pdl_us"] = json!(-1);
         }),
         ("cannot be a measurement", |r| {
             r["gemm"][1]["decoupled"]["us"] = json!(1e300);
@@ -752,14 +719,14 @@ fn says_what_is_wrong_with_which_file() {
             r["gemm"][1]["layer"]["compressed_bytes"] = json!(0);
         }),
         ("128 tokens: 0 cannot be", |r| {
-            r["gemm"][1]["kernels"][0]["plain"]["tbs"] = json!(0.0);
+            r["gemm"][1]["kernels"][0]["plain_us"] = json!(0.0);
         }),
         ("the read ceiling: -3 cannot be", |r| {
-            r["ceilings"]["read"] = json!(-3.0);
+            r["read_tbs"] = json!(-3.0);
         }),
         ("small up, decompression: 0 cannot be", |r| {
             r["decompress"] = json!([{
-                "layer": r["gemm"][0]["layer"], "us": 0.0, "tbs": 1.0, "of_copy": 1.0, "exact": true,
+                "layer": r["gemm"][0]["layer"], "us": 0.0, "exact": true,
             }]);
         }),
         ("of made up for a test (sm_90a, tuned), unlike", |r| {
@@ -794,7 +761,7 @@ fn says_what_is_wrong_with_which_file() {
     let cut = folder.path("cut.json");
     fs::write(&cut, "{\"device\": ").unwrap();
     let cut = results(&[&cut]).assert().code(2).stdout("");
-    cut.stderr(contains("cut.json: not what `bench --json` writes: EOF"));
+    cut.stderr(contains("cut.json: not what `gemm --json` writes: EOF"));
     let missing = results(&[&folder.path("missing.json")]).assert();
     missing
         .code(2)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Decompression on a GPU: zipserv beside nvCOMP's ANS and DFloat11, in one table.
 
-    cargo build --release --features zipserv/cuda
+    cargo build --release -p zipserv-cli -p zipserv-bench
     pip install numpy nvidia-nvcomp-cu13             (for nvCOMP; -cu12 for CUDA 12)
     pip install numpy dfloat11 dahuffman tqdm torch  (for DFloat11)
-    python benches/peers/compare.py                  (--json results/peers.json keeps it)
+    python benches/peers/compare.py                  (--json FILE keeps it)
 
-`zipserv generate` makes the weights, with log-normal scales of rows and columns as trained layers
+`zipserv synth` makes the weights, with log-normal scales of rows and columns as trained layers
 have, and each peer decompresses the same BF16 matrices, one of each shape. zipserv's own row is of
-`zipserv bench`, on weights of the same distribution and shapes. Launches rotate over copies of their
+`zipserv-bench gemm`, on weights of the same distribution and shapes. Launches rotate over copies of their
 operands, more than the L2 cache holds, into memory that is allocated before; a time is the median
 over rounds, and every output is compared. Whatever is not installed, or fails, is named below the
 table.
@@ -48,9 +48,9 @@ def matrices(path, least):
 
 
 def zipserv_rows(program, shapes):
-    """What `zipserv bench` says of decompression."""
+    """What `zipserv-bench gemm` says of decompression."""
     layers = ",".join(f"{rows}x{cols}" for rows, cols in shapes)
-    command = [program, "bench", "--no-gemm", "--layers", layers, "--json", "-"]
+    command = [program, "gemm", "--no-gemm", "--layers", layers, "--json", "-"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise gpu.Absent(f"zipserv: {done.stderr.strip()}")
@@ -73,10 +73,7 @@ def peer_rows(peer, found):
 
 
 def complete(row):
-    """Adds what follows from bytes and time."""
-    plain = 2 * row["shape"][0] * row["shape"][1]
-    row["stored_fraction"] = round(row["compressed_bytes"] / plain, 4)
-    row["gb_s"] = round(plain / row["us"] / 1e3, 1)
+    """Rounds what no clock gives."""
     row["us"] = round(row["us"], 2)
     return row
 
@@ -87,13 +84,14 @@ def table(rows):
     yield "| --- | --- | --- | --- | --- | --- |"
     for row in sorted(rows, key=lambda row: row["shape"]):
         shape, exact = "{} x {}".format(*row["shape"]), "yes" if row["exact"] else "NO"
-        size, speed = f"{100 * row['stored_fraction']:.1f} %", f"{row['gb_s']:.0f}"
+        plain = 2 * row["shape"][0] * row["shape"][1]
+        size, speed = f"{100 * row['compressed_bytes'] / plain:.1f} %", f"{plain / row['us'] / 1e3:.0f}"
         yield f"| {shape} | {row['peer']} | {size} | {row['us']:.1f} | {speed} | {exact} |"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--program", type=pathlib.Path, default=ROOT / "target/release/zipserv")
+    parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release", help="where zipserv and zipserv-bench are")
     parser.add_argument("--size", default="1GB", help="of the checkpoint that is made")
     parser.add_argument("--least-mb", type=int, default=32, help="size of a matrix, at least")
     parser.add_argument("--commit", help="that the results name [default: that of the checkout]")
@@ -113,11 +111,11 @@ def main():
     if device:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = pathlib.Path(folder) / "weights.safetensors"
-            command = [options.program, "generate", checkpoint, "--size", options.size]
+            command = [options.programs / "zipserv", "synth", checkpoint, "--size", options.size]
             subprocess.run(command, check=True, capture_output=True)
             found = matrices(checkpoint, options.least_mb << 20)
         try:
-            rows.extend(complete(row) for row in zipserv_rows(options.program, found))
+            rows.extend(complete(row) for row in zipserv_rows(options.programs / "zipserv-bench", found))
         except gpu.Absent as reason:
             absent.append(str(reason))
         for peer in peers:

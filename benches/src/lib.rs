@@ -8,6 +8,7 @@
 //! The program of this package prints it, keeps it and shows it; `zipserv tune` takes its tuner from here.
 
 mod check;
+mod compare;
 mod config;
 mod cublas;
 mod data;
@@ -25,6 +26,7 @@ mod steps;
 mod timer;
 mod tune;
 
+pub use compare::{Comparison, ComparisonRow, Quartiles, compare};
 pub use config::{Config, Shape, TOKENS};
 pub use iterations::{Iterate, iterate_decompress, iterate_gemm};
 pub use layers::{Layer, MODELS, Model, layers};

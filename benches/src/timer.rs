@@ -130,6 +130,20 @@ impl Timer {
     /// # Errors
     /// [`GpuError`] from the driver.
     pub fn medians(&self, recordings: &[Recording], rounds: usize) -> Result<Vec<f64>, GpuError> {
+        let times = self.rounds(recordings, rounds)?;
+        Ok(times.into_iter().map(median).collect())
+    }
+
+    /// The microseconds that [`medians`](Self::medians) takes the medians of: those of each recording,
+    /// round by round.
+    ///
+    /// # Errors
+    /// [`GpuError`] from the driver.
+    pub fn rounds(
+        &self,
+        recordings: &[Recording],
+        rounds: usize,
+    ) -> Result<Vec<Vec<f64>>, GpuError> {
         const WARM_UP: usize = 2;
         let mut times = vec![Vec::with_capacity(rounds); recordings.len()];
         let mut order: Vec<usize> = (0..recordings.len()).collect();
@@ -143,7 +157,7 @@ impl Timer {
                 }
             }
         }
-        Ok(times.into_iter().map(median).collect())
+        Ok(times)
     }
 
     /// Median microseconds of a launch of each recording while nothing else runs: one after the other

@@ -2,10 +2,8 @@
 #![forbid(unsafe_code)]
 
 use half::bf16;
-use zipserv::{
-    bench::{Recording, Timer},
-    gpu::{Buffer, DeviceMatrix, GpuError, Operands, Plan, Stream, Workspace},
-};
+use zipserv::gpu::{Buffer, DeviceMatrix, GpuError, Operands, Plan, Stream, Workspace};
+use zipserv_bench::{Recording, Timer};
 
 fn owned(
     timer: &Timer,

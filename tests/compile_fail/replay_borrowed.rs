@@ -1,10 +1,8 @@
 //! What a recording borrows cannot go before it.
 
 use half::bf16;
-use zipserv::{
-    bench::Timer,
-    gpu::{Buffer, DeviceMatrix, GpuError, Operands, Plan, Stream, Workspace},
-};
+use zipserv::gpu::{Buffer, DeviceMatrix, GpuError, Operands, Plan, Stream, Workspace};
+use zipserv_bench::Timer;
 
 fn borrowed(
     timer: &Timer,

@@ -2,13 +2,11 @@
 //! with streams of their own, recorded as a graph.
 
 use half::bf16;
-use zipserv::{
-    bench::Timer,
-    gpu::{
-        Buffer, Family, GpuError, Linear, Need, Operand, Operands, OutputType, Outputs,
-        PlanOptions, RawOperands, Stream, Workspace,
-    },
+use zipserv::gpu::{
+    Buffer, Family, GpuError, Linear, Need, Operand, Operands, OutputType, Outputs, PlanOptions,
+    RawOperands, Stream, Workspace,
 };
+use zipserv_bench::Timer;
 
 use crate::{
     data::{Kind, Product},

@@ -1,7 +1,7 @@
 //! The kernels on a GPU, against the host's codec and sums in FP64.
 //!
 //! ```text
-//! cargo test --release -p zipserv --features bench --test gpu
+//! cargo test --release -p zipserv-bench --test gpu
 //! ```
 //!
 //! Every test runs with each family of kernels that the device can run. Without a device, one line

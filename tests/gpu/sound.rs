@@ -4,13 +4,11 @@ use std::{env, process::Command, ptr};
 
 use cudarc::driver::sys;
 use half::bf16;
-use zipserv::{
-    bench::{Recording, Timer},
-    gpu::{
-        Buffer, Device, DeviceMatrix, Family, GpuError, Linear, Need, Operand, Operands, Plan,
-        PlanOptions, RawOperands, Reader, Stream, Tuning, View, ViewMut, Workspace,
-    },
+use zipserv::gpu::{
+    Buffer, Device, DeviceMatrix, Family, GpuError, Linear, Need, Operand, Operands, Plan,
+    PlanOptions, RawOperands, Reader, Stream, Tuning, View, ViewMut, Workspace,
 };
+use zipserv_bench::{Recording, Timer};
 
 use crate::{
     data::{Kind, Product},

@@ -1,10 +1,8 @@
 //! ZipGEMM among other kernels of a stream: the same bits in every run, in order, in graphs.
 
 use half::bf16;
-use zipserv::{
-    bench::Timer,
-    gpu::{Buffer, DeviceMatrix, GpuError, Operands, Plan, PlanOptions, RawOperands},
-};
+use zipserv::gpu::{Buffer, DeviceMatrix, GpuError, Operands, Plan, PlanOptions, RawOperands};
+use zipserv_bench::Timer;
 
 use crate::{
     data::Kind,

@@ -1,8 +1,8 @@
 //! Plans from a table of tuned launches.
 
-use zipserv::{
-    gpu::{Family, GpuError, Plan, PlanOptions, Tuning},
-    results::{TunedLaunch, TunedRow, TuningError, TuningTable},
+use zipserv::gpu::{
+    Family, GpuError, Plan, PlanOptions, Tuning,
+    tuning::{TunedLaunch, TunedRow, TuningError, TuningTable},
 };
 
 use crate::{

@@ -1,10 +1,17 @@
-use std::{error::Error, fmt::Display, fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    error::Error,
+    fmt::Display,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::builder::RangedU64ValueParser;
 use zipserv::gpu::{Device, MAX_TOKENS, Tuning};
-use zipserv_bench::{Config, Progress, TOKENS, results::means, run};
+use zipserv_bench::{Config, Progress, TOKENS, compare, results::means, run};
 
-use super::{DIFFERENT, Layers, Outcome, Run, console};
+use super::{DIFFERENT, Kept, Layers, Outcome, Run, console};
 
 /// Measure multiplication and decompression beside cuBLAS
 ///
@@ -59,9 +66,10 @@ pub struct Gemm {
     /// at a clock that follows its own power, not in turn with others
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     sustained: Option<Duration>,
-    /// Kernels to load in place of those built in, from a file that the builder wrote
+    /// Kernels to load in place of those built in, from a file that the builder wrote; of two files
+    /// named, the plans' kernels are compared in one run, and nothing else
     #[arg(long, value_name = "FILE")]
-    ptx: Option<PathBuf>,
+    ptx: Vec<PathBuf>,
     #[command(flatten)]
     run: Run,
 }
@@ -78,7 +86,12 @@ fn seconds(text: &str) -> Result<Duration, &'static str> {
 impl Gemm {
     pub fn run(&self) -> Outcome {
         let kept = self.run.kept()?;
-        let device = self.open()?;
+        let device = match &self.ptx[..] {
+            [] => Device::new(0)?,
+            [ptx] => open(ptx)?,
+            [a, b] => return self.compare([a, b], kept),
+            _ => return Err("--ptx takes one file, or two to compare".into()),
+        };
         let config = Config {
             tuning: self.tuning(&device)?,
             ..self.config()
@@ -131,15 +144,30 @@ impl Gemm {
         Ok(ExitCode::from(DIFFERENT))
     }
 
-    /// The first device, with its own kernels or those of a file.
-    fn open(&self) -> Result<Device, Box<dyn Error>> {
-        let Some(path) = &self.ptx else {
-            return Ok(Device::new(0)?);
-        };
-        let name = |error| format!("{}: {error}", path.display());
-        let ptx = fs::read_to_string(path).map_err(name)?;
-        // SAFETY: whoever names the file takes it from the builder.
-        Ok(unsafe { Device::with_ptx(0, ptx)? })
+    /// Measures the kernels of two files in turn.
+    fn compare(&self, files: [&PathBuf; 2], kept: Kept) -> Outcome {
+        let [a, b] = [open(files[0])?, open(files[1])?];
+        let bar = console::bar("gemm");
+        let mut printed = Ok(());
+        let comparison = compare([&a, &b], &self.config(), &mut |progress| match progress {
+            Progress::Layers(rows) => bar.set_length(rows as u64),
+            Progress::Row(row) => {
+                bar.inc(1);
+                if !kept.is_printed() && printed.is_ok() {
+                    printed = bar.suspend(|| console::print(row));
+                }
+            }
+            Progress::Start { .. } => {}
+        });
+        bar.finish_and_clear();
+        let comparison = comparison?;
+        kept.keep(&comparison)?;
+        printed?;
+        let mut rows = comparison.comparisons.iter();
+        Ok(match rows.all(|row| row.correct == [true; 2]) {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::from(DIFFERENT),
+        })
     }
 
     fn tuning(&self, device: &Device) -> Result<Option<Tuning>, Box<dyn Error>> {
@@ -172,11 +200,19 @@ impl Gemm {
             decompress: !self.no_decompress,
             sustained: self.sustained,
             seed: self.run.seed,
-            commit: self.run.commit(self.ptx.is_none()),
+            commit: self.run.commit(self.ptx.is_empty()),
             ..Config::default()
         };
         if self.quick { config.quick() } else { config }
     }
+}
+
+/// The first device with the kernels of a file.
+fn open(path: &Path) -> Result<Device, Box<dyn Error>> {
+    let name = |error| format!("{}: {error}", path.display());
+    let ptx = fs::read_to_string(path).map_err(name)?;
+    // SAFETY: whoever names the file takes it from the builder.
+    Ok(unsafe { Device::with_ptx(0, ptx)? })
 }
 
 #[cfg(test)]

@@ -108,6 +108,10 @@ impl Inputs {
         // What is no JSON is reported as a broken file of `gemm`.
         let value: Value = serde_json::from_slice(&json).unwrap_or_default();
         let has = |name| value.get(name).is_some();
+        // Of the codec, and of a checkpoint: nothing of a GPU.
+        if has("zipserv") || has("compressed_tensors") {
+            return Ok(());
+        }
         if has("tuning_version") {
             let table = TuningTable::from_json(&json).map_err(|error| error.to_string())?;
             self.tunings.push((path, table));

@@ -311,14 +311,14 @@ pub fn published(measured: &Measured) -> Titled {
 }
 
 /// The first column's and those of the numbers of tokens.
-fn header(tokens: &[usize]) -> Vec<String> {
+pub(super) fn header(tokens: &[usize]) -> Vec<String> {
     let mut cells = vec!["layer (M x K)".to_owned()];
     cells.extend(tokens.iter().map(usize::to_string));
     cells[1].insert_str(0, "N=");
     cells
 }
 
-fn name(layer: &LayerInfo) -> String {
+pub(super) fn name(layer: &LayerInfo) -> String {
     let LayerInfo {
         model,
         name,
@@ -326,7 +326,11 @@ fn name(layer: &LayerInfo) -> String {
         cols,
         ..
     } = layer;
-    format!("{model} {name} {rows} x {cols}")
+    match model.as_str() {
+        // A layer of no model, see `Config::layers`.
+        "-" => format!("{rows} x {cols}"),
+        _ => format!("{model} {name} {rows} x {cols}"),
+    }
 }
 
 fn speedup(value: f64) -> String {

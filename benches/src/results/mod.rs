@@ -1,6 +1,8 @@
 //! What the harness found: rows, their means, the files that keep them, and tables of them. No GPU is
 //! needed to read it.
 
+mod benchmarks;
+mod diff;
 mod file;
 mod inputs;
 pub mod markdown;
@@ -9,6 +11,8 @@ mod report;
 mod steps;
 mod table;
 
+pub use benchmarks::benchmarks;
+pub use diff::diff;
 pub use file::{ReportFile, json};
 pub use inputs::{Inputs, Peer, Peers};
 pub use measured::{File, Found, Measured, is_same};

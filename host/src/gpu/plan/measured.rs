@@ -13,9 +13,9 @@ struct Limit {
 }
 
 /// What measurements on an H100 say, and for slices an estimate; the first row that fits counts. The
-/// tests compare it with `results`.
+/// tests compare it with those in `results`, of an H200.
 const FUSED_UP_TO: &[Limit] = &[
-    // results/gemm_many_tokens.json: fused takes 0.93 to 1.02 times as long at 4,096 tokens; at 8,192 0.98
+    // docs/lab/2026-h100.md: fused takes 0.93 to 1.02 times as long at 4,096 tokens; at 8,192 0.98
     // to 1.02 with 5,120 input features and more, 0.99 to 1.06 with fewer. Between them, and beyond,
     // nothing was measured.
     Limit {
@@ -29,7 +29,7 @@ const FUSED_UP_TO: &[Limit] = &[
         tokens: 4096,
     },
     // Slices of 64 tokens, each of which reads all weights. An estimate: on large layers,
-    // `zipgemm_sm80_n64` has up to 0.97x cuBLAS (results/gemm_portable.json), two slices half of that, three
+    // `zipgemm_sm80_n64` has up to 0.97x cuBLAS (docs/lab/2026-h100.md), two slices half of that, three
     // a third; decoupled has 0.40x (geometric mean) at 128 tokens.
     Limit {
         kernels: "zipgemm",

@@ -117,7 +117,7 @@ impl Measured {
 /// kernels for many tokens have their own choice of tiles, and the order of [`GEMMS`] decides among
 /// those for few.
 ///
-/// Measured on an H200 with the kernels as they are, 17 layers (results/tuned-h200.json, results/gemm_h200.json).
+/// Measured on an H200, 17 layers (results/h200-2026-11-29-tune.json and -gemm.json).
 /// For 16 tokens `prefill_n16` has 1.04 times the speed of `zipgemm_n16_2x4x2`, 0.99 to 1.10 times on the 14
 /// layers of more than 4096 features. Both were compared for 9 to 15 tokens on three layers only, in
 /// different runs (docs/lab/2026-11-kernels.md).
@@ -367,7 +367,7 @@ impl fmt::Display for Plan {
             Kind::Decoupled(plan) => plan.fmt(f)?,
         }
         if self.is_pdl() {
-            f.write_str(", dependent launch")?;
+            f.write_str(", pdl")?;
         }
         let Some(hindrance) = self.hindrance else {
             return Ok(());

@@ -15,7 +15,7 @@ use crate::gpu::{Device, GpuError, MAX_TOKENS, driver};
 /// ```no_run
 /// # use zipserv::gpu::{Device, DeviceMatrix, GpuError, Plan, PlanOptions, Tuning};
 /// # fn plan(weights: &DeviceMatrix) -> Result<(), GpuError> {
-/// let tuning = Tuning::load(weights.device(), "results/tuned-h200.json")?; // or `cached`, or `from_json`
+/// let tuning = Tuning::load(weights.device(), "results/h200-2026-11-29-tune.json")?; // or `cached`, or `from_json`
 /// let plan = Plan::new(weights, 8, &PlanOptions::default().tuning(&tuning))?;
 /// println!("{plan}");
 /// # Ok(())
