@@ -18,6 +18,7 @@
 //! compute-sanitizer --tool initcheck --error-exitcode 1 $gpu --test-threads 1
 //! ```
 
+mod allocations;
 mod api;
 mod data;
 mod decompress;

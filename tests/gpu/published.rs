@@ -57,7 +57,7 @@ fn every_bit_of_every_kind_and_shape() {
         (100, 1001),
         (2048, 4096),
     ];
-    for Bench { lab, kernels } in &Bench::open() {
+    for Bench { lab, kernels } in Bench::open().iter() {
         let shapes = if quick() { &shapes[..3] } else { &shapes };
         for kind in KINDS {
             for &(rows, cols) in shapes {
@@ -119,7 +119,7 @@ fn check(bench: &Bench, kind: Kind, (m, k): (usize, usize), tokens: &[usize], sk
 
 #[test]
 fn every_number_of_tokens() {
-    for bench in &Bench::open() {
+    for bench in Bench::open().iter() {
         let all: Vec<usize> = (1..=PUBLISHED_MAX_TOKENS).collect();
         let tokens = if quick() { &[1, 12, 64] } else { &all[..] };
         check(bench, Kind::Gaussian, (200, 328), tokens, 0);
@@ -139,7 +139,7 @@ fn shapes() {
         (1000, 64),
         (4096, 640),
     ];
-    for bench in &Bench::open() {
+    for bench in Bench::open().iter() {
         let shapes = if quick() { &shapes[..2] } else { &shapes };
         for &shape in shapes {
             for skew in [0, 1] {
@@ -159,7 +159,7 @@ fn outliers_and_extreme_bases() {
         Kind::Tiny,
         Kind::Nan,
     ];
-    for bench in &Bench::open() {
+    for bench in Bench::open().iter() {
         for kind in kinds {
             check(bench, kind, (200, 328), &[8, 17, 64], 0);
         }
@@ -168,7 +168,7 @@ fn outliers_and_extreme_bases() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    for Bench { lab, kernels } in &Bench::open() {
+    for Bench { lab, kernels } in Bench::open().iter() {
         let (m, k) = (100, 65);
         let weights = upload(lab, m, k, &Kind::Gaussian.weights(m, k));
         for n in [0, PUBLISHED_MAX_TOKENS + 1] {
