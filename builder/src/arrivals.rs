@@ -34,7 +34,7 @@ pub fn run(strict: bool) -> Result<()> {
     )?;
     println!("{here}");
     let mut faults = Vec::new();
-    for (target, kernels) in sass::budgeted()? {
+    for (target, kernels) in sass::budgeted(None)? {
         let copies = |kernel: &&Kernel| kernel.code.iter().any(is_bulk_copy);
         for kernel in kernels.iter().filter(copies) {
             let (all, overtaken) = (arrivals(kernel).len(), overtaken(kernel));

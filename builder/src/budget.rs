@@ -116,13 +116,13 @@ fn path() -> PathBuf {
     root().join("builder/budget.json")
 }
 
-/// Counts the instructions of every kernel, on the architecture that its target is named after.
-fn measure(tools: Versions) -> Result<Budget> {
+/// Counts the instructions of every kernel, or of one, on the architecture that its target is named after.
+fn measure(tools: Versions, kernel: Option<&str>) -> Result<Budget> {
     let mut budget = Budget {
         tools,
         ..Budget::default()
     };
-    for (target, kernels) in sass::budgeted()? {
+    for (target, kernels) in sass::budgeted(kernel)? {
         let mut figures = BTreeMap::new();
         // `read` only measures memory: it handles no weights.
         for kernel in kernels.iter().filter(|kernel| kernel.name != "read") {
@@ -142,7 +142,7 @@ fn read() -> Result<Budget> {
 
 /// Writes the figures.
 pub fn update() -> Result<()> {
-    let mut text = serde_json::to_string_pretty(&measure(Versions::here()?)?)?;
+    let mut text = serde_json::to_string_pretty(&measure(Versions::here()?, None)?)?;
     text.push('\n');
     fs::write(path(), text)?;
     println!("wrote builder/budget.json");
@@ -151,13 +151,13 @@ pub fn update() -> Result<()> {
 
 /// Compares with the committed figures, if they were counted with the tools that are here, as they
 /// must be if `strict`.
-pub fn run(strict: bool) -> Result<()> {
+pub fn run(strict: bool, kernel: Option<&str>) -> Result<()> {
     let (here, budget) = (Versions::here()?, read()?);
     if !here.are(&budget.tools, "not comparable: the budget is of", strict)? {
         return Ok(());
     }
     println!("{here}");
-    let measured = measure(here)?;
+    let measured = measure(here, kernel)?;
     println!(
         "{:16} {:28} {:>6} {:>6} {:>6} {:>6}",
         "target", "kernel", "hot", "budget", "all", "budget"

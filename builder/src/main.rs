@@ -4,6 +4,7 @@ mod arrivals;
 mod budget;
 mod check;
 mod compile;
+mod diff;
 mod nvvm;
 mod ptxas;
 mod sass;
@@ -78,9 +79,21 @@ enum Command {
         strict: bool,
     },
     /// Registers, stack, spills and shared memory of each kernel; fails on stack and spills
-    Report,
+    Report {
+        /// Name of the only kernel to look at [default: all]
+        kernel: Option<String>,
+    },
+    /// Registers, instructions on the hot path and machine code of each kernel against another revision's
+    Diff {
+        /// The revision, as git names it
+        #[arg(default_value = "HEAD")]
+        revision: String,
+    },
     /// Compare instructions a weight with builder/budget.json; fails above it
     Budget {
+        /// Name of the only kernel to look at [default: all]
+        #[arg(conflicts_with = "update")]
+        kernel: Option<String>,
         /// Fail also where another ptxas or nvdisasm makes them incomparable
         #[arg(long, conflicts_with = "update")]
         strict: bool,
@@ -143,9 +156,16 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Check { strict } => check::run(strict),
-        Command::Report => ptxas::report(&committed()?),
+        Command::Report { kernel } => {
+            known(kernel.as_deref())?;
+            ptxas::report(&committed()?, kernel.as_deref())
+        }
+        Command::Diff { revision } => diff::run(&revision),
         Command::Budget { update: true, .. } => budget::update(),
-        Command::Budget { strict, .. } => budget::run(strict),
+        Command::Budget { strict, kernel, .. } => {
+            known(kernel.as_deref())?;
+            budget::run(strict, kernel.as_deref())
+        }
         Command::Arrivals { strict } => arrivals::run(strict),
         Command::Sass { kernel, arch } => show::sass(&kernel, arch.as_deref()),
         Command::Ptx { kernel, arch } => show::ptx(&kernel, arch.as_deref()),
@@ -155,6 +175,11 @@ fn run() -> Result<()> {
             compiler,
         } => finish(&input, &arch, compiler),
     }
+}
+
+/// Fails where there is no such kernel, and says which there are.
+fn known(kernel: Option<&str>) -> Result<()> {
+    kernel.map_or(Ok(()), |kernel| show::find(kernel, None).map(|_| ()))
 }
 
 /// Every committed file.
@@ -191,7 +216,7 @@ fn build(packages: &[String], How { backend, out }: How) -> Result<()> {
         written.push((target, path));
     }
     match tools::find("ptxas") {
-        Ok(_) => ptxas::report(&written),
+        Ok(_) => ptxas::report(&written, None),
         // What libNVVM made is nothing until `ptxas` took it.
         Err(reason) if nvvm.is_some() => Err(reason),
         Err(reason) => {

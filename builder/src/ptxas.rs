@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    ptx::Launch,
+    ptx::{self, Launch},
     target::{Target, scratch, shown},
     tools::{find, version},
 };
@@ -28,7 +28,7 @@ pub fn run(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-/// What a function takes of a multiprocessor.
+/// What a function takes of an SM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Name of the function.
@@ -53,8 +53,8 @@ pub struct Assembled {
     pub warnings: Vec<String>,
 }
 
-/// Assembles a PTX file.
-pub fn assemble(ptx: &Path, arch: &str) -> Result<Assembled> {
+/// Assembles a PTX file, or of it these kernels alone if there are any.
+pub fn assemble(ptx: &Path, arch: &str, kernels: &[&str]) -> Result<Assembled> {
     ensure!(
         ptx.is_file(),
         "there is no {}; `cargo run -p builder` writes the committed files",
@@ -62,10 +62,12 @@ pub fn assemble(ptx: &Path, arch: &str) -> Result<Assembled> {
     );
     fs::create_dir_all(scratch())?;
     let name = ptx.file_stem().unwrap_or_default().to_string_lossy();
-    let cubin = scratch().join(format!("{name}_on_{arch}.cubin"));
+    let part = if kernels.is_empty() { "" } else { "_part" };
+    let cubin = scratch().join(format!("{name}{part}_on_{arch}.cubin"));
     let output = run(Command::new(find("ptxas")?)
         .arg("-v")
         .arg(format!("-arch=sm_{arch}"))
+        .args(kernels.iter().flat_map(|kernel| ["-e", kernel]))
         .arg(ptx)
         .arg("-o")
         .arg(&cubin))?;
@@ -116,20 +118,24 @@ fn usage(log: &str) -> Vec<Usage> {
     functions
 }
 
-/// Prints a table for each file and architecture; fails when a function has stack or spills.
-pub fn report(files: &[(&Target, PathBuf)]) -> Result<()> {
+/// Prints a table for each file and architecture, of all kernels or of one; fails when a function has
+/// stack or spills.
+pub fn report(files: &[(&Target, PathBuf)], kernel: Option<&str>) -> Result<()> {
     println!("ptxas {}", version("ptxas")?);
     let mut faults = Vec::new();
     for (target, path) in files {
         let text =
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let launches = Launch::of(&text);
+        if kernel.is_some_and(|kernel| ptx::entry(&text, kernel).is_none()) {
+            continue;
+        }
         for arch in &target.archs {
             let Assembled {
                 mut usage,
                 warnings,
                 ..
-            } = assemble(path, arch)?;
+            } = assemble(path, arch, kernel.as_slice())?;
             usage.sort_by(|a, b| a.name.cmp(&b.name));
             println!("\n{} on sm_{arch}", shown(path));
             println!(

@@ -20,7 +20,7 @@ use crate::{
     tools,
 };
 
-/// The parts of a multiprocessor that [`Instruction::pipe`] tells apart: integer and logic;
+/// The parts of an SM that [`Instruction::pipe`] tells apart: integer and logic;
 /// multiply and add; tensor cores; conversions and special registers; what a warp does once for
 /// all its lanes; shared memory and shuffles; global memory and constants; barriers; branches.
 pub const PIPES: [&str; 9] = [
@@ -60,7 +60,7 @@ impl Instruction {
         matches!(self.name(), "UBLKCP" | "LDGSTS")
     }
 
-    /// The part of a multiprocessor that runs it, one of [`PIPES`].
+    /// The part of an SM that runs it, one of [`PIPES`].
     pub fn pipe(&self) -> &'static str {
         match self.name() {
             "HMMA" | "IMMA" | "HGMMA" => "tensor",
@@ -105,14 +105,19 @@ pub fn disassemble(cubin: &Path) -> Result<Vec<Kernel>> {
     parse(&String::from_utf8(output.stdout)?)
 }
 
-/// The kernels of targets that have a budget, each on the architecture that it is named after.
-pub fn budgeted() -> Result<Vec<(&'static Target, Vec<Kernel>)>> {
+/// The kernels of targets that have a budget, or one of them, each on the architecture that the target
+/// is named after.
+pub fn budgeted(kernel: Option<&str>) -> Result<Vec<(&'static Target, Vec<Kernel>)>> {
     let targets = targets()?.iter().filter(|t| t.package.manifest.budget);
-    let kernels = |target: &'static Target| {
-        let assembled = ptxas::assemble(&target.path(), &target.sm)?;
-        Ok((target, disassemble(&assembled.cubin)?))
-    };
-    targets.map(kernels).collect()
+    let mut found = Vec::new();
+    for target in targets {
+        if kernel.is_some_and(|kernel| !target.has(kernel)) {
+            continue;
+        }
+        let assembled = ptxas::assemble(&target.path(), &target.sm, kernel.as_slice())?;
+        found.push((target, disassemble(&assembled.cubin)?));
+    }
+    Ok(found)
 }
 
 /// Reads `nvdisasm -c`.
@@ -505,7 +510,7 @@ mod tests {
             next:\nld.global.b64 %at, [%at];\nsetp.ne.b64 %more, %at, 0;\n@%more bra next;\n\
             ret;\n}\n";
         std::fs::write(&path, ptx).unwrap();
-        let assembled = ptxas::assemble(&path, "80").unwrap();
+        let assembled = ptxas::assemble(&path, "80", &[]).unwrap();
         assert_eq!(assembled.usage[0].name, "chase");
         assert!(assembled.usage[0].registers > 0);
         let kernels = disassemble(&assembled.cubin).unwrap();

@@ -24,7 +24,7 @@ pub fn ptx(kernel: &str, arch: Option<&str>) -> Result<()> {
 pub fn sass(kernel: &str, arch: Option<&str>) -> Result<()> {
     let (target, _) = find(kernel, arch)?;
     let arch = arch.map_or(&*target.sm, |arch| arch.trim_start_matches("sm_"));
-    let assembled = ptxas::assemble(&target.path(), arch)?;
+    let assembled = ptxas::assemble(&target.path(), arch, &[kernel])?;
     let kernels = sass::disassemble(&assembled.cubin)?;
     match kernels.iter().find(|found| found.name == kernel) {
         Some(found) => print(&listing(found)?),
@@ -34,7 +34,7 @@ pub fn sass(kernel: &str, arch: Option<&str>) -> Result<()> {
 
 /// The last target that has the kernel, among those for `arch` if it is given, and its PTX. A line
 /// on standard error names it, and others.
-fn find(kernel: &str, arch: Option<&str>) -> Result<(&'static Target, String)> {
+pub fn find(kernel: &str, arch: Option<&str>) -> Result<(&'static Target, String)> {
     let arch = arch.map(|arch| arch.trim_start_matches("sm_"));
     let suits = |target: &&Target| arch.is_none_or(|arch| target.is_for(arch));
     let mut names = String::new();

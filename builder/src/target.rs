@@ -10,7 +10,10 @@ use anyhow::{Context, Result, ensure};
 use cargo_metadata::{MetadataCommand, camino::Utf8PathBuf};
 use serde::Deserialize;
 
-use crate::{ptx::Origin, source};
+use crate::{
+    ptx::{self, Origin},
+    source,
+};
 
 /// A crate of kernels: one whose manifest says so, under `package.metadata.zipserv-kernels`.
 #[derive(Debug)]
@@ -166,6 +169,12 @@ impl Target {
             self.package.name
         );
         Ok((text, origin))
+    }
+
+    /// Whether its file has a kernel.
+    pub fn has(&self, kernel: &str) -> bool {
+        self.read()
+            .is_ok_and(|text| ptx::entry(&text, kernel).is_some())
     }
 
     /// The text of the committed file.

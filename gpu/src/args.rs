@@ -1,6 +1,6 @@
 //! Kernel parameters, as the host passes them: one struct a kernel.
 
-use crate::schedule::Deal;
+use crate::sched::schedule::Decomposition;
 
 /// Where the outputs of a multiplication go, and what is added to its sums on the way.
 #[repr(C)]
@@ -32,7 +32,7 @@ pub struct GemmArgs {
     pub offsets: *const u32,
     /// Patches.
     pub patches: *const u16,
-    /// Partial sums that blocks hand over, [`crate::launch::Gemm::partial_bytes`] a block; all
+    /// Partial sums that blocks store for others, [`crate::launch::Gemm::partial_bytes`] a block; all
     /// [`crate::launch::Gemm::EMPTY`], also when the kernel ends.
     pub partials: *mut f32,
     /// Output features.
@@ -60,7 +60,7 @@ pub struct PrefillArgs {
     /// Activations, N rows of K BF16, in boxes of 64 columns by `box_tokens`, with the 128-byte swizzle. First,
     /// so that its address is the parameter's.
     pub x: TensorMap,
-    /// The dense part of the weights, in boxes of the tiles of a block's strips in one column, see
+    /// The dense part of the weights, in boxes of the tiles of a block's strips in one k-tile, see
     /// [`crate::launch::Prefill::DENSE_BOX`]. Behind the matrix there are zeros. Second, as above.
     pub tiles: TensorMap,
     /// Outputs, N rows of M.
@@ -71,9 +71,9 @@ pub struct PrefillArgs {
     pub offsets: *const u32,
     /// Patches.
     pub patches: *const u16,
-    /// Partial sums that blocks hand over, [`crate::launch::Prefill::partial_bytes`] a block.
+    /// Partial sums that blocks store for others, [`crate::launch::Prefill::partial_bytes`] a block.
     pub partials: *mut f32,
-    /// For each block, how many of its warps have handed theirs over; 0, also when the kernel ends.
+    /// For each block, how many of its warps have stored theirs; 0, also when the kernel ends.
     pub flags: *mut u32,
     /// Output features.
     pub m: u32,
@@ -84,7 +84,7 @@ pub struct PrefillArgs {
     /// The matrix's base exponent.
     pub base: u32,
     /// How clusters share output tiles along K.
-    pub deal: Deal,
+    pub decomposition: Decomposition,
     /// Tokens that one block of a cluster copies, see [`crate::launch::Prefill::box_tokens`].
     pub box_tokens: u32,
 }

@@ -3,16 +3,19 @@
 //! A target may lack some of [`crate::launch::KERNELS`]; the host asks the module what it has.
 
 macro_rules! zipgemm {
-    ($($sm:literal: $($name:ident: $n_tiles:literal $strips:literal $groups:literal $teams:literal $stages:literal $sum_stages:literal $blocks:literal;)*)*) => {$($(
+    ($($sm:literal: $($name:ident: {
+        n_tiles: $n_tiles:literal, warps_m: $warps_m:literal, warps_k: $warps_k:literal,
+        consumer_groups: $consumer_groups:literal, stages: $stages:literal, sum_stages: $sum_stages:literal, blocks: $blocks:literal
+    };)*)*) => {$($(
         kernel! {
             /// `zipgemm` of one shape, see [`crate::launch::Gemm`].
             ///
             /// # Safety
-            /// As [`crate::kernels::zipgemm::zipgemm`].
+            /// As [`crate::kernels::mma::zipgemm`].
             #[cfg(zipserv_sm = $sm)]
             fn $name(args: crate::args::GemmArgs) {
                 // SAFETY: the caller's promise.
-                unsafe { crate::kernels::zipgemm::zipgemm::<$n_tiles, $strips, $groups, $teams, $stages, $sum_stages>(&args) }
+                unsafe { crate::kernels::mma::zipgemm::<$n_tiles, $warps_m, $warps_k, $consumer_groups, $stages, $sum_stages>(&args) }
             }
         }
     )*)*};
@@ -21,18 +24,18 @@ macro_rules! zipgemm {
 crate::gemm_kernels!(zipgemm);
 
 macro_rules! prefill {
-    ($($name:ident: $tokens:literal $stages:literal $cluster:literal;)*) => {$(
+    ($($name:ident: { tokens: $tokens:literal, stages: $stages:literal, cluster: $cluster:literal };)*) => {$(
         kernel! {
             /// `prefill` of one shape, see [`crate::launch::Prefill`].
             ///
             /// # Safety
-            /// As [`crate::kernels::sm90_prefill::prefill`].
+            /// As [`crate::kernels::wgmma::prefill`].
             #[cfg(zipserv_sm = "90a")]
             fn $name(args: crate::args::PrefillArgs) {
                 // SAFETY: the caller's promise; the tensor maps are the parameter's first fields.
                 unsafe {
                     let maps = parameter_address!($name);
-                    crate::kernels::sm90_prefill::prefill::<{ $tokens / 2 }, $stages, $cluster>(&args, maps)
+                    crate::kernels::wgmma::prefill::<{ $tokens / 2 }, $stages, $cluster>(&args, maps)
                 }
             }
         }

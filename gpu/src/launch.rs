@@ -4,33 +4,34 @@ use crate::layout::{BAND_BYTES, BAND_ROWS, BANDS, TILE_BYTES, TILE_COLS, TILE_RO
 
 /// Shape of a `zipgemm` block: all that distinguishes one of its kernels from another.
 ///
-/// A *unit* of work is `32 * strips` output features by `64 * groups` input features, which lands
-/// in shared memory as one stage of a ring. A *team* of `strips * groups` warps multiplies it, a
-/// tile each; the teams of a block take turns, so that one decodes while others wait for theirs.
+/// A *k-block* is `32 * warps_m` output features by `64 * warps_k` input features, which land in shared
+/// memory as one stage of a ring. A *consumer group* of `warps_m * warps_k` warps multiplies it, a tile
+/// each; the groups of a block take stages one after the other, so that one decodes while others wait.
+/// Names of kernels have the three: `zipgemm_n8_1x8x2` has 1 warp along M, 8 along K, and 2 groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gemm {
     /// Tokens in units of 8, the N of one `mma`.
     pub n_tiles: usize,
-    /// Warps of a team along M.
-    pub strips: usize,
-    /// Warps of a team along K.
-    pub groups: usize,
-    /// Teams.
-    pub teams: usize,
-    /// Depth of the ring of units.
+    /// Warps of a consumer group along M, a strip each.
+    pub warps_m: usize,
+    /// Warps of a consumer group along K, a k-tile each.
+    pub warps_k: usize,
+    /// Consumer groups.
+    pub consumer_groups: usize,
+    /// Depth of the ring of stages.
     pub stages: usize,
     /// Depth of the ring of sums.
     pub sum_stages: usize,
-    /// Blocks that a multiprocessor holds at a time.
+    /// Blocks that an SM holds at a time.
     pub blocks: usize,
 }
 
 impl Gemm {
-    /// Warps that add up and write the output.
-    pub const WRITERS: usize = 2;
-    /// Warps that do not multiply: one copies weights, one activations, and the writers. With four
-    /// of them, one for each quarter of a multiprocessor, all get the most registers.
-    pub const HELPERS: usize = 2 + Self::WRITERS;
+    /// Producer warps: one copies weights, one activations.
+    pub const PRODUCER_WARPS: usize = 2;
+    /// Epilogue warps, which add up and write the output. With four warps that do not multiply, one for
+    /// each quarter of an SM, all get the most registers.
+    pub const EPILOGUE_WARPS: usize = 2;
     /// What a place for partial sums holds while there are none: a NaN that no sum is.
     pub const EMPTY: u32 = u32::MAX;
     /// Bytes of one warp's patch table: one for each weight of a tile.
@@ -43,11 +44,11 @@ impl Gemm {
             "more shared memory than Hopper has"
         );
         assert!(
-            self.stages.is_multiple_of(self.teams),
-            "a stage whose phases different teams wait for would let one pass a phase early"
+            self.stages.is_multiple_of(self.consumer_groups),
+            "a stage whose phases different consumer_groups wait for would let one pass a phase early"
         );
         assert!(
-            self.strips * self.stages <= 32,
+            self.warps_m * self.stages <= 32,
             "each strip of a stage has a lane that copies"
         );
         assert!(
@@ -65,38 +66,38 @@ impl Gemm {
 
     /// Warps that multiply.
     pub const fn warps(self) -> usize {
-        self.teams * self.strips * self.groups
+        self.consumer_groups * self.warps_m * self.warps_k
     }
 
     /// Parts of the sum over K that the warps of a block have.
     pub const fn parts(self) -> usize {
-        self.teams * self.groups
+        self.consumer_groups * self.warps_k
     }
 
     /// Threads in a block.
     pub const fn threads(self) -> usize {
-        32 * (self.warps() + Self::HELPERS)
+        32 * (self.warps() + Self::PRODUCER_WARPS + Self::EPILOGUE_WARPS)
     }
 
-    /// Output features of a unit.
+    /// Output features of a k-block.
     pub const fn rows(self) -> usize {
-        TILE_ROWS * self.strips
+        TILE_ROWS * self.warps_m
     }
 
-    /// Bytes of the sums that one block hands over to a later one.
+    /// Bytes of the partial sums that one block stores for a later one.
     pub const fn partial_bytes(self) -> usize {
         4 * self.rows() * 8 * self.n_tiles
     }
 
     /// Bytes of the dense tiles in a stage: strip after strip, tile after tile along K.
     pub const fn dense_bytes(self) -> usize {
-        self.strips * self.groups * TILE_BYTES
+        self.warps_m * self.warps_k * TILE_BYTES
     }
 
     /// Words of one strip's patch offsets in a stage: one more than tiles, from wherever in 16
     /// bytes they start.
     pub const fn offset_words(self) -> usize {
-        (self.groups + 4).next_multiple_of(4)
+        (self.warps_k + 4).next_multiple_of(4)
     }
 
     /// Offset of the patch offsets in a stage.
@@ -106,23 +107,23 @@ impl Gemm {
 
     /// Patches of one strip that a stage has room for. Those past it are read from global memory.
     pub const fn patch_room(self) -> usize {
-        32 * self.groups + 24
+        32 * self.warps_k + 24
     }
 
     /// Offset of the patches in a stage.
     pub const fn patches_at(self) -> usize {
-        self.offsets_at() + 4 * self.strips * self.offset_words()
+        self.offsets_at() + 4 * self.warps_m * self.offset_words()
     }
 
     /// Offset of the activations in a stage.
     pub const fn x_at(self) -> usize {
-        (self.patches_at() + 2 * self.strips * self.patch_room()).next_multiple_of(128)
+        (self.patches_at() + 2 * self.warps_m * self.patch_room()).next_multiple_of(128)
     }
 
-    /// Bytes between tokens of activations in a stage: a unit's columns, and 16 bytes more so
+    /// Bytes between tokens of activations in a stage: a k-block's columns, and 16 bytes more so
     /// that `ldmatrix` finds eight tokens in different banks.
     pub const fn x_stride(self) -> usize {
-        2 * TILE_COLS * self.groups + 16
+        2 * TILE_COLS * self.warps_k + 16
     }
 
     /// Bytes of a stage.
@@ -150,7 +151,7 @@ impl Gemm {
         4 * self.parts() * 8 * self.sums_stride()
     }
 
-    /// Offset of the barriers: *full* and *empty* for each stage of units, then of sums.
+    /// Offset of the barriers: *full* and *empty* for each stage of k-blocks, then of sums.
     pub const fn barriers_at(self) -> usize {
         self.sums_at() + self.sum_stages * self.sums_bytes()
     }
@@ -164,13 +165,13 @@ impl Gemm {
 /// Shape of a `prefill` block, for many tokens.
 ///
 /// A block makes output tiles of 128 features by [`Prefill::tokens`]: two warpgroups multiply, 64
-/// features each, and a third one copies. A *unit* of work is a tile of weights for each of four
+/// features each, and a third one copies. A *k-tile* is a tile of weights for each of four
 /// strips, and the activations of their columns, which land in shared memory as one stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefill {
     /// Tokens of an output tile.
     pub tokens: usize,
-    /// Depth of the ring of units.
+    /// Depth of the ring of stages.
     pub stages: usize,
     /// Blocks of a cluster, which share activations; each has its own features.
     pub cluster: usize,
@@ -179,12 +180,12 @@ pub struct Prefill {
 impl Prefill {
     /// Warps that multiply.
     pub const WARPS: usize = 8;
-    /// Warps that write patch tables, each one table, for every so-many-th unit.
-    pub const PATCHERS: usize = 2;
-    /// Warps that do not multiply: those, one that copies dense tiles, and one activations.
-    pub const HELPERS: usize = 2 + Self::PATCHERS;
+    /// Outlier warps, which write patch tables, each one table, for every so-many-th k-tile.
+    pub const OUTLIER_WARPS: usize = 2;
+    /// Producer warps: those, one that copies dense tiles, and one activations.
+    pub const PRODUCER_WARPS: usize = 2 + Self::OUTLIER_WARPS;
     /// Threads in a block.
-    pub const THREADS: usize = 32 * (Self::WARPS + Self::HELPERS);
+    pub const THREADS: usize = 32 * (Self::WARPS + Self::PRODUCER_WARPS);
     /// Strips of an output tile: a warp has one band of one strip.
     pub const STRIPS: usize = Self::WARPS / BANDS;
     /// Output features of an output tile.
@@ -201,14 +202,14 @@ impl Prefill {
     ];
     /// Bytes of a tile's patch table: one for each weight.
     pub const STRIP_TABLE_BYTES: usize = TILE_WEIGHTS;
-    /// Bytes of a unit's patch table.
+    /// Bytes of a k-tile's patch table.
     pub const TABLE_BYTES: usize = Self::STRIPS * Self::STRIP_TABLE_BYTES;
     /// Depth of the ring of patch tables.
     pub const TABLES: usize = 2;
-    /// Depth of the ring of descriptions of shares.
-    pub const SHARES: usize = 4;
+    /// Depth of the ring of descriptions of work tiles.
+    pub const WORK_TILES: usize = 4;
     /// Bytes of a description.
-    pub const SHARE_BYTES: usize = 32;
+    pub const WORK_TILE_BYTES: usize = 32;
     /// Tokens that pass through shared memory at a time on their way out, at most.
     pub const CHUNK_TOKENS: usize = 64;
     /// Bytes of a token's 64 features, and of 64 columns of its activations.
@@ -255,12 +256,12 @@ impl Prefill {
         4 * Self::ROWS * self.chunk_tokens()
     }
 
-    /// Bytes of the sums that one block hands over to a later one.
+    /// Bytes of the partial sums that one block stores for a later one.
     pub const fn partial_bytes(self) -> usize {
         self.tokens.div_ceil(self.chunk_tokens()) * self.chunk_bytes()
     }
 
-    /// Parts in which the sums of a chunk that another block has left come to a block, through stages
+    /// Parts in which the sums of a chunk that another block has stored come to a block, through stages
     /// of its ring.
     pub const fn chunk_pieces(self) -> usize {
         if self.stage_bytes() < self.chunk_bytes() {
@@ -301,19 +302,19 @@ impl Prefill {
     }
 
     /// Offset of the barriers: *full* and *empty* for each stage, then for each table, then for each
-    /// description of a share.
+    /// description of a work tile.
     pub const fn barriers_at(self) -> usize {
         self.out_at() + Self::WARPS / 4 * Self::OUT_BYTES
     }
 
-    /// Offset of the descriptions of shares.
-    pub const fn shares_at(self) -> usize {
-        self.barriers_at() + 16 * (self.stages + Self::TABLES + Self::SHARES)
+    /// Offset of the descriptions of work tiles.
+    pub const fn work_tiles_at(self) -> usize {
+        self.barriers_at() + 16 * (self.stages + Self::TABLES + Self::WORK_TILES)
     }
 
     /// Dynamic shared memory of a block.
     pub const fn shared_bytes(self) -> usize {
-        self.shares_at() + Self::SHARES * Self::SHARE_BYTES
+        self.work_tiles_at() + Self::WORK_TILES * Self::WORK_TILE_BYTES
     }
 }
 
@@ -324,7 +325,7 @@ pub struct Launch {
     pub name: &'static str,
     /// Threads in a block.
     pub threads: usize,
-    /// Blocks that must fit on one multiprocessor.
+    /// Blocks that must fit on one SM.
     pub min_blocks: usize,
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: usize,
@@ -339,32 +340,27 @@ macro_rules! gemm_kernels {
     ($use:ident) => {
         $use! {
             "90a":
-            zipgemm_n8_2x4x2: 1 2 4 2 4 1 1;
-            zipgemm_n8_1x8x2: 1 1 8 2 4 1 1;
-            zipgemm_n16_2x4x2: 2 2 4 2 4 1 1;
-            zipgemm_n32_2x2x2: 4 2 2 2 8 2 1;
-            zipgemm_n64_4x2x1: 8 4 2 1 3 2 1;
+            zipgemm_n8_2x4x2: { n_tiles: 1, warps_m: 2, warps_k: 4, consumer_groups: 2, stages: 4, sum_stages: 1, blocks: 1 };
+            zipgemm_n8_1x8x2: { n_tiles: 1, warps_m: 1, warps_k: 8, consumer_groups: 2, stages: 4, sum_stages: 1, blocks: 1 };
+            zipgemm_n16_2x4x2: { n_tiles: 2, warps_m: 2, warps_k: 4, consumer_groups: 2, stages: 4, sum_stages: 1, blocks: 1 };
+            zipgemm_n32_2x2x2: { n_tiles: 4, warps_m: 2, warps_k: 2, consumer_groups: 2, stages: 8, sum_stages: 2, blocks: 1 };
+            zipgemm_n64_4x2x1: { n_tiles: 8, warps_m: 4, warps_k: 2, consumer_groups: 1, stages: 3, sum_stages: 2, blocks: 1 };
             "80":
-            zipgemm_sm80_n8_2x2x2: 1 2 2 2 4 1 2;
-            zipgemm_sm80_n16_2x2x1: 2 2 2 1 3 1 2;
-            zipgemm_sm80_n32_4x1x1: 4 4 1 1 3 1 2;
-            zipgemm_sm80_n64_4x1x1: 8 4 1 1 3 1 1;
+            zipgemm_sm80_n8_2x2x2: { n_tiles: 1, warps_m: 2, warps_k: 2, consumer_groups: 2, stages: 4, sum_stages: 1, blocks: 2 };
+            zipgemm_sm80_n16_2x2x1: { n_tiles: 2, warps_m: 2, warps_k: 2, consumer_groups: 1, stages: 3, sum_stages: 1, blocks: 2 };
+            zipgemm_sm80_n32_4x1x1: { n_tiles: 4, warps_m: 4, warps_k: 1, consumer_groups: 1, stages: 3, sum_stages: 1, blocks: 2 };
+            zipgemm_sm80_n64_4x1x1: { n_tiles: 8, warps_m: 4, warps_k: 1, consumer_groups: 1, stages: 3, sum_stages: 1, blocks: 1 };
         }
     };
 }
 
 macro_rules! tables {
-    ($($sm:literal: $($name:ident: $n_tiles:literal $strips:literal $groups:literal $teams:literal $stages:literal $sum_stages:literal $blocks:literal;)*)*) => {
+    ($($sm:literal: $($name:ident: $shape:tt;)*)*) => {
         /// Every `zipgemm` kernel and its shape.
-        pub const GEMMS: &[(&str, Gemm)] = &[$($((
-            stringify!($name),
-            Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, teams: $teams, stages: $stages, sum_stages: $sum_stages, blocks: $blocks },
-        ),)*)*];
+        pub const GEMMS: &[(&str, Gemm)] = &[$($((stringify!($name), Gemm $shape),)*)*];
 
-        const GEMM_LAUNCHES: &[Launch] = &[$($(
-            Gemm { n_tiles: $n_tiles, strips: $strips, groups: $groups, teams: $teams, stages: $stages, sum_stages: $sum_stages, blocks: $blocks }
-                .launch(stringify!($name), $sm),
-        )*)*];
+        const GEMM_LAUNCHES: &[Launch] =
+            &[$($((Gemm $shape).launch(stringify!($name), $sm),)*)*];
     };
 }
 gemm_kernels!(tables);
@@ -374,29 +370,25 @@ gemm_kernels!(tables);
 macro_rules! prefill_kernels {
     ($use:ident) => {
         $use! {
-            prefill_n16: 16 8 2;
-            prefill_n32: 32 8 2;
-            prefill_n64: 64 8 2;
-            prefill_n128: 128 6 2;
-            prefill_n144: 144 6 2;
-            prefill_n176: 176 5 2;
-            prefill_n192: 192 4 2;
-            prefill_n224: 224 4 2;
-            prefill_n256: 256 4 2;
+            prefill_n16: { tokens: 16, stages: 8, cluster: 2 };
+            prefill_n32: { tokens: 32, stages: 8, cluster: 2 };
+            prefill_n64: { tokens: 64, stages: 8, cluster: 2 };
+            prefill_n128: { tokens: 128, stages: 6, cluster: 2 };
+            prefill_n144: { tokens: 144, stages: 6, cluster: 2 };
+            prefill_n176: { tokens: 176, stages: 5, cluster: 2 };
+            prefill_n192: { tokens: 192, stages: 4, cluster: 2 };
+            prefill_n224: { tokens: 224, stages: 4, cluster: 2 };
+            prefill_n256: { tokens: 256, stages: 4, cluster: 2 };
         }
     };
 }
 
 macro_rules! prefills {
-    ($($name:ident: $tokens:literal $stages:literal $cluster:literal;)*) => {
+    ($($name:ident: $shape:tt;)*) => {
         /// Every `prefill` kernel and its shape.
-        pub const PREFILLS: &[(&str, Prefill)] = &[$((
-            stringify!($name),
-            Prefill { tokens: $tokens, stages: $stages, cluster: $cluster },
-        )),*];
-        const PREFILL_LAUNCHES: &[Launch] = &[$(
-            Prefill { tokens: $tokens, stages: $stages, cluster: $cluster }.launch(stringify!($name))
-        ),*];
+        pub const PREFILLS: &[(&str, Prefill)] = &[$((stringify!($name), Prefill $shape)),*];
+
+        const PREFILL_LAUNCHES: &[Launch] = &[$((Prefill $shape).launch(stringify!($name))),*];
     };
 }
 prefill_kernels!(prefills);

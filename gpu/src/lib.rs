@@ -3,7 +3,8 @@
 //! The crate is `no_std` and has no dependencies. [`layout`] says where each weight of a
 //! matrix is stored, [`decode`] turns a lane's words back into BF16 pairs; both are pure
 //! integer code, so the CPU codec in `zipserv` calls the very functions that the kernels
-//! inline. [`work`] and [`schedule`] deal matrices out to thread blocks. `docs/FORMAT.md` describes the same layout in prose.
+//! inline. [`sched`] says which thread block does what. `docs/FORMAT.md` describes the same layout in
+//! prose.
 
 #![no_std]
 #![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, stdarch_nvptx))]
@@ -14,8 +15,7 @@ pub mod format;
 pub mod launch;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod ptx;
-pub mod schedule;
-pub mod work;
+pub mod sched;
 
 #[cfg(target_arch = "nvptx64")]
 pub mod arch;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One warp a tile, no ring: the loads of a tile are all in flight at once, and 32 warps a
-//! multiprocessor keep 90 KB in flight. Budget (builder/budget.json, from the machine code): 4.8
+//! SM keep 90 KB in flight. Budget (builder/budget.json, from the machine code): 4.8
 //! instructions a weight.
 
 use crate::{

@@ -17,9 +17,7 @@ macro_rules! unroll {
 
 pub mod decompress;
 pub mod epilogue;
-mod fetch;
+pub mod fixup;
+pub mod mma;
 pub mod read;
-mod ring;
-pub mod sm90_prefill;
-mod tile;
-pub mod zipgemm;
+pub mod wgmma;

@@ -4,7 +4,7 @@
 //! global  --8 x LDG.128 in flight-->  registers  --xor-->  one word a thread
 //! ```
 //!
-//! Blocks take chunks of 64 KB in turn, two blocks a multiprocessor, and so 128 KB are in flight
+//! Blocks take chunks of 64 KB in turn, two blocks an SM, and so 128 KB are in flight
 //! in each: more than three times what the latency of memory asks for.
 
 use crate::{

@@ -17,8 +17,7 @@
 
 use zipserv_gpu::{
     arch::{copy, memory, mma, thread},
-    kernels::epilogue::Epilogue,
-    launch::Gemm as Zipgemm,
+    kernels::{epilogue::Epilogue, fixup::sentinel},
     unroll,
 };
 
@@ -205,7 +204,7 @@ unsafe fn write<const N_TILES: usize>(
         });
         if part < last {
             unroll!(J < N_TILES => {
-                memory::publish_u32x4(partial(part, J), sums[J].map(flag));
+                sentinel::store(partial(part, J), sums[J]);
             });
             return;
         }
@@ -213,14 +212,12 @@ unsafe fn write<const N_TILES: usize>(
             let mut parts = [[0u32; 4]; N_TILES];
             // All are in flight before the first is looked at.
             unroll!(J < N_TILES => {
-                parts[J] = memory::observe_u32x4(partial(part, J));
+                parts[J] = sentinel::load(partial(part, J));
             });
             unroll!(J < N_TILES => {
-                while parts[J].map(|sum| sum == Zipgemm::EMPTY) != [false; 4] {
-                    parts[J] = memory::observe_u32x4(partial(part, J));
-                }
+                sentinel::wait(partial(part, J), &mut parts[J]);
                 unroll!(I < 4 => { sums[J][I] += f32::from_bits(parts[J][I]); });
-                memory::publish_u32x4(partial(part, J), [Zipgemm::EMPTY; 4]);
+                sentinel::clear(partial(part, J));
             });
         }
         unroll!(J < N_TILES => {
@@ -228,14 +225,5 @@ unsafe fn write<const N_TILES: usize>(
             let feature = row_block * BLOCK_ROWS as u32 + feature;
             epilogue.store_four(token, feature, sums[J], [0; 4], [0; 4]);
         });
-    }
-}
-
-/// A sum as the place of a partial one holds it: it is its own flag, so never what empty ones hold.
-#[inline(always)]
-fn flag(sum: f32) -> u32 {
-    match sum.to_bits() {
-        Zipgemm::EMPTY => f32::NAN.to_bits(),
-        bits => bits,
     }
 }

@@ -125,7 +125,7 @@ pub unsafe fn run_invariant(
 mod tests {
     use zipserv_gpu::{
         layout::TILE_COLS,
-        schedule::{Schedule, Tiles},
+        sched::schedule::{OutputTiles, Schedule},
     };
 
     use super::*;
@@ -143,17 +143,17 @@ mod tests {
         let WgmmaPlan {
             shape, clusters, ..
         } = *launch;
-        let deal = launch.deal(k as usize);
+        let decomposition = launch.decomposition(k as usize);
         let rows = (Prefill::ROWS * shape.cluster) as u32;
-        let tiles = Tiles::new(m, n, rows, shape.tokens as u32);
+        let tiles = OutputTiles::new(m, n, rows, shape.tokens as u32);
         let tile_cols = k.div_ceil(TILE_COLS as u32);
         let mut parts = vec![Vec::new(); m.div_ceil(rows) as usize];
         for cluster in 0..clusters {
-            let mut schedule = Schedule::new(tiles, tile_cols, deal, clusters, cluster);
-            while let Some(share) = schedule.next() {
-                let place = tiles.place(share.tile);
+            let mut schedule = Schedule::new(tiles, tile_cols, decomposition, clusters, cluster);
+            while let Some(work_tile) = schedule.next() {
+                let place = tiles.place(work_tile.tile);
                 assert_eq!(place.token_block, 0);
-                parts[place.row_group as usize].push((share.from, share.to));
+                parts[place.row_group as usize].push((work_tile.from, work_tile.to));
             }
         }
         parts

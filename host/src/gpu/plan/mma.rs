@@ -27,13 +27,13 @@ pub fn tokens(shape: &Gemm) -> usize {
     8 * shape.n_tiles
 }
 
-/// Tile columns of all row blocks, which the kernel deals out to thread blocks.
+/// k-tiles of all row blocks, which the kernel decomposes among thread blocks.
 pub fn columns(shape: &Gemm, rows: usize, cols: usize) -> usize {
     rows.div_ceil(shape.rows()) * cols.div_ceil(TILE_COLS)
 }
 
-/// How many thread blocks have whole row blocks each, so that no sums are handed over, if that is
-/// possible with nine tenths of `most`. With units of one strip, 128 instead of 132 blocks took 8.7
+/// How many thread blocks have whole row blocks each, so that no partial sums are stored, if that is
+/// possible with nine tenths of `most`. With `warps_m` of 1, 128 instead of 132 blocks took 8.7
 /// instead of 9.3 us for one token and 4096 x 4096 (an H100, console figures).
 fn whole_row_blocks(row_blocks: usize, most: usize) -> Option<usize> {
     let enough = (9 * most).div_ceil(10);
@@ -44,7 +44,7 @@ fn whole_row_blocks(row_blocks: usize, most: usize) -> Option<usize> {
 
 impl MmaPlan {
     /// The launches of a named kernel: as many thread blocks as the device holds at a time, or
-    /// somewhat fewer, each with an equal share of the tile columns (stream-K).
+    /// somewhat fewer, each with an equal run of the k-tiles (stream-K).
     ///
     /// # Errors
     /// [`GpuError::NoKernel`] when the device has no such kernel, and what loading it fails with.
@@ -54,7 +54,7 @@ impl MmaPlan {
         let columns = columns(&shape, weights.rows(), weights.cols());
         let row_blocks = weights.rows().div_ceil(shape.rows());
         let most = columns.min(device.resident_blocks(kernel)? as usize);
-        let blocks = match shape.strips {
+        let blocks = match shape.warps_m {
             1 => whole_row_blocks(row_blocks, most).unwrap_or(most),
             _ => most,
         };

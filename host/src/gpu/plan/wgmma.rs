@@ -4,7 +4,7 @@ use zipserv_gpu::{
     args::PrefillArgs,
     launch::{PREFILLS, Prefill},
     layout::TILE_COLS,
-    schedule::Deal,
+    sched::schedule::Decomposition,
 };
 
 use crate::gpu::{
@@ -132,7 +132,7 @@ impl WgmmaPlan {
     }
 
     /// How clusters share output tiles along K, of so many input features.
-    pub(super) fn deal(&self, k: usize) -> Deal {
+    pub(super) fn decomposition(&self, k: usize) -> Decomposition {
         /// Units by which the last share of a tile is longer: the other clusters' sums are there when
         /// it ends. Of 0, 2, 4, 6, 8, 12 and 16 it was the fastest or within 1 % of that for 64 to 512
         /// tokens, up to 6 % faster than 0 (4096 x 4096, 512 tokens).
@@ -146,7 +146,10 @@ impl WgmmaPlan {
         } else {
             0
         };
-        Deal { split, early }
+        Decomposition {
+            shared_tiles: split,
+            k_tiles_per_split: early,
+        }
     }
 
     /// Thread blocks.
@@ -306,7 +309,7 @@ pub unsafe fn run_wgmma(
         n: n as u32,
         k: weights.cols() as u32,
         base: u32::from(weights.base()),
-        deal: plan.deal(weights.cols()),
+        decomposition: plan.decomposition(weights.cols()),
         box_tokens: box_tokens as u32,
     };
     let device = weights.device();

@@ -8,7 +8,7 @@ use crate::{
     arch::{barrier, copy, memory, thread},
     launch::Prefill,
     layout::*,
-    schedule::Cursor,
+    sched::schedule::Cursor,
 };
 
 impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
@@ -28,34 +28,35 @@ where
         }
     }
 
-    /// Keeps one table ahead of the warps that multiply: of every so-many-th unit, puts each patch's high byte in
-    /// its place, and the window's again when the unit is done with.
+    /// Keeps one table ahead of the warps that multiply: of every so-many-th k-tile, puts each patch's high byte in
+    /// its place, and the window's again when the k-tile is done with.
     ///
     /// Nothing waits for memory: a lane asks for the patch range of one strip of one of the warp's
-    /// next units, eight of them ahead, and all of them for patches one unit ahead. A warp waits for all
+    /// next k-tiles, eight of them ahead, and all of them for patches one k-tile ahead. A warp waits for all
     /// loads that it has asked for at once, whichever it needs; so what has come is used before more is
-    /// asked for, and ranges change in a place of their own, or each unit would copy them and wait.
+    /// asked for, and ranges change in a place of their own, or each k-tile would copy them and wait.
     #[inline(always)]
-    pub(super) unsafe fn write_table(&self, patcher: u32) {
+    pub(super) unsafe fn write_table(&self, outlier_warp: u32) {
         const STRIPS: u32 = Prefill::STRIPS as u32;
-        const PATCHERS: u32 = Prefill::PATCHERS as u32;
-        const { assert!(Prefill::TABLES == Prefill::PATCHERS) };
+        const OUTLIER_WARPS: u32 = Prefill::OUTLIER_WARPS as u32;
+        const { assert!(Prefill::TABLES == Prefill::OUTLIER_WARPS) };
         /// Units whose ranges the warp's lanes hold.
         const HELD: u32 = LANES as u32 / STRIPS;
 
         let (all, lane) = (self.args.patches, self.lane);
         let rest = window_quad(self.args.base as u8);
-        let table = self.table(patcher);
+        let table = self.table(outlier_warp);
         let strip_table = table + patches::strip_of(lane) * Prefill::STRIP_TABLE_BYTES as u32;
-        let mut left = (self.schedule().units() + PATCHERS - 1 - patcher) / PATCHERS;
+        let mut left =
+            (self.schedule().total_k_tiles() + OUTLIER_WARPS - 1 - outlier_warp) / OUTLIER_WARPS;
         let mut ahead = self.cursor();
-        ahead.skip(patcher + PATCHERS * (lane / STRIPS));
+        ahead.skip(outlier_warp + OUTLIER_WARPS * (lane / STRIPS));
         let mut ranges = self.patch_range(&ahead, lane % STRIPS);
         self.prefetch_patches(ranges);
-        ahead.skip(PATCHERS * HELD);
+        ahead.skip(OUTLIER_WARPS * HELD);
         let mut next_ranges = self.patch_range(&ahead, lane % STRIPS);
-        let ask = |ranges: [u32; 2], unit: u32| {
-            let from = unit * STRIPS + patches::strip_of(lane);
+        let ask = |ranges: [u32; 2], k_tile: u32| {
+            let from = k_tile * STRIPS + patches::strip_of(lane);
             let range = ranges.map(|end| thread::shuffle(end, from));
             // SAFETY: `run`'s.
             unsafe { Patches::load(all, range, lane) }
@@ -63,8 +64,8 @@ where
         let mut coming = ask(ranges, 0);
         let mut stored = Ready::NONE;
         let mut parity = 1;
-        // One unit; the one after it is the `$next`-th of those whose ranges lanes hold, after `$change`.
-        macro_rules! unit {
+        // One k-tile; the one after it is the `$next`-th of those whose ranges lanes hold, after `$change`.
+        macro_rules! k_tile {
             ($next:expr, $change:block) => {
                 if left == 0 {
                     break;
@@ -76,12 +77,12 @@ where
                 // Between these two barriers there are stores only: the warps that multiply wait.
                 // SAFETY: `run`'s.
                 unsafe {
-                    barrier::wait(self.table_empty(patcher), parity);
+                    barrier::wait(self.table_empty(outlier_warp), parity);
                     stored.clear(table, rest, lane);
                     // One lane's patch may be where another's was.
                     thread::sync_warp();
                     ready.store(strip_table, all);
-                    barrier::arrive(self.table_full(patcher));
+                    barrier::arrive(self.table_full(outlier_warp));
                 }
                 stored = ready;
                 parity ^= 1;
@@ -90,27 +91,27 @@ where
         loop {
             let mut next = 1;
             while next < HELD {
-                unit!(next, {});
+                k_tile!(next, {});
                 next += 1;
             }
-            unit!(0, {
+            k_tile!(0, {
                 ranges = next_ranges;
                 self.prefetch_patches(ranges);
-                ahead.skip(PATCHERS * HELD);
+                ahead.skip(OUTLIER_WARPS * HELD);
                 next_ranges = self.patch_range(&ahead, lane % STRIPS);
             });
         }
     }
 
-    /// The patches of a unit's tile.
+    /// The patches of a k-tile's tile.
     #[inline(always)]
-    pub(super) fn patch_range(&self, unit: &Cursor, strip: u32) -> [u32; 2] {
-        if unit.is_done() {
+    pub(super) fn patch_range(&self, k_tile: &Cursor, strip: u32) -> [u32; 2] {
+        if k_tile.is_done() {
             return [0; 2];
         }
         // SAFETY: there is one offset more than there are tiles.
         unsafe {
-            let tile = self.tile(&unit.schedule, unit.place, unit.share.from, strip);
+            let tile = self.tile(&k_tile.schedule, k_tile.place, k_tile.work_tile.from, strip);
             let offsets = self.args.offsets.add(tile);
             [
                 memory::load_global_u32(offsets),

@@ -2,12 +2,13 @@
 
 use core::ops::Range;
 
-use super::{Accumulator, Block, Ring, shares::Turn};
+use super::{Accumulator, Block, RestartingState, work_tiles::WorkTileState};
 use crate::{
-    arch::{barrier, copy, grid, memory},
+    arch::{barrier, copy, grid},
+    kernels::fixup::counted,
     launch::Prefill,
     layout::*,
-    schedule::{Place, Share},
+    sched::{schedule::Place, work::WorkTile},
 };
 
 impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
@@ -25,7 +26,7 @@ where
         }
     }
 
-    /// Keeps the ring full of dense tiles, and behind those of a share, of the sums that others have
+    /// Keeps the ring full of dense tiles, and behind those of a work tile, of the sums that others have
     /// of it. Weights never depend on an earlier kernel of the stream.
     #[inline(always)]
     pub(super) unsafe fn copy_dense(&self) {
@@ -33,7 +34,7 @@ where
             return;
         }
         let keep = self.keep();
-        let mut ring = Ring::<STAGES>::FILLING;
+        let mut ring = RestartingState::<STAGES>::PRODUCER;
         let mut schedule = self.schedule();
         // Plain copies do not wait for the tensor map, and were faster where memory sets the pace. Tensor
         // copies take less of shared memory's time from the tensor cores.
@@ -42,12 +43,12 @@ where
         } else {
             STAGES as u32
         };
-        let mut turn = Turn::FIRST;
-        while let Some(share) = schedule.next() {
-            let place = self.tiles().place(share.tile);
+        let mut state = WorkTileState::FIRST;
+        while let Some(work_tile) = schedule.next() {
+            let place = self.tiles().place(work_tile.tile);
             let strip = self.row_block(place) * Self::STRIPS;
-            let mut before = 0..0;
-            for column in share.from..share.to {
+            let mut peers = 0..0;
+            for column in work_tile.from..work_tile.to {
                 let to = self.stage(ring.stage) + Self::SHAPE.dense_at() as u32;
                 // SAFETY: `run`'s.
                 unsafe {
@@ -62,38 +63,44 @@ where
                     } else {
                         copy::tensor4(to, self.tiles, [0, 0, column, strip], full, keep);
                     }
-                    if column == share.from {
+                    if column == work_tile.from {
                         // Only now, for the first copy should not wait.
-                        before = self.tell(turn, &schedule, &share, place);
-                        turn = turn.next();
+                        peers = self.push_work_tile(state, &schedule, &work_tile, place);
+                        state = state.next();
                     }
                 }
                 ring.advance();
             }
-            if !before.is_empty() {
+            if !peers.is_empty() {
                 // SAFETY: `run`'s.
-                unsafe { self.copy_sums(&mut ring, place, before) };
+                unsafe { self.copy_sums(&mut ring, place, peers) };
             }
             ring.restart();
         }
-        let none = Share::default();
+        let none = WorkTile::default();
         // SAFETY: `run`'s.
-        unsafe { self.tell(turn, &schedule, &none, self.tiles().place(none.tile)) };
+        unsafe { self.push_work_tile(state, &schedule, &none, self.tiles().place(none.tile)) };
     }
 
     /// Copies the sums that earlier clusters have of an output tile: of each chunk of tokens those of
-    /// all. Clusters start in order, so that those waited for run or have run.
+    /// all. That clusters start in order, so that those waited for run or have run, is assumed: CUDA does
+    /// not promise it.
     #[inline(always)]
-    unsafe fn copy_sums(&self, ring: &mut Ring<STAGES>, place: Place, before: Range<u32>) {
+    unsafe fn copy_sums(
+        &self,
+        ring: &mut RestartingState<STAGES>,
+        place: Place,
+        peers: Range<u32>,
+    ) {
         // Flags may be those of an earlier kernel, and are not its own before it has ended.
         grid::wait_dependencies();
         let bytes = Self::SHAPE.piece_bytes();
         let pieces = Self::SHAPE.chunk_pieces() as u32;
         for chunk in 0..self.chunks(place) {
-            for cluster in before.clone() {
+            for cluster in peers.clone() {
                 if chunk == 0 {
                     // SAFETY: there is a flag for every block of the launch.
-                    unsafe { memory::await_count(self.flag(cluster), Self::WARPS) };
+                    unsafe { counted::wait(self.flag(cluster), Self::WARPS) };
                 }
                 for piece in pieces * chunk..pieces * (chunk + 1) {
                     let from = self.partial(cluster).cast::<u8>();
@@ -117,7 +124,7 @@ where
 
     /// Waits until a stage is empty, and tells its barrier, which it returns, of `bytes` to come.
     #[inline(always)]
-    unsafe fn start(&self, ring: &Ring<STAGES>, bytes: u32) -> u32 {
+    unsafe fn start(&self, ring: &RestartingState<STAGES>, bytes: u32) -> u32 {
         let full = self.full(ring.stage);
         // SAFETY: `run`'s.
         unsafe {
@@ -128,10 +135,10 @@ where
         full
     }
 
-    /// Lets the stages pass that a share takes for the sums of earlier clusters, and goes to the first
+    /// Lets the stages pass that a work tile takes for the sums of earlier clusters, and goes to the first
     /// stage.
     #[inline(always)]
-    pub(super) unsafe fn pass_sums(&self, ring: &mut Ring<STAGES>, stages: u32) {
+    pub(super) unsafe fn pass_sums(&self, ring: &mut RestartingState<STAGES>, stages: u32) {
         for _ in 0..stages {
             // SAFETY: `run`'s.
             unsafe {
@@ -152,10 +159,10 @@ where
         }
         let box_tokens = self.args.box_tokens;
         let part = self.rank * box_tokens;
-        let mut ring = Ring::<STAGES>::FILLING;
+        let mut ring = RestartingState::<STAGES>::PRODUCER;
         let mut schedule = self.schedule();
-        while let Some(share) = schedule.next() {
-            let place = self.tiles().place(share.tile);
+        while let Some(work_tile) = schedule.next() {
+            let place = self.tiles().place(work_tile.tile);
             let first = place.token_block * Self::SHAPE.tokens as u32;
             let token = first + part;
             // Blocks with no tokens copy nothing, for zeros take longer than activations. What is in their
@@ -165,7 +172,7 @@ where
             unroll!(R < CLUSTER => { boxes += u32::from(R as u32 * box_tokens < left); });
             let bytes = boxes * box_tokens * Prefill::LINE_BYTES as u32;
             let has_tokens = token < self.args.n;
-            for column in share.from..share.to {
+            for column in work_tile.from..work_tile.to {
                 let at = self.stage(ring.stage) + part * Prefill::LINE_BYTES as u32;
                 let column = column * TILE_COLS as u32;
                 // SAFETY: `run`'s. A stage that is empty here is empty in all blocks of the cluster;
@@ -182,7 +189,7 @@ where
                 ring.advance();
             }
             // SAFETY: `run`'s.
-            unsafe { self.pass_sums(&mut ring, self.sum_stages(&schedule, &share)) };
+            unsafe { self.pass_sums(&mut ring, self.sum_stages(&schedule, &work_tile)) };
         }
     }
 }

@@ -1,39 +1,45 @@
 //! Y[N, M] = X[N, K] W[M, K]^T from compressed W, for up to 64 tokens.
 //!
 //! ```text
-//!  two warps that copy    teams of warps that multiply         two writers
+//!  two producer warps     consumer groups of warps             two epilogue warps
 //!
 //!  tiles, offsets,  full  A fragments from bytes, codes and   sums  add over warps, then over
 //!  patches; X      -----> patches, B fragments from X, mma   -----> blocks, in a fixed order;
-//!  into a stage     empty  into registers, unit after unit          epilogue; store Y
+//!  into a stage     empty  into registers, a k-block at a time      epilogue; store Y
 //!                  <-----                                    <-----
 //! ```
 //!
-//! A persistent block takes a run of the line of tiles ([`crate::work`]). Each stage of the ring
-//! holds one unit: a tile for each warp of a team and the activations of their columns. Teams take
-//! turns, so that one multiplies while the next one's unit is still on its way. No barrier but
-//! those of the rings stands in the way of a warp, also not where a row block ends: the writers
-//! add up the last one while the warps multiply the next.
+//! A persistent block takes a run of the line of k-tiles ([`crate::sched::work`]). Each stage of the
+//! ring holds one *k-block*: `warps_k` k-tiles, that is a tile for each warp of a consumer group and the
+//! activations of their columns. Consumer groups pop stages one after the other, so that one multiplies
+//! while the next one's stage is still on its way. No barrier but those of the rings stands in the way
+//! of a warp, also not where a row block, which is an output tile here, ends: the epilogue warps add up
+//! the last one while the others multiply the next. Where blocks share one, [`sentinel`] is how.
 //!
 //! Weights are asked for before all else, for no earlier kernel of the stream writes them; X and Y
 //! wait for the kernel before. Weights are read once and X by every block, so the L2 cache is told
 //! to let go of weights first.
 //!
-//! Budget (builder/budget.json, from the machine code): 152 instructions a tile and warp at N = 8,
-//! 2.4 for each of a lane's 64 weights, where 132 multiprocessors at 3 TB/s leave 13.6 issue slots.
+//! Budget (builder/budget.json, from the machine code): 152 instructions a tile and warp of `2x4x2` at
+//! N = 8, 149 of `1x8x2`; 2.4 for each of a lane's 64 weights, where 132 SMs at 3 TB/s leave 13.6 issue slots.
 
+pub mod fetch;
+pub mod tile;
+
+use self::tile::{Patches, Tile};
 use super::{
     epilogue::Epilogue,
-    fetch,
-    ring::Ring,
-    tile::{self, Patches, Tile},
+    fixup::{self, sentinel},
 };
 use crate::{
     arch::{barrier, copy, grid, memory, thread},
     args::GemmArgs,
     launch::Gemm,
     layout::*,
-    work::{Segment, Segments, Work},
+    sched::{
+        pipeline::PipelineState,
+        work::{Cursor, StreamK, WorkTile, WorkTiles},
+    },
 };
 
 /// Units behind the first ring that are brought to the L2 cache, to keep memory busy while the
@@ -52,29 +58,29 @@ const LONG: u32 = 20;
 #[inline(always)]
 pub unsafe fn zipgemm<
     const N_TILES: usize,
-    const STRIPS: usize,
-    const GROUPS: usize,
-    const TEAMS: usize,
+    const WARPS_M: usize,
+    const WARPS_K: usize,
+    const CONSUMER_GROUPS: usize,
     const STAGES: usize,
     const SUM_STAGES: usize,
 >(
     args: &GemmArgs,
 ) {
-    let block = Block::<N_TILES, STRIPS, GROUPS, TEAMS, STAGES, SUM_STAGES>::new(args);
+    let block = Block::<N_TILES, WARPS_M, WARPS_K, CONSUMER_GROUPS, STAGES, SUM_STAGES>::new(args);
     // SAFETY: the caller's promise, passed on.
     unsafe { block.run() }
 }
 
-/// Most *fours*, sums of four rows and one token, that a writer's thread has of eight tokens.
+/// Most *fours*, sums of four rows and one token, that an epilogue thread has of eight tokens.
 const FOURS_AT_MOST: usize = 8;
 
 /// A thread's view of its block.
 struct Block<
     'a,
     const N_TILES: usize,
-    const STRIPS: usize,
-    const GROUPS: usize,
-    const TEAMS: usize,
+    const WARPS_M: usize,
+    const WARPS_K: usize,
+    const CONSUMER_GROUPS: usize,
     const STAGES: usize,
     const SUM_STAGES: usize,
 > {
@@ -84,105 +90,53 @@ struct Block<
     warp: u32,
     block: u32,
     /// Tiles along K, and strips of the matrix.
-    tile_cols: u32,
+    k_tiles: u32,
     strips: u32,
-    work: Work,
-    segments: Segments,
-}
-
-/// A place in the block's run: a unit of up to `GROUPS` tile columns.
-#[derive(Clone, Copy)]
-struct Cursor<const GROUPS: usize> {
-    segments: Segments,
-    segment: Segment,
-}
-
-impl<const GROUPS: usize> Cursor<GROUPS> {
-    /// The first unit.
-    #[inline(always)]
-    fn new(mut segments: Segments) -> Self {
-        let segment = segments.next().unwrap_or(Segment {
-            row_block: 0,
-            from: 0,
-            to: 0,
-        });
-        Self { segments, segment }
-    }
-
-    /// Row block, first tile column and number of tile columns; none past the end.
-    #[inline(always)]
-    fn unit(&self) -> (u32, u32, u32) {
-        let Segment {
-            row_block,
-            from,
-            to,
-        } = self.segment;
-        (row_block, from, (to - from).min(GROUPS as u32))
-    }
-
-    /// The unit that comes `units` later.
-    #[inline(always)]
-    fn after(mut self, mut units: u32) -> Self {
-        loop {
-            let Segment { from, to, .. } = self.segment;
-            let left = (to - from).div_ceil(GROUPS as u32);
-            if units < left {
-                self.segment.from = from + units * GROUPS as u32;
-                return self;
-            }
-            units -= left;
-            match self.segments.next() {
-                Some(segment) => self.segment = segment,
-                None => {
-                    self.segment.from = to;
-                    return self;
-                }
-            }
-        }
-    }
+    work: StreamK,
+    work_tiles: WorkTiles,
 }
 
 impl<
     'a,
     const N_TILES: usize,
-    const STRIPS: usize,
-    const GROUPS: usize,
-    const TEAMS: usize,
+    const WARPS_M: usize,
+    const WARPS_K: usize,
+    const CONSUMER_GROUPS: usize,
     const STAGES: usize,
     const SUM_STAGES: usize,
-> Block<'a, N_TILES, STRIPS, GROUPS, TEAMS, STAGES, SUM_STAGES>
+> Block<'a, N_TILES, WARPS_M, WARPS_K, CONSUMER_GROUPS, STAGES, SUM_STAGES>
 {
     const SHAPE: Gemm = Gemm {
         n_tiles: N_TILES,
-        strips: STRIPS,
-        groups: GROUPS,
-        teams: TEAMS,
+        warps_m: WARPS_M,
+        warps_k: WARPS_K,
+        consumer_groups: CONSUMER_GROUPS,
         stages: STAGES,
         sum_stages: SUM_STAGES,
         blocks: 1,
     };
     const WARPS: u32 = Self::SHAPE.warps() as u32;
     /// Units of which the lanes that copy weights look after a strip each.
-    const BATCH: u32 = LANES as u32 / STRIPS as u32;
+    const BATCH: u32 = LANES as u32 / WARPS_M as u32;
     const ROWS: u32 = Self::SHAPE.rows() as u32;
 
     #[inline(always)]
     fn new(args: &'a GemmArgs) -> Self {
-        let tile_cols = args.k.div_ceil(TILE_COLS as u32);
+        let k_tiles = args.k.div_ceil(TILE_COLS as u32);
         let strips = args.m.div_ceil(TILE_ROWS as u32);
         // SAFETY: every thread has a place in the grid.
         let (block, blocks) = unsafe { (thread::block() as u32, thread::blocks() as u32) };
-        let work = Work::new(strips.div_ceil(STRIPS as u32) * tile_cols, blocks);
+        let work = StreamK::new(strips.div_ceil(WARPS_M as u32) * k_tiles, blocks);
         Self {
             args,
             shared: memory::shared(),
             lane: thread::lane(),
             warp: thread::warp(),
             block,
-            tile_cols,
+            k_tiles,
             strips,
             work,
-            segments: work.segments(block, tile_cols),
+            work_tiles: work.work_tiles(block, k_tiles),
         }
     }
 
@@ -228,7 +182,7 @@ impl<
         // SAFETY: addresses lie in the block's shared memory by the shape's arithmetic; global
         // ranges are the caller's promise.
         unsafe {
-            let mut first = (Cursor::new(self.segments), [0; 2]);
+            let mut first = (Cursor::new(self.work_tiles), [0; 2]);
             if self.warp == Self::WARPS {
                 // Weights are on their way before anything else happens.
                 if self.lane == 0 {
@@ -259,13 +213,19 @@ impl<
         // SAFETY: `run`'s.
         unsafe {
             for stage in 0..STAGES as u32 {
-                barrier::init(self.full(stage), LANES as u32 + fetch::arrivals::<STRIPS>());
+                barrier::init(
+                    self.full(stage),
+                    LANES as u32 + fetch::arrivals::<WARPS_M>(),
+                );
                 // Here and below every lane arrives for itself, which racecheck understands.
-                barrier::init(self.empty(stage), (STRIPS * GROUPS * LANES) as u32);
+                barrier::init(self.empty(stage), (WARPS_M * WARPS_K * LANES) as u32);
             }
             for stage in 0..SUM_STAGES as u32 {
                 barrier::init(self.sums_full(stage), Self::WARPS * LANES as u32);
-                barrier::init(self.sums_empty(stage), (Gemm::WRITERS * LANES) as u32);
+                barrier::init(
+                    self.sums_empty(stage),
+                    (Gemm::EPILOGUE_WARPS * LANES) as u32,
+                );
             }
         }
         barrier::fence_init();
@@ -274,19 +234,19 @@ impl<
     /// Fills the ring with weights, which never depend on an earlier kernel of the stream, and
     /// says what this lane copies next and where its patches are.
     #[inline(always)]
-    unsafe fn start_weights(&self) -> (Cursor<GROUPS>, [u32; 2]) {
-        let (strip, turn) = (self.lane % STRIPS as u32, self.lane / STRIPS as u32);
-        let own = Cursor::<GROUPS>::new(self.segments).after(turn);
+    unsafe fn start_weights(&self) -> (Cursor<WARPS_K>, [u32; 2]) {
+        let (strip, slot) = (self.lane % WARPS_M as u32, self.lane / WARPS_M as u32);
+        let own = Cursor::<WARPS_K>::new(self.work_tiles).after(slot);
         let range = self.patch_range(&own, strip);
-        let ahead = match self.segments.columns() >= LONG * GROUPS as u32 {
+        let ahead = match self.work_tiles.left() >= LONG * WARPS_K as u32 {
             true => AHEAD_OF_LONG,
             false => AHEAD,
         };
         // SAFETY: `run`'s.
         unsafe {
-            if fetch::ALONE && turn < STAGES as u32 {
-                self.copy_dense(&own, strip, turn);
-            } else if fetch::ALONE && turn < STAGES as u32 + ahead {
+            if fetch::ALONE && slot < STAGES as u32 {
+                self.copy_dense(&own, strip, slot);
+            } else if fetch::ALONE && slot < STAGES as u32 + ahead {
                 self.prefetch_dense(&own, strip);
             }
         }
@@ -295,40 +255,40 @@ impl<
 
     /// Keeps the ring full of weights.
     ///
-    /// Each lane looks after one strip of one unit in [`Self::BATCH`], so that what it must read
-    /// of the offsets is there long before its turn.
+    /// Each lane looks after one strip of one k-block in [`Self::BATCH`], so that what it must read
+    /// of the offsets is there long before its stage is due.
     #[inline(always)]
-    unsafe fn copy_weights(&self, (mut own, mut range): (Cursor<GROUPS>, [u32; 2])) {
-        let units = self.segments.units(GROUPS as u32);
-        let (strip, turn) = (self.lane % STRIPS as u32, self.lane / STRIPS as u32);
+    unsafe fn copy_weights(&self, (mut own, mut range): (Cursor<WARPS_K>, [u32; 2])) {
+        let k_blocks = self.work_tiles.k_blocks(WARPS_K as u32);
+        let (strip, slot) = (self.lane % WARPS_M as u32, self.lane / WARPS_M as u32);
         // SAFETY: `run`'s.
         unsafe {
-            let mut shared = Cursor::<GROUPS>::new(self.segments);
-            let mut ring = Ring::<STAGES>::FILLING;
-            let mut unit = 0;
-            while unit < units {
+            let mut shared = Cursor::<WARPS_K>::new(self.work_tiles);
+            let mut ring = PipelineState::<STAGES>::PRODUCER;
+            let mut k_block = 0;
+            while k_block < k_blocks {
                 let next = own.after(Self::BATCH);
                 let next_range = self.patch_range(&next, strip);
-                for now in 0..Self::BATCH.min(units - unit) {
+                for now in 0..Self::BATCH.min(k_blocks - k_block) {
                     barrier::wait(self.empty(ring.stage), ring.parity);
                     if !fetch::ALONE {
-                        // All lanes copy the unit, each a part of one strip.
-                        let strip = fetch::strip::<STRIPS>(self.lane);
-                        let holder = now * STRIPS as u32 + strip;
+                        // All lanes copy the k-block, each a part of one strip.
+                        let strip = fetch::strip::<WARPS_M>(self.lane);
+                        let holder = now * WARPS_M as u32 + strip;
                         let range = range.map(|at| thread::shuffle(at, holder));
                         self.copy_dense(&shared, strip, ring.stage);
                         self.copy_patches(range, strip, ring.stage);
                         copy::arrive_after_chunks(self.full(ring.stage));
                         shared = shared.after(1);
-                    } else if turn == now {
-                        if unit >= STAGES as u32 {
+                    } else if slot == now {
+                        if k_block >= STAGES as u32 {
                             self.copy_dense(&own, strip, ring.stage);
                         }
                         self.copy_patches(range, strip, ring.stage);
                         barrier::arrive(self.full(ring.stage));
                     }
                     ring.advance();
-                    unit += 1;
+                    k_block += 1;
                 }
                 (own, range) = (next, next_range);
             }
@@ -339,37 +299,37 @@ impl<
     #[inline(always)]
     unsafe fn copy_activations(&self) {
         grid::wait_dependencies();
-        let mut unit = Cursor::<GROUPS>::new(self.segments);
-        let mut ring = Ring::<STAGES>::FILLING;
-        while unit.unit().2 > 0 {
+        let mut at = Cursor::<WARPS_K>::new(self.work_tiles);
+        let mut ring = PipelineState::<STAGES>::PRODUCER;
+        while at.k_block().2 > 0 {
             // SAFETY: `run`'s.
             unsafe {
                 barrier::wait(self.empty(ring.stage), ring.parity);
-                self.copy_x(unit.unit().1, ring.stage);
+                self.copy_x(at.k_block().1, ring.stage);
             }
-            unit = unit.after(1);
+            at = at.after(1);
             ring.advance();
         }
     }
 
-    /// First of the unit's tiles in a strip of its row block, if there are any.
+    /// First of the k-block's tiles in a strip of its row block, if there are any.
     #[inline(always)]
-    fn first_tile(&self, cursor: &Cursor<GROUPS>, strip: u32) -> Option<u32> {
-        let (row_block, col, tiles) = cursor.unit();
-        let strip = row_block * STRIPS as u32 + strip;
-        (tiles > 0 && strip < self.strips).then(|| strip * self.tile_cols + col)
+    fn first_tile(&self, cursor: &Cursor<WARPS_K>, strip: u32) -> Option<u32> {
+        let (row_block, col, tiles) = cursor.k_block();
+        let strip = row_block * WARPS_M as u32 + strip;
+        (tiles > 0 && strip < self.strips).then(|| strip * self.k_tiles + col)
     }
 
-    /// The patches of the unit's tiles in a strip.
+    /// The patches of the k-block's tiles in a strip.
     #[inline(always)]
-    fn patch_range(&self, cursor: &Cursor<GROUPS>, strip: u32) -> [u32; 2] {
+    fn patch_range(&self, cursor: &Cursor<WARPS_K>, strip: u32) -> [u32; 2] {
         let Some(tile) = self.first_tile(cursor, strip) else {
             return [0; 2];
         };
         // SAFETY: there is one offset more than there are tiles.
         unsafe {
             let offsets = self.args.offsets.add(tile as usize);
-            let tiles = cursor.unit().2 as usize;
+            let tiles = cursor.k_block().2 as usize;
             [
                 memory::load_global_u32(offsets),
                 memory::load_global_u32(offsets.add(tiles)),
@@ -379,34 +339,34 @@ impl<
 
     /// Starts this lane's part in the copies of a strip's tiles and patch offsets.
     #[inline(always)]
-    unsafe fn copy_dense(&self, cursor: &Cursor<GROUPS>, strip: u32, stage: u32) {
+    unsafe fn copy_dense(&self, cursor: &Cursor<WARPS_K>, strip: u32, stage: u32) {
         let Some(tile) = self.first_tile(cursor, strip) else {
             return;
         };
         let (at, full) = (self.stage(stage), self.full(stage));
-        let dense_at = at + strip * (GROUPS * TILE_BYTES) as u32;
-        let dense_bytes = cursor.unit().2 * TILE_BYTES as u32;
+        let dense_at = at + strip * (WARPS_K * TILE_BYTES) as u32;
+        let dense_bytes = cursor.k_block().2 * TILE_BYTES as u32;
         let offset_bytes = 4 * Self::SHAPE.offset_words() as u32;
         let offsets_at = at + Self::SHAPE.offsets_at() as u32 + strip * offset_bytes;
         // SAFETY: `run`'s; the section of offsets is padded, so that whole groups of 16 bytes can
         // be read.
         unsafe {
             let dense = self.args.dense.add(tile as usize * TILE_BYTES);
-            let most = (GROUPS * TILE_BYTES) as u32;
-            fetch::start::<STRIPS>(dense_at, dense, dense_bytes, most, full);
+            let most = (WARPS_K * TILE_BYTES) as u32;
+            fetch::start::<WARPS_M>(dense_at, dense, dense_bytes, most, full);
             let offsets = self.args.offsets.add((tile & !3) as usize).cast();
-            fetch::start::<STRIPS>(offsets_at, offsets, offset_bytes, offset_bytes, full);
+            fetch::start::<WARPS_M>(offsets_at, offsets, offset_bytes, offset_bytes, full);
         }
     }
 
     /// Brings a strip's tiles to the L2 cache.
     #[inline(always)]
-    unsafe fn prefetch_dense(&self, cursor: &Cursor<GROUPS>, strip: u32) {
+    unsafe fn prefetch_dense(&self, cursor: &Cursor<WARPS_K>, strip: u32) {
         if let Some(tile) = self.first_tile(cursor, strip) {
             // SAFETY: tiles of the matrix.
             unsafe {
                 let dense = self.args.dense.add(tile as usize * TILE_BYTES);
-                copy::prefetch_bulk(dense, cursor.unit().2 * TILE_BYTES as u32);
+                copy::prefetch_bulk(dense, cursor.k_block().2 * TILE_BYTES as u32);
             }
         }
     }
@@ -424,7 +384,7 @@ impl<
         // SAFETY: `run`'s; the section of patches is padded like that of offsets.
         unsafe {
             let patches = self.args.patches.add(first as usize).cast();
-            fetch::start::<STRIPS>(at, patches, bytes, 2 * room, self.full(stage));
+            fetch::start::<WARPS_M>(at, patches, bytes, 2 * room, self.full(stage));
         }
     }
 
@@ -435,13 +395,13 @@ impl<
         self.args.x.wrapping_add(index)
     }
 
-    /// Brings a unit's activations to the L2 cache, without any promise about what they hold.
+    /// Brings a k-block's activations to the L2 cache, without any promise about what they hold.
     #[inline(always)]
-    fn prefetch_x(&self, cursor: &Cursor<GROUPS>) {
-        let (_, col, tiles) = cursor.unit();
+    fn prefetch_x(&self, cursor: &Cursor<WARPS_K>) {
+        let (_, col, tiles) = cursor.k_block();
         let mut index = self.lane;
-        while index < GROUPS as u32 * self.args.n {
-            let (token, tile) = (index / GROUPS as u32, index % GROUPS as u32);
+        while index < WARPS_K as u32 * self.args.n {
+            let (token, tile) = (index / WARPS_K as u32, index % WARPS_K as u32);
             if tile < tiles {
                 copy::prefetch(self.x(token, (col + tile) * TILE_COLS as u32).cast());
             }
@@ -449,7 +409,7 @@ impl<
         }
     }
 
-    /// Starts the copies of the activations from tile column `col`. Columns past K and tokens past
+    /// Starts the copies of the activations from k-tile `col`. Columns past K and tokens past
     /// N become zeros.
     #[inline(always)]
     unsafe fn copy_x(&self, col: u32, stage: u32) {
@@ -464,7 +424,7 @@ impl<
         // SAFETY: `run`'s.
         unsafe {
             if self.args.x_stride % CHUNK == 0 && self.args.x as u64 % 16 == 0 {
-                let chunks = (GROUPS * TILE_COLS) as u32 / CHUNK;
+                let chunks = (WARPS_K * TILE_COLS) as u32 / CHUNK;
                 for i in 0..(8 * N_TILES) as u32 * chunks / LANES as u32 {
                     let index = i * LANES as u32 + self.lane;
                     let (token, c) = (index / chunks, index % chunks * CHUNK);
@@ -477,7 +437,7 @@ impl<
             } else {
                 for token in 0..(8 * N_TILES) as u32 {
                     let mut c = self.lane;
-                    while c < (GROUPS * TILE_COLS) as u32 {
+                    while c < (WARPS_K * TILE_COLS) as u32 {
                         let mut value = 0;
                         if token < n && first + c < k {
                             value = *self.x(token, first + c);
@@ -491,41 +451,41 @@ impl<
         }
     }
 
-    /// Multiplies this warp's tile of every unit whose turn is its team's.
+    /// Multiplies this warp's tile of every k-block of its consumer group.
     #[inline(always)]
     unsafe fn multiply(&self) {
-        let team_warps = (STRIPS * GROUPS) as u32;
-        let (team, warp) = (self.warp / team_warps, self.warp % team_warps);
-        let (strip, group) = (warp % STRIPS as u32, warp / STRIPS as u32);
+        let group_warps = (WARPS_M * WARPS_K) as u32;
+        let (group, warp) = (self.warp / group_warps, self.warp % group_warps);
+        let (strip, k_warp) = (warp % WARPS_M as u32, warp / WARPS_M as u32);
         let x_row = self.lane % 8 * Self::SHAPE.x_stride() as u32 + self.lane / 8 * 16;
-        let x_at = Self::SHAPE.x_at() as u32 + group * (2 * TILE_COLS) as u32 + x_row;
-        let dense_at = (strip * GROUPS as u32 + group) * TILE_BYTES as u32;
-        let mut segments = self.segments;
-        let mut ring = Ring::<STAGES> {
-            stage: team,
+        let x_at = Self::SHAPE.x_at() as u32 + k_warp * (2 * TILE_COLS) as u32 + x_row;
+        let dense_at = (strip * WARPS_K as u32 + k_warp) * TILE_BYTES as u32;
+        let mut work_tiles = self.work_tiles;
+        let mut ring = PipelineState::<STAGES> {
+            stage: group,
             parity: 0,
         };
-        let mut sums = Ring::<SUM_STAGES>::FILLING;
-        // The team's next unit, counted from where the segment starts.
-        let mut unit = team;
-        while let Some(Segment {
-            row_block,
+        let mut sums = PipelineState::<SUM_STAGES>::PRODUCER;
+        // The group's next k-block, counted from where the work tile starts.
+        let mut k_block = group;
+        while let Some(WorkTile {
+            tile: row_block,
             from,
             to,
-        }) = segments.next()
+        }) = work_tiles.next()
         {
-            let matrix_strip = row_block * STRIPS as u32 + strip;
-            let units = (to - from).div_ceil(GROUPS as u32);
+            let matrix_strip = row_block * WARPS_M as u32 + strip;
+            let k_blocks = (to - from).div_ceil(WARPS_K as u32);
             let mut acc = [[[0f32; 4]; N_TILES]; BANDS];
-            while unit < units {
-                let col = from + unit * GROUPS as u32 + group;
+            while k_block < k_blocks {
+                let col = from + k_block * WARPS_K as u32 + k_warp;
                 // SAFETY: `run`'s.
                 unsafe {
                     barrier::wait(self.full(ring.stage), ring.parity);
                     let stage = self.stage(ring.stage);
                     if col < to && matrix_strip < self.strips {
-                        let tile = matrix_strip * self.tile_cols + col;
-                        let patches = self.patches(stage, strip, group, tile);
+                        let tile = matrix_strip * self.k_tiles + col;
+                        let patches = self.patches(stage, strip, k_warp, tile);
                         let place = Tile {
                             dense: stage + dense_at,
                             x: stage + x_at,
@@ -536,46 +496,46 @@ impl<
                     }
                     barrier::arrive(self.empty(ring.stage));
                 }
-                ring.skip(TEAMS);
-                unit += TEAMS as u32;
+                ring.skip(CONSUMER_GROUPS);
+                k_block += CONSUMER_GROUPS as u32;
             }
-            unit -= units;
-            let part = team * GROUPS as u32 + group;
+            k_block -= k_blocks;
+            let part = group * WARPS_K as u32 + k_warp;
             // SAFETY: `run`'s.
-            unsafe { self.pass_sums(strip, part, &mut sums, &acc) };
+            unsafe { self.push_sums(strip, part, &mut sums, &acc) };
         }
     }
 
     /// The patches of a tile.
     #[inline(always)]
-    unsafe fn patches(&self, stage: u32, strip: u32, group: u32, tile: u32) -> Patches {
+    unsafe fn patches(&self, stage: u32, strip: u32, k_warp: u32, tile: u32) -> Patches {
         let offsets =
             stage + Self::SHAPE.offsets_at() as u32 + 4 * strip * Self::SHAPE.offset_words() as u32;
         // The first tile's patches start in the stage's first 16 bytes of patches.
-        let unit = (tile - group) & 3;
+        let k_block = (tile - k_warp) & 3;
         let room = Self::SHAPE.patch_room() as u32;
         let patches = stage + Self::SHAPE.patches_at() as u32 + 2 * strip * room;
         // SAFETY: `run`'s.
         unsafe {
-            let unit_first = memory::load_u32(offsets + 4 * unit) & !7;
-            let first = memory::load_u32(offsets + 4 * (unit + group));
-            let last = memory::load_u32(offsets + 4 * (unit + group) + 4);
+            let block_first = memory::load_u32(offsets + 4 * k_block) & !7;
+            let first = memory::load_u32(offsets + 4 * (k_block + k_warp));
+            let last = memory::load_u32(offsets + 4 * (k_block + k_warp) + 4);
             Patches {
                 count: last - first,
-                staged: last - unit_first <= room,
-                shared: patches + 2 * (first - unit_first),
+                staged: last - block_first <= room,
+                shared: patches + 2 * (first - block_first),
                 global: self.args.patches.add(first as usize),
             }
         }
     }
 
-    /// Hands the warp's sums to the writer, eight tokens at a time.
+    /// Pushes the warp's sums to the epilogue warps, eight tokens at a time.
     #[inline(always)]
-    unsafe fn pass_sums(
+    unsafe fn push_sums(
         &self,
         strip: u32,
         part: u32,
-        ring: &mut Ring<SUM_STAGES>,
+        ring: &mut PipelineState<SUM_STAGES>,
         acc: &[[[f32; 4]; N_TILES]; BANDS],
     ) {
         let stride = Self::SHAPE.sums_stride() as u32;
@@ -601,11 +561,11 @@ impl<
         });
     }
 
-    /// Adds up what the warps pass on and writes the output, or hands it to a later block.
+    /// Adds up what the warps push, and writes the output, or stores it as partial sums for a later block.
     #[inline(always)]
     unsafe fn write(&self) {
         // There is nothing else to do yet.
-        let mut ahead = Cursor::<GROUPS>::new(self.segments);
+        let mut ahead = Cursor::<WARPS_K>::new(self.work_tiles);
         for _ in 0..STAGES {
             self.prefetch_x(&ahead);
             ahead = ahead.after(1);
@@ -613,18 +573,18 @@ impl<
         // This thread's own wait: it writes, and perhaps reads, what earlier kernels have written.
         grid::wait_dependencies();
         let thread = (self.warp - Self::WARPS - 2) * LANES as u32 + self.lane;
-        let mut segments = self.segments;
-        let mut ring = Ring::<SUM_STAGES>::EMPTYING;
-        while let Some(segment) = segments.next() {
+        let mut work_tiles = self.work_tiles;
+        let mut ring = PipelineState::<SUM_STAGES>::CONSUMER;
+        while let Some(work_tile) = work_tiles.next() {
             let epilogue = Epilogue::new(&self.args.output, self.args.m, self.args.n);
-            let finishes = segment.to == self.tile_cols;
-            let before = if segment.from > 0 && finishes {
-                let row_block_start = segment.row_block * self.tile_cols;
+            let finishes = work_tile.to == self.k_tiles;
+            let peers = if work_tile.from > 0 && finishes {
+                let row_block_start = work_tile.tile * self.k_tiles;
                 self.work.block_of(row_block_start)..self.block
             } else {
                 0..0
             };
-            let first_row = segment.row_block * Self::ROWS;
+            let first_row = work_tile.tile * Self::ROWS;
             let mut bias = [0; 4];
             unroll!(E < 4 => {
                 // SAFETY: `run`'s.
@@ -637,8 +597,8 @@ impl<
                 // SAFETY: `run`'s.
                 unsafe {
                     // While this block's warps multiply.
-                    for block in before.clone() {
-                        self.take_over(block, first, thread, &mut sums);
+                    for block in peers.clone() {
+                        self.reduce(block, first, thread, &mut sums);
                     }
                     if finishes && epilogue.accumulates() {
                         unroll!(J < Self::AT_ONCE => {
@@ -659,7 +619,7 @@ impl<
                                 let part = self.sums(ring.stage) + 4 * (token * Self::SHAPE.sums_stride() as u32 + row);
                                 for index in 0..Self::SHAPE.parts() as u32 {
                                     let part = part + 4 * index * 8 * Self::SHAPE.sums_stride() as u32;
-                                    add(&mut sums[J][I], memory::load_u32x4(part).map(f32::from_bits));
+                                    fixup::add(&mut sums[J][I], memory::load_u32x4(part).map(f32::from_bits));
                                 }
                             }
                         });
@@ -672,7 +632,7 @@ impl<
                                     let (token, row) = (8 * j + token, first_row + row);
                                     epilogue.store_four(token, row, sums[J][I], bias, old[J][I]);
                                 } else {
-                                    self.hand_over(Self::place(j, token, row), sums[J][I]);
+                                    self.store_partial(Self::place(j, token, row), sums[J][I]);
                                 }
                             }
                         });
@@ -683,8 +643,8 @@ impl<
         }
     }
 
-    /// Eights of tokens for whose sums a writer's thread has registers at a time: all, or one. The
-    /// portable blocks share a multiprocessor.
+    /// Eights of tokens for whose sums an epilogue thread has registers at a time: all, or one. The
+    /// portable blocks share an SM.
     const AT_ONCE: usize = {
         let most = if cfg!(zipserv_sm = "90a") { 16 } else { 8 };
         if N_TILES * Self::fours() <= most {
@@ -696,26 +656,26 @@ impl<
 
     #[inline(always)]
     const fn fours() -> usize {
-        let fours = (Self::SHAPE.rows() * 8 / 4).div_ceil(Gemm::WRITERS * LANES);
+        let fours = (Self::SHAPE.rows() * 8 / 4).div_ceil(Gemm::EPILOGUE_WARPS * LANES);
         assert!(fours <= FOURS_AT_MOST);
         fours
     }
 
-    /// Token (of eight, or past them) and first row of a writer's `i`-th four.
+    /// Token (of eight, or past them) and first row of an epilogue thread's `i`-th four.
     #[inline(always)]
     fn four(i: usize, thread: u32) -> (u32, u32) {
-        let index = (i * Gemm::WRITERS * LANES) as u32 + thread;
+        let index = (i * Gemm::EPILOGUE_WARPS * LANES) as u32 + thread;
         (index / (Self::ROWS / 4), Self::row(thread))
     }
 
-    /// First row of each of a writer's fours.
+    /// First row of each of an epilogue thread's fours.
     #[inline(always)]
     fn row(thread: u32) -> u32 {
-        const { assert!((Gemm::WRITERS * LANES).is_multiple_of(Self::SHAPE.rows() / 4)) };
+        const { assert!((Gemm::EPILOGUE_WARPS * LANES).is_multiple_of(Self::SHAPE.rows() / 4)) };
         thread % (Self::ROWS / 4) * 4
     }
 
-    /// Starts to load a writer's old outputs of the `j`-th eight tokens.
+    /// Starts to load an epilogue thread's old outputs of the `j`-th eight tokens.
     #[inline(always)]
     unsafe fn old<const F32: bool>(
         epilogue: &Epilogue,
@@ -736,36 +696,31 @@ impl<
         old
     }
 
-    /// Place of a four in what one block hands over, in floats.
+    /// Place of a four in the partial sums of a block, in floats.
     #[inline(always)]
     fn place(j: u32, token: u32, row: u32) -> u32 {
         (j * 8 + token) * Self::ROWS + row
     }
 
-    /// Where `block` leaves sums, `place` of [`Gemm::partial_bytes`].
+    /// Where `block` stores partial sums, `place` of [`Gemm::partial_bytes`].
     #[inline(always)]
     fn partial(&self, block: u32, place: u32) -> *mut f32 {
         let index = block as usize * (Self::SHAPE.partial_bytes() / 4) + place as usize;
         self.args.partials.wrapping_add(index)
     }
 
-    /// Leaves sums to a later block. Each float is its own flag: the place is empty as long as it
-    /// holds a pattern that no sum has.
+    /// Stores partial sums for a later block, see [`sentinel`].
     #[inline(always)]
-    unsafe fn hand_over(&self, place: u32, sum: [f32; 4]) {
-        let flag = |sum: f32| match sum.to_bits() {
-            Gemm::EMPTY => f32::NAN.to_bits(),
-            bits => bits,
-        };
+    unsafe fn store_partial(&self, place: u32, sum: [f32; 4]) {
         // SAFETY: the workspace has room for every block of the launch.
-        unsafe { memory::publish_u32x4(self.partial(self.block, place), sum.map(flag)) }
+        unsafe { sentinel::store(self.partial(self.block, place), sum) }
     }
 
-    /// Waits for the sums of an earlier block, of the eights of tokens from `first` on, adds them,
-    /// and leaves their places empty for the next launch. Blocks start in order, so that the one
-    /// waited for runs or has run.
+    /// Reduces the partial sums of an earlier block, of the eights of tokens from `first` on. That
+    /// blocks start in order, so that the one waited for runs or has run, is assumed: CUDA does not
+    /// promise it.
     #[inline(always)]
-    unsafe fn take_over(
+    unsafe fn reduce(
         &self,
         block: u32,
         first: u32,
@@ -783,31 +738,19 @@ impl<
             unroll!(J < Self::AT_ONCE => {
                 unroll!(I < Self::fours() => {
                     if let Some(from) = from(J, I) {
-                        parts[J][I] = memory::observe_u32x4(from);
+                        parts[J][I] = sentinel::load(from);
                     }
                 });
             });
             unroll!(J < Self::AT_ONCE => {
                 unroll!(I < Self::fours() => {
                     if let Some(from) = from(J, I) {
-                        while parts[J][I].map(|sum| sum == Gemm::EMPTY) != [false; 4] {
-                            parts[J][I] = memory::observe_u32x4(from);
-                        }
-                        add(&mut sums[J][I], parts[J][I].map(f32::from_bits));
-                        memory::publish_u32x4(from, [Gemm::EMPTY; 4]);
+                        sentinel::wait(from, &mut parts[J][I]);
+                        fixup::add(&mut sums[J][I], parts[J][I].map(f32::from_bits));
+                        sentinel::clear(from);
                     }
                 });
             });
         }
     }
-}
-
-#[inline(always)]
-fn add(sum: &mut [f32; 4], part: [f32; 4]) {
-    *sum = [
-        sum[0] + part[0],
-        sum[1] + part[1],
-        sum[2] + part[2],
-        sum[3] + part[3],
-    ];
 }

@@ -1,63 +1,66 @@
 //! Y[N, M] = X[N, K] W[M, K]^T from compressed W, for many tokens, with `wgmma`.
 //!
 //! ```text
-//!  two warps that copy                      two warpgroups that multiply
+//!  two producer warps                       two consumer warpgroups
 //!
 //!  tiles; X, by tensor copies; sums   full  A fragments from bytes, codes, patches;   output tile:
 //!  of other clusters, into a stage ------->  wgmma: A in registers, X by descriptor -> add others'
 //!                                     empty                                           sums, epilogue,
-//!  two warps that write tables        full                                            transpose,
+//!  two outlier warps                  full                                            transpose,
 //!                                   ------->                                          store Y; or
-//!  patches, read ahead: their high    empty                                           leave sums to
+//!  patches, read ahead: their high    empty                                           store sums for
 //!  bytes into a table               <-------                                          another cluster
 //! ```
 //!
 //! An output tile is 128 features by `2 * SUMS` tokens. A warp decodes one band of one strip: 16
-//! features by 64 columns of each unit, the A operands of four `wgmma` by which its warpgroup
+//! features by 64 columns of each k-tile, the A operands of four `wgmma` by which its warpgroup
 //! multiplies 64 features by all tokens of the tile. The blocks of a cluster take the same tokens
 //! and different features; each copies a part of the activations to all of them.
 //!
 //! Clusters are persistent. Each takes whole output tiles, in an order that lets the activations
 //! of those under way stay in the L2 cache; what does not go into the number of clusters is shared
-//! along K ([`crate::schedule`]). Sums are left in memory as they lie in registers, with a flag, and
-//! come to the cluster that finishes the tile by bulk copies through its ring, behind its own units.
-//! A share of a tile begins with the ring's first stage, so that addresses of stages are constants. The
-//! warp that copies dense tiles describes each share to those that multiply.
+//! along K ([`crate::sched::schedule`]). Partial sums are stored as they lie in registers, and counted
+//! ([`counted`](super::fixup::counted)); they come to the cluster that finishes the tile by bulk copies
+//! through its ring, behind its own k-tiles. A work tile begins with the ring's first stage, so that
+//! addresses of stages are constants. The warp that copies dense tiles describes each work tile to those
+//! that multiply.
 //!
 //! Every lane arrives at barriers for what it has read or written itself. Between the barrier that
 //! frees a table and the one that fills it the source has stores only: all else is done before
-//! (`ptxas` moves some selects there). A warp that multiplies has all it needs of a unit's table in
-//! registers, and frees it, halfway through the unit.
+//! (`ptxas` moves some selects there). A warp that multiplies has all it needs of a k-tile's table in
+//! registers, and frees it, halfway through the k-tile.
 //!
-//! Budget of a unit at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
+//! Budget of a k-tile at 256 tokens: 1024 cycles of the tensor cores, for which each scheduler
 //! issues some 85 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
 //! from the L2 cache for each block of a cluster of two.
 
 mod multiply;
 mod output;
 mod patches;
-mod ring;
-mod shares;
 mod stages;
 mod tables;
+mod work_tiles;
 
 use core::{mem::offset_of, ops::Range};
 
-use self::ring::Ring;
 use crate::{
     arch::{barrier, cluster, copy, grid, memory, thread, wgmma::Accumulator},
     args::PrefillArgs,
     launch::Prefill,
     layout::*,
-    schedule::{Cursor, Deal, Place, Schedule, Share, Tiles},
+    sched::{
+        pipeline::RestartingState,
+        schedule::{Cursor, Decomposition, OutputTiles, Place, Schedule},
+        work::WorkTile,
+    },
 };
 
 /// Registers of a thread that multiplies, and of one that does not; `.maxntid` gives each 168. There
 /// are no more: who asks for what others do not give up waits forever.
 const REGISTERS: (u32, u32) = (216, 72);
 const _: () = assert!(
-    REGISTERS.0 * Prefill::WARPS as u32 + REGISTERS.1 * Prefill::HELPERS as u32
-        <= 168 * (Prefill::WARPS + Prefill::HELPERS) as u32
+    REGISTERS.0 * Prefill::WARPS as u32 + REGISTERS.1 * Prefill::PRODUCER_WARPS as u32
+        <= 168 * (Prefill::WARPS + Prefill::PRODUCER_WARPS) as u32
 );
 
 /// The kernel of one [`Prefill`] shape of `2 * SUMS` tokens.
@@ -89,8 +92,8 @@ struct Block<'a, const SUMS: usize, const STAGES: usize, const CLUSTER: usize> {
     /// Place of the block in its cluster, and of the cluster in the grid.
     rank: u32,
     cluster: u32,
-    /// Shared memory of the cluster's block that this lane tells of empty stages: the lane's number says which.
-    told: u32,
+    /// Shared memory of the cluster's block at whose *empty* barriers this lane arrives: the lane's number says which.
+    heard: u32,
     /// Strips of the matrix.
     strips: u32,
     /// Clusters of the grid.
@@ -119,7 +122,7 @@ where
         let cluster = block / CLUSTER as u32;
         let (shared, lane) = (memory::shared(), thread::fixed_lane());
         let rank = if CLUSTER > 1 { cluster::rank() } else { 0 };
-        let told = if CLUSTER > 1 {
+        let heard = if CLUSTER > 1 {
             cluster::map(shared, lane % CLUSTER as u32)
         } else {
             shared
@@ -132,7 +135,7 @@ where
             lane,
             warp: thread::warp(),
             rank,
-            told,
+            heard,
             cluster,
             strips: args.m.div_ceil(TILE_ROWS as u32),
             clusters: blocks / CLUSTER as u32,
@@ -144,11 +147,11 @@ where
     #[inline(always)]
     pub(super) fn schedule(&self) -> Schedule {
         let cluster = thread::opaque(self.cluster);
-        let tile_cols = self.args.k.div_ceil(TILE_COLS as u32);
+        let k_tiles = self.args.k.div_ceil(TILE_COLS as u32);
         Schedule::new(
             self.tiles(),
-            tile_cols,
-            self.args.deal,
+            k_tiles,
+            self.args.decomposition,
             self.clusters,
             cluster,
         )
@@ -160,9 +163,9 @@ where
     }
 
     #[inline(always)]
-    pub(super) fn tiles(&self) -> Tiles {
+    pub(super) fn tiles(&self) -> OutputTiles {
         let rows = (Prefill::ROWS * CLUSTER) as u32;
-        Tiles::new(self.args.m, self.args.n, rows, Self::SHAPE.tokens as u32)
+        OutputTiles::new(self.args.m, self.args.n, rows, Self::SHAPE.tokens as u32)
     }
 
     #[inline(always)]
@@ -180,7 +183,7 @@ where
         self.full(stage) + 8
     }
 
-    /// What codes leave out of a unit's high bytes.
+    /// What codes leave out of a k-tile's high bytes.
     #[inline(always)]
     pub(super) fn table(&self, table: u32) -> u32 {
         self.shared + (Self::SHAPE.tables_at() + table as usize * Prefill::TABLE_BYTES) as u32
@@ -196,15 +199,18 @@ where
         self.empty(STAGES as u32 + table)
     }
 
-    /// Earlier clusters whose sums are added to those of a share, which is the last of its tile.
+    /// Earlier clusters whose sums are added to those of a work tile, which is the last of its output tile.
     #[inline(always)]
-    pub(super) fn before(&self, schedule: &Schedule, share: &Share) -> Range<u32> {
-        let Deal { split, early } = self.args.deal;
-        let deal = Deal {
-            split: thread::opaque(split),
-            early: thread::opaque(early),
+    pub(super) fn peers(&self, schedule: &Schedule, work_tile: &WorkTile) -> Range<u32> {
+        let Decomposition {
+            shared_tiles,
+            k_tiles_per_split,
+        } = self.args.decomposition;
+        let decomposition = Decomposition {
+            shared_tiles: thread::opaque(shared_tiles),
+            k_tiles_per_split: thread::opaque(k_tiles_per_split),
         };
-        schedule.before(deal, share, self.cluster)
+        schedule.peers(decomposition, work_tile, self.cluster)
     }
 
     /// How many times 64 tokens of an output tile there are.
@@ -215,12 +221,12 @@ where
         tokens.div_ceil(Prefill::CHUNK_TOKENS as u32)
     }
 
-    /// Stages that a share takes for the sums of earlier clusters, behind its units.
+    /// Stages that a work tile takes for the sums of earlier clusters, behind its k-tiles.
     #[inline(always)]
-    pub(super) fn sum_stages(&self, schedule: &Schedule, share: &Share) -> u32 {
-        let before = self.before(schedule, share);
-        let place = self.tiles().place(share.tile);
-        (before.end - before.start) * self.chunks(place) * Self::SHAPE.chunk_pieces() as u32
+    pub(super) fn sum_stages(&self, schedule: &Schedule, work_tile: &WorkTile) -> u32 {
+        let peers = self.peers(schedule, work_tile);
+        let place = self.tiles().place(work_tile.tile);
+        (peers.end - peers.start) * self.chunks(place) * Self::SHAPE.chunk_pieces() as u32
     }
 
     /// Which of its row group's row blocks is the block's own.
@@ -240,9 +246,9 @@ where
                     barrier::init(self.full(stage), Self::FILLERS);
                     barrier::init(self.empty(stage), Self::EMPTIERS);
                 }
-                for share in 0..Prefill::SHARES as u32 {
-                    barrier::init(self.share_full(share), 1);
-                    barrier::init(self.share_empty(share), Self::WARPS * LANES as u32);
+                for slot in 0..Prefill::WORK_TILES as u32 {
+                    barrier::init(self.work_tile_full(slot), 1);
+                    barrier::init(self.work_tile_empty(slot), Self::WARPS * LANES as u32);
                 }
                 for table in 0..Prefill::TABLES as u32 {
                     // Every lane arrives for what it has written or read.
@@ -261,7 +267,7 @@ where
             } else {
                 thread::shrink_registers::<{ REGISTERS.1 }>();
                 match self.warp - Self::WARPS {
-                    helper if helper % 2 == 1 => self.write_table(helper / 2),
+                    producer if producer % 2 == 1 => self.write_table(producer / 2),
                     0 => self.copy_dense(),
                     _ => self.copy_activations(),
                 }
@@ -284,11 +290,11 @@ where
         }
     }
 
-    /// The tile of a unit in a strip of the row block. Below the matrix the last strip stands in: what
+    /// The tile of a k-tile in a strip of the row block. Below the matrix the last strip stands in: what
     /// comes of it is not stored.
     #[inline(always)]
     pub(super) fn tile(&self, schedule: &Schedule, place: Place, column: u32, strip: u32) -> usize {
         let strip = (self.row_block(place) * Self::STRIPS + strip).min(self.strips - 1);
-        (strip * schedule.tile_cols + column) as usize
+        (strip * schedule.k_tiles + column) as usize
     }
 }

@@ -1,4 +1,4 @@
-//! The patches of a unit on their way from global memory into a table.
+//! The patches of a k-tile on their way from global memory into a table.
 //!
 //! Eight lanes of a warp take the patches of each strip's tile, a pair at a time.
 
@@ -17,7 +17,7 @@ const USUAL: usize = 2;
 const STEP: u32 = 2 * STRIP_LANES as u32;
 const HELD: u32 = STEP * PAIRS as u32;
 
-/// A lane's patches of a unit, from wherever in four bytes those of its strip start.
+/// A lane's patches of a k-tile, from wherever in four bytes those of its strip start.
 #[derive(Clone, Copy)]
 pub struct Patches {
     /// Those of the strip.
@@ -184,7 +184,7 @@ impl Ready {
         }
     }
 
-    /// Takes them out of the unit's `table`.
+    /// Takes them out of the k-tile's `table`.
     ///
     /// # Safety
     /// They were [stored](Self::store) there; nobody reads the table meanwhile.

@@ -1,14 +1,14 @@
-//! What becomes of the sums: handed over to a later cluster, or finished and stored.
+//! What becomes of the sums: stored as partial sums for a later cluster, or finished and stored.
 
 use core::ops::Range;
 
-use super::{Accumulator, Block, Ring};
+use super::{Accumulator, Block, RestartingState};
 use crate::{
     arch::{barrier, copy, grid, memory, mma, thread},
-    kernels::epilogue::Epilogue,
+    kernels::{epilogue::Epilogue, fixup::counted},
     launch::Prefill,
     layout::*,
-    schedule::Place,
+    sched::schedule::Place,
 };
 
 /// Sums that a thread has of the up to 64 tokens which leave a tile at a time, and fours of them.
@@ -77,7 +77,7 @@ where
         (cluster * CLUSTER as u32 + self.rank) as usize
     }
 
-    /// Where a block leaves its sums: of each four tokens for which a thread has two, four sums of all
+    /// Where a block stores its partial sums: of each four tokens for which a thread has two, four sums of all
     /// threads.
     #[inline(always)]
     pub(super) fn partial(&self, cluster: u32) -> *mut f32 {
@@ -85,7 +85,7 @@ where
         self.args.partials.wrapping_add(index)
     }
 
-    /// Counts the warps of a block that have left theirs.
+    /// Counts the warps of a block that have stored theirs.
     #[inline(always)]
     pub(super) fn flag(&self, cluster: u32) -> *mut u32 {
         self.args.flags.wrapping_add(self.partner(cluster))
@@ -102,9 +102,9 @@ where
         4 * (self.warp * LANES as u32 + self.lane)
     }
 
-    /// Leaves sums to a later cluster.
+    /// Stores partial sums for a later cluster, see [`counted`].
     #[inline(always)]
-    pub(super) unsafe fn hand_over(&self, place: Place, acc: &[f32; SUMS]) {
+    pub(super) unsafe fn store_partial(&self, place: Place, acc: &[f32; SUMS]) {
         let to = self
             .partial(self.cluster)
             .wrapping_add(self.own_sum() as usize);
@@ -115,20 +115,20 @@ where
                     let sums = four(acc, FOUR);
                     let to = to.wrapping_add(FOUR * Self::FOUR);
                     // SAFETY: the workspace has room for every block of the launch.
-                    unsafe { memory::leave_u32x4(to, sums.map(f32::to_bits)) }
+                    unsafe { counted::store(to, sums) }
                 });
             }
         });
         // SAFETY: there is a flag for every block of the launch.
-        unsafe { memory::count_warp(self.flag(self.cluster), self.lane) };
+        unsafe { counted::arrive(self.flag(self.cluster), self.lane) };
     }
 
     /// Adds the `piece`-th part of a chunk of an earlier cluster's sums, which the ring's next stage
     /// holds.
     #[inline(always)]
-    unsafe fn take_over<const PIECE: usize>(
+    unsafe fn reduce<const PIECE: usize>(
         &self,
-        ring: &mut Ring<STAGES>,
+        ring: &mut RestartingState<STAGES>,
         sums: &mut [f32; CHUNK],
     ) {
         // SAFETY: the stage is full, and stays so until it is released.
@@ -150,14 +150,14 @@ where
     #[inline(always)]
     unsafe fn add_earlier(
         &self,
-        before: Range<u32>,
-        ring: &mut Ring<STAGES>,
+        peers: Range<u32>,
+        ring: &mut RestartingState<STAGES>,
         sums: &mut [f32; CHUNK],
     ) {
-        for _ in before {
+        for _ in peers {
             // SAFETY: `run`'s.
             unsafe {
-                unroll!(P < Self::SHAPE.chunk_pieces() => { self.take_over::<P>(ring, sums); });
+                unroll!(P < Self::SHAPE.chunk_pieces() => { self.reduce::<P>(ring, sums); });
             }
         }
     }
@@ -170,8 +170,8 @@ where
     pub(super) unsafe fn store(
         &self,
         place: Place,
-        before: Range<u32>,
-        ring: &mut Ring<STAGES>,
+        peers: Range<u32>,
+        ring: &mut RestartingState<STAGES>,
         acc: &[f32; SUMS],
     ) {
         let epilogue = Epilogue::new(&self.args.output, self.args.m, self.args.n);
@@ -184,7 +184,7 @@ where
         }
         if epilogue.is_plain(group_feature, Prefill::GROUP_ROWS as u32) {
             // SAFETY: `run`'s.
-            return unsafe { self.store_plain(place, before, ring, acc, &epilogue, group_feature) };
+            return unsafe { self.store_plain(place, peers, ring, acc, &epilogue, group_feature) };
         }
         unroll!(C < SUMS.div_ceil(CHUNK) => {
             if let Some(first) = self.chunk(place, C) {
@@ -192,7 +192,7 @@ where
                 let token = first + 2 * (self.lane % 4);
                 // SAFETY: `run`'s.
                 unsafe {
-                    self.add_earlier(before.clone(), ring, &mut sums);
+                    self.add_earlier(peers.clone(), ring, &mut sums);
                     let bias = [epilogue.bias::<0>(feature), epilogue.bias::<8>(feature)];
                     let mut old = [0; CHUNK];
                     if epilogue.accumulates() {
@@ -232,8 +232,8 @@ where
     unsafe fn store_plain(
         &self,
         place: Place,
-        before: Range<u32>,
-        ring: &mut Ring<STAGES>,
+        peers: Range<u32>,
+        ring: &mut RestartingState<STAGES>,
         acc: &[f32; SUMS],
         epilogue: &Epilogue,
         feature: u32,
@@ -249,7 +249,7 @@ where
                 let mut sums = chunk_of(acc, C);
                 // SAFETY: `run`'s.
                 unsafe {
-                    self.add_earlier(before.clone(), ring, &mut sums);
+                    self.add_earlier(peers.clone(), ring, &mut sums);
                     self.put::<C>(&out, &sums);
                     // Read before any is stored; lines that are not there hold anything.
                     let pairs = [

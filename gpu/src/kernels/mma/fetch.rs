@@ -1,5 +1,5 @@
-//! How a warp brings the strips of a unit to shared memory: where there are bulk copies, a lane by
-//! itself; else in copies of 16 bytes, the lanes dealt out to the strips evenly.
+//! How a warp brings the strips of a k-block to shared memory: where there are bulk copies, a lane by
+//! itself; else in copies of 16 bytes, of which the lanes take equal parts.
 
 #[cfg(zipserv_sm = "90a")]
 pub use bulk::*;
@@ -13,7 +13,7 @@ mod bulk {
     /// Whether one lane copies a strip by itself.
     pub const ALONE: bool = true;
 
-    /// How often a unit's copies arrive: once a strip.
+    /// How often a k-block's copies arrive: once a strip.
     #[inline(always)]
     pub const fn arrivals<const STRIPS: usize>() -> u32 {
         STRIPS as u32
@@ -60,7 +60,7 @@ mod chunks {
     /// Bytes that a lane copies at a time.
     const CHUNK: u32 = 16;
 
-    /// How often a unit's copies arrive: once a lane.
+    /// How often a k-block's copies arrive: once a lane.
     #[inline(always)]
     pub const fn arrivals<const STRIPS: usize>() -> u32 {
         LANES as u32
