@@ -7,7 +7,7 @@ use super::{
     stream::Stream,
 };
 
-/// Memory through which the thread blocks of a [plan](super::Plan)'s launch hand over partial sums,
+/// Memory through which the thread blocks of a [plan](super::Plan)'s launch reduce partial sums,
 /// and, if the caller adds some, to which plans that are [decoupled](super::Plan::is_decoupled)
 /// decompress weights.
 ///

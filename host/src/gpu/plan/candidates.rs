@@ -4,8 +4,8 @@ use zipserv_gpu::{
 };
 
 use super::{
-    mma::{columns, tokens},
-    wgmma::{self, cost, deal, most_clusters, tiles},
+    mma::{k_tiles, tokens},
+    wgmma::{self, cost, decompose, most_clusters, tiles},
 };
 use crate::gpu::{device::Device, family::Family, kernels::Kernels, tuning::TunedLaunch};
 
@@ -74,7 +74,7 @@ impl Candidates {
         let mut prefills: Vec<_> = suiting.collect();
         prefills.sort_by_key(|(_, shape)| cost(shape, (rows, cols), n, self.sms));
         for (kernel, shape) in prefills.into_iter().take(SHAPES) {
-            for (clusters, split) in self.deals(shape, rows, cols, n) {
+            for (clusters, split) in self.decompositions(shape, rows, cols, n) {
                 add(kernel, clusters * shape.cluster, Some(split));
             }
         }
@@ -83,17 +83,17 @@ impl Candidates {
 
     /// Numbers of thread blocks for few tokens.
     fn blocks(&self, shape: &Gemm, rows: usize, cols: usize) -> Vec<usize> {
-        let columns = columns(shape, rows, cols);
+        let columns = k_tiles(shape, rows, cols);
         let own = columns.min(self.sms * shape.blocks).max(1);
         let of_row = cols.div_ceil(TILE_COLS);
-        // Shares that are whole row blocks, or equal parts of one.
+        // Runs that are whole row blocks, or equal parts of one.
         let is_aligned = |blocks: &usize| {
-            let share = columns / blocks;
+            let run = columns / blocks;
             columns.is_multiple_of(*blocks)
-                && (share.is_multiple_of(of_row) || of_row.is_multiple_of(share))
+                && (run.is_multiple_of(of_row) || of_row.is_multiple_of(run))
         };
         let mut blocks = vec![own];
-        // As few as have no longer shares than those.
+        // As few as have no longer runs than those.
         blocks.push(columns.div_ceil(columns.div_ceil(own).max(1)).max(1));
         blocks.extend((own * 3 / 4..own).rev().filter(|&b| b > 0).find(is_aligned));
         // Some SMs left to the kernels before and after.
@@ -102,22 +102,28 @@ impl Candidates {
     }
 
     /// Numbers of clusters and of output tiles that they share, for many tokens.
-    fn deals(&self, shape: &Prefill, rows: usize, cols: usize, n: usize) -> Vec<(usize, usize)> {
-        let (tiles, tile_cols) = (tiles(shape, rows, n).max(1), cols.div_ceil(TILE_COLS));
-        let most = most_clusters(tiles, tile_cols, self.sms / shape.cluster);
-        let mut deals = vec![deal(tiles, tile_cols, most)];
-        // Equal parts of each tile.
-        for parts in 1..=most / tiles {
-            deals.push((tiles * parts, if parts > 1 { tiles } else { 0 }));
+    fn decompositions(
+        &self,
+        shape: &Prefill,
+        rows: usize,
+        cols: usize,
+        n: usize,
+    ) -> Vec<(usize, usize)> {
+        let (tiles, k_tiles) = (tiles(shape, rows, n).max(1), cols.div_ceil(TILE_COLS));
+        let most = most_clusters(tiles, k_tiles, self.sms / shape.cluster);
+        let mut decompositions = vec![decompose(tiles, k_tiles, most)];
+        // Equal splits of each tile.
+        for splits in 1..=most / tiles {
+            decompositions.push((tiles * splits, if splits > 1 { tiles } else { 0 }));
         }
         // All clusters: they share nothing, what is left over when whole tiles go round, or as many
         // tiles again.
         if tiles >= most {
-            deals.push((most, 0));
+            decompositions.push((most, 0));
         }
         let rest = tiles % most;
-        deals.extend([(most, rest), (most, tiles.min(rest + most))]);
-        deals
+        decompositions.extend([(most, rest), (most, tiles.min(rest + most))]);
+        decompositions
     }
 }
 

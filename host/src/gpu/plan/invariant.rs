@@ -2,7 +2,7 @@
 //! call.
 //!
 //! Tokens go through the kernels for many in groups, none larger than an output tile. Each group is
-//! one block of tokens then, so that the deal of output tiles, and with it the order in which the
+//! one block of tokens then, so that the decomposition of output tiles, and with it the order in which the
 //! products of an output are added up, follows from the weights' size and the device alone. The
 //! kernels differ in the N of their `wgmma` and otherwise add up alike; that N makes no difference to
 //! a sum is no promise of the PTX ISA, so `tests/gpu` and `bench --invariant` compare bits.
@@ -42,23 +42,23 @@ fn kernel(n: usize) -> (&'static str, Prefill) {
 }
 
 impl InvariantPlan {
-    /// Deals the weights out, once for all groups.
+    /// Decomposes the weights, once for all groups.
     ///
     /// # Errors
     /// [`GpuError::NoKernel`] when the device lacks one of the kernels, and what loading the first
     /// fails with.
     pub fn new(weights: &DeviceMatrix) -> Result<Self, GpuError> {
-        let gpu = weights.device();
-        if PREFILLS.iter().any(|(name, _)| !gpu.has(name)) {
-            return Err(gpu.no_kernel("batch_invariant"));
+        let device = weights.device();
+        if PREFILLS.iter().any(|(name, _)| !device.has(name)) {
+            return Err(device.no_kernel("batch_invariant"));
         }
         let (m, k) = (weights.rows(), weights.cols());
-        let launch = launch((m, k), 1, gpu.sms() as usize);
+        let launch = launch((m, k), 1, device.sms() as usize);
         Ok(Self { m, k, launch })
     }
 }
 
-/// The launch for weights of `m` x `k` and a group of `n` tokens: another kernel, but the same deal
+/// The launch for weights of `m` x `k` and a group of `n` tokens: another kernel, but the same decomposition
 /// whatever `n`, as a test says.
 fn launch(size: (usize, usize), n: usize, sms: usize) -> WgmmaPlan {
     let launch = WgmmaPlan::new(kernel(n), size, n, sms);
@@ -146,10 +146,10 @@ mod tests {
         let decomposition = launch.decomposition(k as usize);
         let rows = (Prefill::ROWS * shape.cluster) as u32;
         let tiles = OutputTiles::new(m, n, rows, shape.tokens as u32);
-        let tile_cols = k.div_ceil(TILE_COLS as u32);
+        let k_tiles = k.div_ceil(TILE_COLS as u32);
         let mut parts = vec![Vec::new(); m.div_ceil(rows) as usize];
         for cluster in 0..clusters {
-            let mut schedule = Schedule::new(tiles, tile_cols, decomposition, clusters, cluster);
+            let mut schedule = Schedule::new(tiles, k_tiles, decomposition, clusters, cluster);
             while let Some(work_tile) = schedule.next() {
                 let place = tiles.place(work_tile.tile);
                 assert_eq!(place.token_block, 0);
@@ -175,8 +175,8 @@ mod tests {
             for sms in [2, 78, 114, 132] {
                 let of = |n: u32| {
                     let launch = launch((m as usize, k as usize), n as usize, sms);
-                    let deal = (launch.clusters, launch.tiles, launch.split);
-                    (deal, parts(&launch, (m, k), n))
+                    let decomposition = (launch.clusters, launch.tiles, launch.split);
+                    (decomposition, parts(&launch, (m, k), n))
                 };
                 let one = of(1);
                 for parts in &one.1 {

@@ -18,7 +18,7 @@ pub struct MmaPlan {
     shape: Gemm,
     /// Thread blocks.
     pub blocks: u32,
-    columns: usize,
+    k_tiles: usize,
     slices: usize,
 }
 
@@ -28,7 +28,7 @@ pub fn tokens(shape: &Gemm) -> usize {
 }
 
 /// k-tiles of all row blocks, which the kernel decomposes among thread blocks.
-pub fn columns(shape: &Gemm, rows: usize, cols: usize) -> usize {
+pub fn k_tiles(shape: &Gemm, rows: usize, cols: usize) -> usize {
     rows.div_ceil(shape.rows()) * cols.div_ceil(TILE_COLS)
 }
 
@@ -51,9 +51,9 @@ impl MmaPlan {
     pub fn with_kernel(weights: &DeviceMatrix, n: usize, kernel: &str) -> Result<Self, GpuError> {
         let device = weights.device();
         let (kernel, shape) = device.find(GEMMS, kernel)?;
-        let columns = columns(&shape, weights.rows(), weights.cols());
+        let k_tiles = k_tiles(&shape, weights.rows(), weights.cols());
         let row_blocks = weights.rows().div_ceil(shape.rows());
-        let most = columns.min(device.resident_blocks(kernel)? as usize);
+        let most = k_tiles.min(device.resident_blocks(kernel)? as usize);
         let blocks = match shape.warps_m {
             1 => whole_row_blocks(row_blocks, most).unwrap_or(most),
             _ => most,
@@ -62,16 +62,16 @@ impl MmaPlan {
             kernel,
             shape,
             blocks: blocks.max(1) as u32,
-            columns,
+            k_tiles,
             slices: n.div_ceil(tokens(&shape)),
         })
     }
 
     /// The same on another number of thread blocks, at least one and at most as many as there
-    /// are tile columns.
+    /// are k-tiles.
     #[must_use]
     pub fn with_blocks(self, blocks: u32) -> Self {
-        let most = u32::try_from(self.columns).unwrap_or(u32::MAX);
+        let most = u32::try_from(self.k_tiles).unwrap_or(u32::MAX);
         Self {
             blocks: blocks.min(most).max(1),
             ..self
@@ -84,7 +84,7 @@ impl fmt::Display for MmaPlan {
         let Self {
             shape,
             blocks,
-            columns,
+            k_tiles,
             slices,
             ..
         } = self;
@@ -94,7 +94,7 @@ impl fmt::Display for MmaPlan {
         }
         write!(
             f,
-            "up to {tokens} tokens; {columns} tile columns of {rows} rows over {blocks} blocks"
+            "up to {tokens} tokens; {k_tiles} k-tiles of {rows} rows over {blocks} blocks"
         )
     }
 }
@@ -126,12 +126,12 @@ pub unsafe fn run_mma(
             slices,
         ));
     }
-    let columns = columns(&shape, weights.rows(), weights.cols());
-    if columns != plan.columns {
+    let k_tiles = k_tiles(&shape, weights.rows(), weights.cols());
+    if k_tiles != plan.k_tiles {
         return Err(GpuError::mismatch(
-            "tile columns, as many as",
-            plan.columns,
-            columns,
+            "k-tiles, as many as",
+            plan.k_tiles,
+            k_tiles,
         ));
     }
     let bytes = blocks as usize * shape.partial_bytes();

@@ -29,8 +29,8 @@ pub struct WgmmaPlan {
     pub tiles: u32,
     /// Output tiles that clusters share along K.
     pub split: u32,
-    /// Units of a tile along K.
-    pub tile_cols: u32,
+    /// k-tiles of an output tile.
+    pub k_tiles: u32,
 }
 
 /// Chooses kernel and launch for `n` tokens.
@@ -38,37 +38,37 @@ pub struct WgmmaPlan {
 /// # Errors
 /// [`GpuError::NoKernel`] when the device has none.
 pub fn wgmma_plan(weights: &DeviceMatrix, n: usize) -> Result<WgmmaPlan, GpuError> {
-    let gpu = weights.device();
-    let kernels = PREFILLS.iter().filter(|(name, _)| gpu.has(name));
+    let device = weights.device();
+    let kernels = PREFILLS.iter().filter(|(name, _)| device.has(name));
     let size = (weights.rows(), weights.cols());
-    let sms = gpu.sms() as usize;
+    let sms = device.sms() as usize;
     let (name, _) = kernels
         .min_by_key(|(_, shape)| cost(shape, size, n, sms))
-        .ok_or_else(|| gpu.no_kernel("prefill"))?;
+        .ok_or_else(|| device.no_kernel("prefill"))?;
     WgmmaPlan::with_kernel(weights, n, name)
 }
 
-/// Roughly the nanoseconds that weights of `m` x `k` and `n` tokens take in tiles of a shape: the units
+/// Roughly the nanoseconds that weights of `m` x `k` and `n` tokens take in output tiles of a shape: the k-tiles
 /// of the cluster that has most, which cost their tokens' multiplication, but also the weights'
-/// decoding, and what those that share a tile hand over. Of 25 choices between all shapes and splits that were
+/// decoding, and the partial sums that those which share a tile store. Of 25 choices between all shapes and splits that were
 /// measured (an H200, five layers with 96 to 512 tokens) all but two were the fastest, and those were 1 and 2 %
 /// slower.
 pub fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, sms: usize) -> usize {
-    /// For each token of a tile and each cluster that hands over.
-    const HANDED_OVER: usize = 13;
-    let (tiles, tile_cols) = (tiles(shape, m, n), k.div_ceil(TILE_COLS));
-    let (clusters, split) = deal(tiles, tile_cols, sms / shape.cluster);
-    let (units, sharers) = match clusters.checked_div(split) {
-        Some(parts) => ((tiles * tile_cols).div_ceil(clusters), parts.max(2)),
-        None => (tiles.div_ceil(clusters.max(1)) * tile_cols, 1),
+    /// For each token of a tile and each cluster that stores partial sums.
+    const STORED: usize = 13;
+    let (tiles, k_tiles) = (tiles(shape, m, n), k.div_ceil(TILE_COLS));
+    let (clusters, split) = decompose(tiles, k_tiles, sms / shape.cluster);
+    let (k_tiles_each, sharers) = match clusters.checked_div(split) {
+        Some(parts) => ((tiles * k_tiles).div_ceil(clusters), parts.max(2)),
+        None => (tiles.div_ceil(clusters.max(1)) * k_tiles, 1),
     };
-    units * unit_time(shape.tokens) + (sharers - 1) * HANDED_OVER * shape.tokens
+    k_tiles_each * k_tile_time(shape.tokens) + (sharers - 1) * STORED * shape.tokens
 }
 
-/// Nanoseconds of a unit of so many tokens.
-fn unit_time(tokens: usize) -> usize {
+/// Nanoseconds of a k-tile of so many tokens.
+fn k_tile_time(tokens: usize) -> usize {
     /// Tokens, and what was measured on 28672 x 4096 with the kernels of a125c1d131 on an H100, whose clusters
-    /// have 109 units on average; those for 16, 176 and 192 moved by up to 2 %, so that no token costs more
+    /// have 109 k-tiles on average; those for 16, 176 and 192 moved by up to 2 %, so that no token costs more
     /// than those before.
     const MEASURED: &[(usize, usize)] = &[
         (16, 536),
@@ -98,16 +98,16 @@ impl WgmmaPlan {
     /// no such kernel, and what loading it fails with.
     pub fn with_kernel(weights: &DeviceMatrix, n: usize, kernel: &str) -> Result<Self, GpuError> {
         check_tokens(n)?;
-        let gpu = weights.device();
-        let kernel = gpu.find(PREFILLS, kernel)?;
-        gpu.load(kernel.0)?;
+        let device = weights.device();
+        let kernel = device.find(PREFILLS, kernel)?;
+        device.load(kernel.0)?;
         let size = (weights.rows(), weights.cols());
-        let plan = Self::new(kernel, size, n, gpu.sms() as usize);
+        let plan = Self::new(kernel, size, n, device.sms() as usize);
         Ok(plan.expect("MAX_TOKENS and rows of 32 bits make tiles of 32 bits"))
     }
 
     /// The launch of a kernel, by name and shape, for weights of `m` x `k`, on so many
-    /// sms; none for no tokens, or for too many output tiles.
+    /// SMs; none for no tokens, or for too many output tiles.
     pub fn new(
         (kernel, shape): (&'static str, Prefill),
         (m, k): (usize, usize),
@@ -116,9 +116,9 @@ impl WgmmaPlan {
     ) -> Option<Self> {
         let tiles = tiles(&shape, m, n);
         let tiles32 = u32::try_from(tiles).ok().filter(|_| n > 0)?;
-        let tile_cols = k.div_ceil(TILE_COLS);
-        let most = most_clusters(tiles, tile_cols, sms / shape.cluster);
-        let (clusters, split) = deal(tiles, tile_cols, most);
+        let k_tiles = k.div_ceil(TILE_COLS);
+        let most = most_clusters(tiles, k_tiles, sms / shape.cluster);
+        let (clusters, split) = decompose(tiles, k_tiles, most);
         let plan = Self {
             kernel,
             shape,
@@ -126,29 +126,29 @@ impl WgmmaPlan {
             most: most as u32,
             tiles: tiles32,
             split: 0,
-            tile_cols: tile_cols as u32,
+            k_tiles: k_tiles as u32,
         };
         Some(plan.with_split(split as u32))
     }
 
     /// How clusters share output tiles along K, of so many input features.
     pub(super) fn decomposition(&self, k: usize) -> Decomposition {
-        /// Units by which the last share of a tile is longer: the other clusters' sums are there when
-        /// it ends. Of 0, 2, 4, 6, 8, 12 and 16 it was the fastest or within 1 % of that for 64 to 512
+        /// k-tiles by which the last split of an output tile is longer: the other clusters' sums are there
+        /// when it ends. Of 0, 2, 4, 6, 8, 12 and 16 it was the fastest or within 1 % of that for 64 to 512
         /// tokens, up to 6 % faster than 0 (4096 x 4096, 512 tokens).
         const HEAD_START: u32 = 6;
         let split = self.split;
-        let tile_cols = k.div_ceil(TILE_COLS) as u32;
-        let parts = self.clusters.checked_div(split).unwrap_or(1);
-        let all = split == self.tiles && self.clusters == parts * split;
-        let early = if all && parts > 1 && tile_cols >= HEAD_START + parts {
-            (tile_cols - HEAD_START) / parts
+        let k_tiles = k.div_ceil(TILE_COLS) as u32;
+        let splits = self.clusters.checked_div(split).unwrap_or(1);
+        let all = split == self.tiles && self.clusters == splits * split;
+        let k_tiles_per_split = if all && splits > 1 && k_tiles >= HEAD_START + splits {
+            (k_tiles - HEAD_START) / splits
         } else {
             0
         };
         Decomposition {
             shared_tiles: split,
-            k_tiles_per_split: early,
+            k_tiles_per_split,
         }
     }
 
@@ -158,10 +158,10 @@ impl WgmmaPlan {
     }
 
     /// The same with so many output tiles shared along K, at most all of them, and no more than have
-    /// 2^32 units: kernels count those in 32 bits.
+    /// 2^32 k-tiles: kernels count those in 32 bits.
     #[must_use]
     pub fn with_split(self, tiles: u32) -> Self {
-        let most = self.tiles.min(u32::MAX / self.tile_cols.max(1));
+        let most = self.tiles.min(u32::MAX / self.k_tiles.max(1));
         Self {
             split: tiles.min(most),
             ..self
@@ -194,42 +194,42 @@ impl fmt::Display for WgmmaPlan {
 }
 
 /// How many of at most so many clusters there is work for.
-pub fn most_clusters(tiles: usize, tile_cols: usize, most: usize) -> usize {
+pub fn most_clusters(tiles: usize, k_tiles: usize, most: usize) -> usize {
     /// Clusters that share an output tile, at most: one of them adds up all sums.
     const SHARERS: usize = 8;
-    most.min(tiles * tile_cols.min(SHARERS)).max(1)
+    most.min(tiles * k_tiles.min(SHARERS)).max(1)
 }
 
-/// Deals output tiles of `tile_cols` units along K to at most so many clusters: how many clusters to
+/// Decomposes output tiles of so many k-tiles among at most so many clusters: how many clusters to
 /// take, and how many tiles they share along K.
-pub fn deal(tiles: usize, tile_cols: usize, most: usize) -> (usize, usize) {
-    /// Units of time by which equal parts may be longer than an equal share of everything. They
+pub fn decompose(tiles: usize, k_tiles: usize, most: usize) -> (usize, usize) {
+    /// k-tiles by which equal splits may be longer than equal runs of everything. They
     /// save each cluster a second piece of a tile, whose sums pass through memory: that took 7 to
-    /// 13 units at 256 tokens, 3 to 10 at 64 and 128 (4096, 5120 and 6144 features).
+    /// 13 k-tiles at 256 tokens, 3 to 10 at 64 and 128 (4096, 5120 and 6144 features).
     const SAVED: usize = 8;
-    /// Units of time that each part but one costs, as its sums are handed over: three parts of
+    /// k-tiles' time that each split but one costs, as its partial sums are stored and reduced: three splits of
     /// 4096 x 4096 were 2 to 5 % faster than four at 64, 128 and 192 tokens.
-    const HANDED_OVER: usize = 6;
-    let clusters = most_clusters(tiles, tile_cols, most);
-    // As many clusters for each tile, each with a part of it.
-    let parts = 1..=clusters / tiles.max(1);
-    let units = |parts: usize| tile_cols.div_ceil(parts);
-    let parts = parts.min_by_key(|&parts| units(parts) + (parts - 1) * HANDED_OVER);
-    match parts {
-        Some(parts) if units(parts) <= (tiles * tile_cols).div_ceil(clusters) + SAVED => {
-            (tiles * parts, if parts > 1 { tiles } else { 0 })
+    const STORED: usize = 6;
+    let clusters = most_clusters(tiles, k_tiles, most);
+    // As many clusters for each tile, each with a split of it.
+    let splits = 1..=clusters / tiles.max(1);
+    let longest = |splits: usize| k_tiles.div_ceil(splits);
+    let splits = splits.min_by_key(|&splits| longest(splits) + (splits - 1) * STORED);
+    match splits {
+        Some(splits) if longest(splits) <= (tiles * k_tiles).div_ceil(clusters) + SAVED => {
+            (tiles * splits, if splits > 1 { tiles } else { 0 })
         }
-        _ => (clusters, split(tiles, tile_cols, clusters)),
+        _ => (clusters, shared(tiles, k_tiles, clusters)),
     }
 }
 
-/// How many of the output tiles of `tile_cols` units to share along K. Whole tiles go round as often as
+/// How many of the output tiles of so many k-tiles to share along K. Whole tiles go round as often as
 /// they can, and some that are left over are shared.
-fn split(tiles: usize, tile_cols: usize, clusters: usize) -> usize {
+fn shared(tiles: usize, k_tiles: usize, clusters: usize) -> usize {
     /// Rounds from which on sharing more than what is left over was 19 % slower than sharing
     /// nothing (28672 x 4096, 2048 tokens, 13 rounds); at three rounds (512 tokens) it was 10 % faster.
     const MANY: usize = 8;
-    /// Units of a tile from which on one part in so many of all clusters' time may be idle: then what clusters
+    /// k-tiles of an output tile from which on one part in so many of all clusters' time may be idle: then what clusters
     /// that share need at a time is probably more than the L2 cache holds.
     /// Against cuBLAS in runs of their own, at 4,096 tokens, not to share was 4 and 14 % faster for
     /// 4096 x 14336 (3.9 rounds), 4 and 8 % slower for 6144 x 4096 and 12288 x 4096 (5.8 and 11.6).
@@ -238,7 +238,7 @@ fn split(tiles: usize, tile_cols: usize, clusters: usize) -> usize {
     let (rounds, rest) = (tiles / clusters, tiles % clusters);
     let idle = clusters - rest;
     let is_nearly_full = idle * 10 <= clusters
-        || tile_cols >= LONG && rounds > 0 && idle * IDLE < clusters * (rounds + 1);
+        || k_tiles >= LONG && rounds > 0 && idle * IDLE < clusters * (rounds + 1);
     if rest == 0 || is_nearly_full {
         0
     } else if rounds == 0 {
@@ -319,15 +319,15 @@ pub unsafe fn run_wgmma(
 
 #[cfg(test)]
 mod tests {
-    use super::{PREFILLS, WgmmaPlan, cost, deal, split, unit_time};
+    use super::{PREFILLS, WgmmaPlan, cost, decompose, k_tile_time, shared};
 
     #[test]
     fn tiles_are_shared_where_it_pays() {
-        let shared = [16, 64, 66, 112, 132, 224, 896, 1792].map(|tiles| split(tiles, 64, 66));
-        assert_eq!(shared, [16, 0, 0, 112, 0, 92, 38, 0]);
+        let known = [16, 64, 66, 112, 132, 224, 896, 1792].map(|tiles| shared(tiles, 64, 66));
+        assert_eq!(known, [16, 0, 0, 112, 0, 92, 38, 0]);
         // With many input features only where much is left over.
-        let shared = [16, 112, 224, 256, 896].map(|tiles| split(tiles, 224, 66));
-        assert_eq!(shared, [16, 112, 92, 0, 0]);
+        let known = [16, 112, 224, 256, 896].map(|tiles| shared(tiles, 224, 66));
+        assert_eq!(known, [16, 112, 92, 0, 0]);
     }
 
     #[test]
@@ -341,28 +341,28 @@ mod tests {
         let chosen = [1, 17, 33, 65, 129, 192, 193, 257, 385, 513, 577, 769, 1024].map(tokens);
         let tiles = [16, 32, 64, 128, 144, 192, 224, 144, 224, 176, 224, 224, 256];
         assert_eq!(chosen, tiles);
-        // Few tiles: two of 128 tokens hand over less than one of 256.
+        // Few tiles: two of 128 tokens store less than one of 256.
         assert_eq!([256, 512].map(|n| of((4096, 4096), n)), [128, 256]);
     }
 
     #[test]
-    fn units_of_more_tokens_take_longer_but_less_for_each() {
-        let known = [16, 32, 144, 256].map(unit_time);
+    fn k_tiles_of_more_tokens_take_longer_but_less_for_each() {
+        let known = [16, 32, 144, 256].map(k_tile_time);
         assert_eq!(known, [536, 546, 645, 856]);
-        assert_eq!([1, 160, 300].map(unit_time), [536, 672, 856]);
+        assert_eq!([1, 160, 300].map(k_tile_time), [536, 672, 856]);
         for tokens in 16..256 {
-            let (less, more) = (unit_time(tokens), unit_time(tokens + 1));
+            let (less, more) = (k_tile_time(tokens), k_tile_time(tokens + 1));
             assert!(less <= more && more * tokens <= less * (tokens + 1));
         }
     }
 
-    /// Weights of 2^18 x 2^18 and 16,384 tokens have 2^20 tiles of 2^12 units.
+    /// Weights of 2^18 x 2^18 and 16,384 tokens have 2^20 output tiles of 2^12 k-tiles.
     #[test]
-    fn shared_units_have_32_bits() {
+    fn shared_k_tiles_have_32_bits() {
         let kernel = PREFILLS[0];
         let plan = WgmmaPlan::new(kernel, (1 << 18, 1 << 18), 16_384, 132).unwrap();
         let all = plan.with_split(u32::MAX);
-        assert!(all.split < plan.tiles && all.split.checked_mul(all.tile_cols).is_some());
+        assert!(all.split < plan.tiles && all.split.checked_mul(all.k_tiles).is_some());
         let small = WgmmaPlan::new(kernel, (4096, 4096), 16, 132).unwrap();
         assert_eq!(small.with_split(u32::MAX).split, small.tiles);
     }
@@ -377,15 +377,15 @@ mod tests {
             (20, 216, 3),
             (32, 448, 2),
         ] {
-            assert_eq!(deal(tiles, cols, 66), (tiles * parts, tiles));
+            assert_eq!(decompose(tiles, cols, 66), (tiles * parts, tiles));
         }
         // Two parts of 6144 x 24576 would leave 18 of 66 clusters idle for long; of 6144 x 4096 not.
-        assert_eq!(deal(24, 384, 66), (66, 24));
-        assert_eq!(deal(24, 64, 66), (48, 24));
+        assert_eq!(decompose(24, 384, 66), (66, 24));
+        assert_eq!(decompose(24, 64, 66), (48, 24));
         // More tiles than clusters.
-        assert_eq!(deal(112, 64, 66), (66, 112));
+        assert_eq!(decompose(112, 64, 66), (66, 112));
         // Nearly all clusters have a whole tile.
-        assert_eq!(deal(60, 80, 66), (60, 0));
-        assert_eq!(deal(1, 1, 66), (1, 0));
+        assert_eq!(decompose(60, 80, 66), (60, 0));
+        assert_eq!(decompose(1, 1, 66), (1, 0));
     }
 }
