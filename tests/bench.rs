@@ -6,6 +6,11 @@ use assert_cmd::Command;
 use predicates::{prelude::*, str::contains};
 use serde_json::Value;
 use tempfile::TempDir;
+use zipserv::gpu::{
+    Device, Family, Plan, Tuning,
+    tuning::{TunedLaunch, TunedRow, TuningTable},
+};
+use zipserv_bench::results::ReportFile;
 
 fn program() -> Command {
     Command::cargo_bin("zipserv-bench").unwrap()
@@ -57,11 +62,11 @@ fn finds_out_before_it_measures() {
         &["--layers", "4096"],
         &["--n", "0"],
         &["--n", "8,16385"],
-        &["--steps", "--n", "8"],
         &["--json"],
+        &["--ptx", "a", "--ptx", "b", "--ptx", "c"],
     ] {
         let mut command = program();
-        command.args(arguments);
+        command.arg("gemm").args(arguments);
         without_device(command)
             .code(2)
             .stdout("")
@@ -151,4 +156,66 @@ fn says_that_there_is_no_device() {
         );
     }
     assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
+}
+
+#[test]
+fn takes_plans_from_a_table() {
+    // Other tests say that there is no device.
+    let Ok(device) = Device::new(0) else { return };
+    let (kernel, _) = Plan::kernels(&device).next().unwrap();
+    let launch = TunedLaunch {
+        kernel: kernel.to_owned(),
+        blocks: 3,
+        split: None,
+    };
+    let mut table = TuningTable::new(Tuning::key(&device).unwrap());
+    table.insert(TunedRow {
+        rows: 500,
+        cols: 600,
+        n: 8,
+        default: launch.clone(),
+        launch,
+        before_us: 1.0,
+        after_us: 1.0,
+    });
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("tuned.json");
+    let file = ReportFile::create(&path, false).unwrap();
+    file.write(&table).unwrap();
+    let mut command = gemm();
+    command.args(["--n", "8", "--json", "-"]);
+    command.arg(format!("--tuned={}", path.display()));
+    let Some(document) = output(command) else {
+        return;
+    };
+    let report: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(report["tuned"], true);
+    let first = &report["gemm"][0]["kernels"][0];
+    assert_eq!(
+        (&first["kernel"], &first["blocks"]),
+        (&kernel.into(), &3.into())
+    );
+}
+
+#[test]
+fn compares_two_files() {
+    let Ok(device) = Device::new(0) else { return };
+    let name = match device.family() {
+        Family::Hopper => "zipserv_sm_90a.ptx",
+        Family::Portable => "zipserv_sm_80.ptx",
+    };
+    let ptx = format!("{}/../gpu/ptx/{name}", env!("CARGO_MANIFEST_DIR"));
+    let mut command = gemm();
+    command.args(["--n", "8,100", "--ptx", &ptx, "--ptx", &ptx, "--json", "-"]);
+    let Some(document) = output(command) else {
+        return;
+    };
+    let comparison: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(comparison["ptx_crc32"][0], comparison["ptx_crc32"][1]);
+    let rows = comparison["comparisons"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        assert_eq!(row["correct"], serde_json::json!([true, true]));
+        assert_eq!(row["us"][0].as_array().unwrap().len(), 5);
+    }
 }

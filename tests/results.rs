@@ -308,6 +308,37 @@ fn tells_how_far_the_dispatch_is_from_the_better_way() {
 }
 
 #[test]
+fn two_files_beside_one_another() {
+    let folder = Folder::new();
+    let mut old = two_models();
+    old["commit"] = json!("c0ffee");
+    let old = folder.write("old.json", &old);
+    // Half as long on one layer, a quarter longer on the other, at 0.8 of cuBLAS's time.
+    let mut new = report(vec![
+        row("small", 8, 3.2, None),
+        row("large", 8, 0.72, None),
+    ]);
+    for row in new["gemm"].as_array_mut().unwrap() {
+        row["cublas_us"] = json!(80.0);
+    }
+    let new = folder.write("new.json", &new);
+    let mut command = results(&[Path::new("diff"), &old, &new]);
+    let (old, new) = (old.display(), new.display());
+    command.assert().success().stdout(format!(
+        "\
+How many times as fast {new} (PTX 00000007, commit not told) is as {old} (PTX 00000007, commit c0ffee):
+
+| layer (M x K) | N=8 | 16 | 128 |
+| --- | --- | --- | --- |
+| small up 1000 x 500 | 2.000x |  |  |
+| large up 1000 x 500 | 0.800x |  |  |
+| **geometric mean** | 1.265x |  |  |
+| geometric mean of cuBLAS | 1.250x |  |  |
+"
+    ));
+}
+
+#[test]
 fn plots() {
     let folder = Folder::new();
     let file = folder.write("results.json", &two_models());

@@ -140,7 +140,11 @@ def main():
             "rows": rows,
             "absent": absent,
         }
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        # A row a line.
+        lines = ",\n".join(json.dumps(row) for row in report.pop("rows"))
+        fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in report.items()]
+        fields.append(f'"rows": [\n{lines}\n]')
+        options.json.write_text("{\n" + ",\n".join(fields) + "\n}\n")
     return 0 if all(row["exact"] for row in rows) else 1
 
 

@@ -202,18 +202,49 @@ fn layers(measured: &Measured) -> Table {
 mod tests {
     use std::path::Path;
 
-    use super::*;
+    use zipserv::gpu::tuning::TuningTable;
+
+    use super::{super::Steps, super::json, *};
+
+    fn root() -> &'static Path {
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+    }
+
+    fn files() -> Vec<PathBuf> {
+        let files = fs::read_dir(root().join("results")).unwrap();
+        let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
+    }
 
     #[test]
     fn the_document_is_what_the_files_say() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let files = fs::read_dir(root.join("results")).unwrap();
-        let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
-        files.sort();
-        let document = fs::read_to_string(root.join("docs/BENCHMARKS.md")).unwrap();
+        let document = fs::read_to_string(root().join("docs/BENCHMARKS.md")).unwrap();
         assert!(
-            document == benchmarks(&files).unwrap(),
+            document == benchmarks(&files()).unwrap(),
             "docs/BENCHMARKS.md is not of these results; its first lines say how to make it"
         );
+    }
+
+    #[test]
+    fn files_are_as_the_program_writes_them() {
+        let mut read = [0; 3];
+        for path in files() {
+            let text = fs::read_to_string(&path).unwrap();
+            let again = if let Ok(report) = Report::from_json(text.as_bytes()) {
+                read[0] += 1;
+                json(&report)
+            } else if let Ok(steps) = serde_json::from_str::<Steps>(&text) {
+                read[1] += 1;
+                json(&steps)
+            } else if let Ok(table) = TuningTable::from_json(text.as_bytes()) {
+                read[2] += 1;
+                json(&table)
+            } else {
+                continue;
+            };
+            assert!(text == format!("{again}\n"), "{}", path.display());
+        }
+        assert!(read.iter().all(|&files| files > 0), "{read:?}");
     }
 }
