@@ -166,7 +166,7 @@ fn takes_plans_from_a_table() {
     let launch = TunedLaunch {
         kernel: kernel.to_owned(),
         blocks: 3,
-        split: None,
+        shared_tiles: None,
     };
     let mut table = TuningTable::new(Tuning::key(&device).unwrap());
     table.insert(TunedRow {

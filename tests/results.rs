@@ -87,7 +87,7 @@ fn row(model: &str, n: usize, pdl: f64, decoupled: Option<f64>) -> Value {
         "kernels": [{
             "kernel": "a kernel",
             "blocks": 132,
-            "split": null,
+            "shared_tiles": null,
             "planned": true,
             "plain_us": 200.0 / pdl,
             "pdl_us": 100.0 / pdl,
@@ -139,7 +139,7 @@ TFLOP/s of ZipGEMM / decompression, then cuBLAS / cuBLAS:
 
 /// What `tune` would write.
 fn tuned() -> Value {
-    let launch = |blocks| json!({ "kernel": "zipgemm_n8", "blocks": blocks, "split": null });
+    let launch = |blocks| json!({ "kernel": "zipgemm_n8", "blocks": blocks, "shared_tiles": null });
     let row = |rows, after_us, blocks| {
         json!({
             "rows": rows, "cols": 500, "n": 8, "before_us": 12.0, "after_us": after_us,
@@ -191,7 +191,7 @@ Tuned launches on made up for a test:
 fn with_published(mut row: Value, us: f64) -> Value {
     row["published"] = json!({
         "kernel": "another kernel",
-        "split": 4,
+        "split_k": 4,
         "compressed_bytes": 687_500,
         "us": us,
         "deviation": 0.0,

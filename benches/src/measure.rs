@@ -204,7 +204,7 @@ impl Measure<'_> {
             let check = reference.check(y.downloads(), Sums::Fp32)?;
             Ok::<_, GpuError>(Published {
                 kernel: plan.kernel().to_owned(),
-                split: plan.split(),
+                split_k: plan.split(),
                 compressed_bytes: operands.published[0].device_bytes(),
                 us: published_times[0],
                 deviation: check.deviation,
@@ -238,7 +238,7 @@ impl Measure<'_> {
             Ok(KernelRow {
                 kernel: plan.kernel().to_owned(),
                 blocks: plan.blocks(),
-                split: plan.split(),
+                shared_tiles: plan.shared_tiles(),
                 planned: index == 0,
                 plain_us: times[0],
                 pdl_us: times.get(1).copied(),
@@ -338,14 +338,14 @@ impl Measure<'_> {
             // Activations of some widths are not for all kernels.
             let Ok(plan) = plan else { continue };
             // Slices read the weights again and again.
-            if plan.split().is_some() || n <= tokens {
+            if plan.shared_tiles().is_some() || n <= tokens {
                 plans.push(plan);
             }
         }
         if self.config.all_kernels {
             let others = plans.iter().flat_map(|plan| {
-                let splits = plan.splits().into_iter();
-                splits.map(|tiles| plan.with_split(tiles))
+                let splits = plan.numbers_of_shared_tiles().into_iter();
+                splits.map(|tiles| plan.with_shared_tiles(tiles))
             });
             plans.extend(others.collect::<Vec<_>>());
         }
@@ -356,7 +356,7 @@ impl Measure<'_> {
         plans.extend(others.collect::<Vec<_>>());
         let mut seen = Vec::new();
         plans.retain(|plan| {
-            let launch = (plan.kernel(), plan.blocks(), plan.split());
+            let launch = (plan.kernel(), plan.blocks(), plan.shared_tiles());
             let new = !seen.contains(&launch);
             seen.push(launch);
             new

@@ -217,7 +217,7 @@ fn plans(lab: &Lab, weights: &DeviceMatrix, n: usize) -> Vec<Plan> {
     }
     for (kernel, _) in lab.prefill_kernels() {
         let plan = plan_of(weights, n, kernel);
-        plans.extend([plan, plan.with_split(0)]);
+        plans.extend([plan, plan.with_shared_tiles(0)]);
     }
     plans
 }

@@ -20,9 +20,9 @@ fn plans(lab: &Lab, weights: &DeviceMatrix, n: usize) -> Vec<Plan> {
     for (name, _) in lab.prefill_kernels() {
         let plan = plan_of(weights, n, name);
         let all = u32::MAX;
-        plans.extend([plan, plan.with_split(0), plan.with_split(all)]);
-        plans.push(plan.with_blocks(6).with_split(all));
-        plans.push(plan.with_blocks(4).with_split(1).with_pdl(false));
+        plans.extend([plan, plan.with_shared_tiles(0), plan.with_shared_tiles(all)]);
+        plans.push(plan.with_blocks(6).with_shared_tiles(all));
+        plans.push(plan.with_blocks(4).with_shared_tiles(1).with_pdl(false));
     }
     plans
 }

@@ -30,11 +30,11 @@ fn table(lab: &Lab, rows: &[(usize, TunedLaunch)]) -> TuningTable {
     table
 }
 
-fn launch(kernel: &str, blocks: u32, split: Option<u32>) -> TunedLaunch {
+fn launch(kernel: &str, blocks: u32, shared_tiles: Option<u32>) -> TunedLaunch {
     TunedLaunch {
         kernel: kernel.to_owned(),
         blocks,
-        split,
+        shared_tiles,
     }
 }
 

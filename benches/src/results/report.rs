@@ -124,13 +124,13 @@ pub struct Dispatch {
 }
 
 /// ZipServ's kernel as published, on weights in its own layout, see
-/// [`PublishedMatrix`](zipserv::PublishedMatrix).
+/// [`PublishedMatrix`](crate::published::PublishedMatrix).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Published {
     /// Its name.
     pub kernel: String,
     /// Parts of K, of several numbers the fastest.
-    pub split: u32,
+    pub split_k: u32,
     /// Bytes that it reads.
     pub compressed_bytes: usize,
     /// Microseconds, launched plainly.
@@ -184,7 +184,7 @@ pub struct KernelRow {
     /// Thread blocks.
     pub blocks: u32,
     /// Output tiles that they share along K, where the kernel has output tiles.
-    pub split: Option<u32>,
+    pub shared_tiles: Option<u32>,
     /// Whether the plan chooses it.
     pub planned: bool,
     /// Microseconds, launched plainly.
@@ -484,7 +484,7 @@ mod tests {
             published_decoupled: None,
             published: decoupled.map(|speedup| Published {
                 kernel: "another kernel".to_owned(),
-                split: 1,
+                split_k: 1,
                 compressed_bytes: 1,
                 us: 1.0 / speedup,
                 deviation: 0.0,
@@ -501,7 +501,7 @@ mod tests {
             kernels: vec![KernelRow {
                 kernel: "a kernel".to_owned(),
                 blocks: 1,
-                split: None,
+                shared_tiles: None,
                 planned: true,
                 plain_us: 1.0 / speedup,
                 pdl_us: None,

@@ -76,7 +76,7 @@ impl fmt::Display for GemmRow {
             let tbs = published.compressed_bytes as f64 / us / 1e6;
             let of_read = 100.0 * tbs / self.read_tbs;
             let speedup = self.speedup(us);
-            let name = format!("{}, {} parts of K", published.kernel, published.split);
+            let name = format!("{}, {} parts of K", published.kernel, published.split_k);
             let ours = self.kernels.first();
             let ours = ours.map_or(f64::NAN, |ours| us / ours.plain_us);
             let wrong = wrong(published.correct, published.deviation);
@@ -117,9 +117,9 @@ impl fmt::Display for GemmRow {
         for kernel in &self.kernels {
             let wrong = wrong(kernel.correct, kernel.deviation);
             let mark = if kernel.planned { '*' } else { ' ' };
-            let split = kernel.split.map(|tiles| format!(", split {tiles}"));
-            let split = split.unwrap_or_default();
-            let name = format!("{} x {}{split}", kernel.kernel, kernel.blocks);
+            let shared = kernel.shared_tiles.map(|tiles| format!(", {tiles} shared"));
+            let shared = shared.unwrap_or_default();
+            let name = format!("{} x {}{shared}", kernel.kernel, kernel.blocks);
             lines(mark, &name, kernel.plain_us, kernel.pdl_us, &wrong)?;
         }
         if let Some(Dispatch {
@@ -236,7 +236,7 @@ mod tests {
             kernels: vec![KernelRow {
                 kernel: "prefill_n256".to_owned(),
                 blocks: 132,
-                split: Some(100),
+                shared_tiles: Some(100),
                 planned: true,
                 plain_us: 12500.0,
                 pdl_us: Some(10000.0),
@@ -253,8 +253,8 @@ mod tests {
 llama-3-70b   gate+up  57344 x 8192   N=8192
     cublasLt 1 of 8                            12500.0 us   616 TFLOP/s
     decompress, cublasLt 12 of 12              25000.0 us   308 TFLOP/s   0.500x  WRONG by 5.0e-1
-  * prefill_n256 x 132, split 100              12500.0 us   616 TFLOP/s   1.000x
-  * prefill_n256 x 132, split 100, pdl         10000.0 us   770 TFLOP/s   1.250x";
+  * prefill_n256 x 132, 100 shared             12500.0 us   616 TFLOP/s   1.000x
+  * prefill_n256 x 132, 100 shared, pdl        10000.0 us   770 TFLOP/s   1.250x";
         assert_eq!(row(8192).to_string(), many);
         let dispatch = Dispatch {
             plan: String::new(),
@@ -274,8 +274,8 @@ llama-3-70b   gate+up  57344 x 8192   N=8192
 llama-3-70b   gate+up  57344 x 8192   N=8   limit 2.000x
     cublasLt 1 of 8                            12500.0 us
     decompress, cublasLt 12 of 12              25000.0 us                              0.500x  WRONG by 5.0e-1
-  * prefill_n256 x 132, split 100              12500.0 us   2.00 TB/s   50 % of read   1.000x
-  * prefill_n256 x 132, split 100, pdl         10000.0 us   2.50 TB/s   62 % of read   1.250x";
+  * prefill_n256 x 132, 100 shared             12500.0 us   2.00 TB/s   50 % of read   1.000x
+  * prefill_n256 x 132, 100 shared, pdl        10000.0 us   2.50 TB/s   62 % of read   1.250x";
         assert_eq!(row(8).to_string(), few);
     }
 
@@ -309,7 +309,7 @@ llama-3-70b   gate+up  57344 x 8192   N=8   limit 2.000x
         let mut few = row(8);
         let published = Published {
             kernel: "published_gemm_n8".to_owned(),
-            split: 2,
+            split_k: 2,
             compressed_bytes: 31_250_000_000,
             us: 25000.0,
             deviation: 0.25,

@@ -51,11 +51,11 @@ impl Candidates {
     /// thread blocks and of output tiles shared along K.
     pub fn launches(&self, rows: usize, cols: usize, n: usize) -> Vec<TunedLaunch> {
         let mut launches = Vec::new();
-        let mut add = |kernel: &str, blocks: usize, split: Option<usize>| {
+        let mut add = |kernel: &str, blocks: usize, shared: Option<usize>| {
             let launch = TunedLaunch {
                 kernel: kernel.to_owned(),
                 blocks: blocks as u32,
-                split: split.map(|split| split as u32),
+                shared_tiles: shared.map(|tiles| tiles as u32),
             };
             if !launches.contains(&launch) {
                 launches.push(launch);
@@ -74,8 +74,8 @@ impl Candidates {
         let mut prefills: Vec<_> = suiting.collect();
         prefills.sort_by_key(|(_, shape)| cost(shape, (rows, cols), n, self.sms));
         for (kernel, shape) in prefills.into_iter().take(SHAPES) {
-            for (clusters, split) in self.decompositions(shape, rows, cols, n) {
-                add(kernel, clusters * shape.cluster, Some(split));
+            for (clusters, shared) in self.decompositions(shape, rows, cols, n) {
+                add(kernel, clusters * shape.cluster, Some(shared));
             }
         }
         launches
@@ -133,7 +133,7 @@ mod tests {
 
     fn of(rows: usize, cols: usize, n: usize) -> Vec<(String, u32, Option<u32>)> {
         let launches = Candidates::of_h100().launches(rows, cols, n);
-        let parts = |launch: TunedLaunch| (launch.kernel, launch.blocks, launch.split);
+        let parts = |launch: TunedLaunch| (launch.kernel, launch.blocks, launch.shared_tiles);
         launches.into_iter().map(parts).collect()
     }
 
@@ -159,8 +159,8 @@ mod tests {
         );
         // 16 output tiles: whole, in two, three and four parts, and shared by all clusters.
         let many = of(4096, 4096, 64);
-        for (blocks, split) in [(32, 0), (64, 16), (96, 16), (128, 16), (132, 16)] {
-            let launch = launch("prefill_n64", blocks, Some(split));
+        for (blocks, shared) in [(32, 0), (64, 16), (96, 16), (128, 16), (132, 16)] {
+            let launch = launch("prefill_n64", blocks, Some(shared));
             assert!(many.contains(&launch), "{launch:?} of {many:?}");
         }
     }
@@ -171,9 +171,9 @@ mod tests {
             for n in [1, 8, 16, 32, 64, 128, 1000, 8192] {
                 let launches = of(rows, cols, n);
                 assert!(launches.len() <= 32, "{rows} x {cols}, {n}: {launches:?}");
-                for (kernel, blocks, split) in launches {
+                for (kernel, blocks, shared) in launches {
                     assert!((1..=132).contains(&blocks), "{kernel}, {blocks}");
-                    assert_eq!(split.is_some(), kernel.starts_with("prefill"));
+                    assert_eq!(shared.is_some(), kernel.starts_with("prefill"));
                 }
             }
         }

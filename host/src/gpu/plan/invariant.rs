@@ -175,7 +175,7 @@ mod tests {
             for sms in [2, 78, 114, 132] {
                 let of = |n: u32| {
                     let launch = launch((m as usize, k as usize), n as usize, sms);
-                    let decomposition = (launch.clusters, launch.tiles, launch.split);
+                    let decomposition = (launch.clusters, launch.tiles, launch.shared_tiles);
                     (decomposition, parts(&launch, (m, k), n))
                 };
                 let one = of(1);

@@ -215,8 +215,8 @@ impl Plan {
             _ => launch.blocks,
         };
         let plan = plan.with_blocks(blocks);
-        let plan = match launch.split {
-            Some(split) => plan.with_split(split),
+        let plan = match launch.shared_tiles {
+            Some(tiles) => plan.with_shared_tiles(tiles),
             None => plan,
         };
         Ok(Self {
@@ -282,9 +282,9 @@ impl Plan {
     /// The same with so many output tiles shared along K, at most all of them. Only kernels for
     /// many tokens have them; a batch-invariant plan stays as it is.
     #[must_use]
-    pub fn with_split(self, tiles: u32) -> Self {
+    pub fn with_shared_tiles(self, tiles: u32) -> Self {
         let kind = match self.kind {
-            Kind::Wgmma(plan) => Kind::Wgmma(plan.with_split(tiles)),
+            Kind::Wgmma(plan) => Kind::Wgmma(plan.with_shared_tiles(tiles)),
             Kind::Mma(_) | Kind::Invariant(_) | Kind::Decoupled(_) => self.kind,
         };
         Self { kind, ..self }
@@ -292,7 +292,7 @@ impl Plan {
 
     /// Numbers of shared output tiles that are worth a try: none, those left over when whole
     /// ones go round, and as many as there are clusters more.
-    pub fn splits(&self) -> Vec<u32> {
+    pub fn numbers_of_shared_tiles(&self) -> Vec<u32> {
         match self.kind {
             Kind::Mma(_) | Kind::Invariant(_) | Kind::Decoupled(_) => Vec::new(),
             Kind::Wgmma(plan) => {
@@ -324,11 +324,11 @@ impl Plan {
 
     /// Output tiles that thread blocks share along K; none of a kernel for few tokens, whose
     /// thread blocks share all there is, nor of a decoupled plan.
-    pub fn split(&self) -> Option<u32> {
+    pub fn shared_tiles(&self) -> Option<u32> {
         match &self.kind {
             Kind::Mma(_) | Kind::Decoupled(_) => None,
-            Kind::Wgmma(plan) => Some(plan.split),
-            Kind::Invariant(plan) => Some(plan.launch.split),
+            Kind::Wgmma(plan) => Some(plan.shared_tiles),
+            Kind::Invariant(plan) => Some(plan.launch.shared_tiles),
         }
     }
 
@@ -337,7 +337,7 @@ impl Plan {
         TunedLaunch {
             kernel: self.kernel().to_owned(),
             blocks: self.blocks(),
-            split: self.split(),
+            shared_tiles: self.shared_tiles(),
         }
     }
 

@@ -35,7 +35,7 @@ pub struct TunedLaunch {
     /// Thread blocks.
     pub blocks: u32,
     /// Output tiles that they share along K, where the kernel has output tiles.
-    pub split: Option<u32>,
+    pub shared_tiles: Option<u32>,
 }
 
 /// The fastest launch for one shape and number of tokens. Both times are medians of the same
@@ -256,11 +256,11 @@ impl fmt::Display for TunedLaunch {
         let Self {
             kernel,
             blocks,
-            split,
+            shared_tiles,
         } = self;
         write!(f, "{kernel}, {blocks} blocks")?;
-        match split {
-            Some(split) => write!(f, ", {split} tiles shared"),
+        match shared_tiles {
+            Some(shared_tiles) => write!(f, ", {shared_tiles} tiles shared"),
             None => Ok(()),
         }
     }
@@ -298,7 +298,7 @@ mod tests {
         TunedLaunch {
             kernel: kernel.to_owned(),
             blocks,
-            split: None,
+            shared_tiles: None,
         }
     }
 

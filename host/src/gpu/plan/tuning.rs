@@ -144,7 +144,7 @@ mod tests {
             let launch = |kernel: String| TunedLaunch {
                 kernel,
                 blocks: 1,
-                split: None,
+                shared_tiles: None,
             };
             table.insert(TunedRow {
                 rows: 100,

@@ -28,7 +28,7 @@ pub struct WgmmaPlan {
     /// Output tiles: of all features and tokens, of the features and tokens of a cluster each.
     pub tiles: u32,
     /// Output tiles that clusters share along K.
-    pub split: u32,
+    pub shared_tiles: u32,
     /// k-tiles of an output tile.
     pub k_tiles: u32,
 }
@@ -57,8 +57,8 @@ pub fn cost(shape: &Prefill, (m, k): (usize, usize), n: usize, sms: usize) -> us
     /// For each token of a tile and each cluster that stores partial sums.
     const STORED: usize = 13;
     let (tiles, k_tiles) = (tiles(shape, m, n), k.div_ceil(TILE_COLS));
-    let (clusters, split) = decompose(tiles, k_tiles, sms / shape.cluster);
-    let (k_tiles_each, sharers) = match clusters.checked_div(split) {
+    let (clusters, shared) = decompose(tiles, k_tiles, sms / shape.cluster);
+    let (k_tiles_each, sharers) = match clusters.checked_div(shared) {
         Some(parts) => ((tiles * k_tiles).div_ceil(clusters), parts.max(2)),
         None => (tiles.div_ceil(clusters.max(1)) * k_tiles, 1),
     };
@@ -118,17 +118,17 @@ impl WgmmaPlan {
         let tiles32 = u32::try_from(tiles).ok().filter(|_| n > 0)?;
         let k_tiles = k.div_ceil(TILE_COLS);
         let most = most_clusters(tiles, k_tiles, sms / shape.cluster);
-        let (clusters, split) = decompose(tiles, k_tiles, most);
+        let (clusters, shared) = decompose(tiles, k_tiles, most);
         let plan = Self {
             kernel,
             shape,
             clusters: clusters as u32,
             most: most as u32,
             tiles: tiles32,
-            split: 0,
+            shared_tiles: 0,
             k_tiles: k_tiles as u32,
         };
-        Some(plan.with_split(split as u32))
+        Some(plan.with_shared_tiles(shared as u32))
     }
 
     /// How clusters share output tiles along K, of so many input features.
@@ -137,17 +137,17 @@ impl WgmmaPlan {
         /// when it ends. Of 0, 2, 4, 6, 8, 12 and 16 it was the fastest or within 1 % of that for 64 to 512
         /// tokens, up to 6 % faster than 0 (4096 x 4096, 512 tokens).
         const HEAD_START: u32 = 6;
-        let split = self.split;
+        let shared = self.shared_tiles;
         let k_tiles = k.div_ceil(TILE_COLS) as u32;
-        let splits = self.clusters.checked_div(split).unwrap_or(1);
-        let all = split == self.tiles && self.clusters == splits * split;
+        let splits = self.clusters.checked_div(shared).unwrap_or(1);
+        let all = shared == self.tiles && self.clusters == splits * shared;
         let k_tiles_per_split = if all && splits > 1 && k_tiles >= HEAD_START + splits {
             (k_tiles - HEAD_START) / splits
         } else {
             0
         };
         Decomposition {
-            shared_tiles: split,
+            shared_tiles: shared,
             k_tiles_per_split,
         }
     }
@@ -160,10 +160,10 @@ impl WgmmaPlan {
     /// The same with so many output tiles shared along K, at most all of them, and no more than have
     /// 2^32 k-tiles: kernels count those in 32 bits.
     #[must_use]
-    pub fn with_split(self, tiles: u32) -> Self {
+    pub fn with_shared_tiles(self, tiles: u32) -> Self {
         let most = self.tiles.min(u32::MAX / self.k_tiles.max(1));
         Self {
-            split: tiles.min(most),
+            shared_tiles: tiles.min(most),
             ..self
         }
     }
@@ -183,12 +183,12 @@ impl fmt::Display for WgmmaPlan {
         let Self {
             clusters,
             tiles,
-            split,
+            shared_tiles,
             ..
         } = self;
         write!(
             f,
-            "{tiles} output tiles over {clusters} clusters, {split} of them shared"
+            "{tiles} output tiles over {clusters} clusters, {shared_tiles} of them shared"
         )
     }
 }
@@ -361,10 +361,12 @@ mod tests {
     fn shared_k_tiles_have_32_bits() {
         let kernel = PREFILLS[0];
         let plan = WgmmaPlan::new(kernel, (1 << 18, 1 << 18), 16_384, 132).unwrap();
-        let all = plan.with_split(u32::MAX);
-        assert!(all.split < plan.tiles && all.split.checked_mul(all.k_tiles).is_some());
+        let all = plan.with_shared_tiles(u32::MAX);
+        assert!(
+            all.shared_tiles < plan.tiles && all.shared_tiles.checked_mul(all.k_tiles).is_some()
+        );
         let small = WgmmaPlan::new(kernel, (4096, 4096), 16, 132).unwrap();
-        assert_eq!(small.with_split(u32::MAX).split, small.tiles);
+        assert_eq!(small.with_shared_tiles(u32::MAX).shared_tiles, small.tiles);
     }
 
     #[test]
