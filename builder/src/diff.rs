@@ -1,13 +1,18 @@
 //! What has become of the kernels since a revision: the PTX of git's file against the one here.
 
-use std::{collections::BTreeMap, fs, path::Path, process::{Command, Output}};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{
     budget::Region,
     ptx, ptxas,
-    sass::{self, Kernel},
+    sass::{self, Instruction, Kernel},
     target::{Target, root, scratch, targets},
     tools::Versions,
 };
@@ -18,9 +23,22 @@ struct Made {
     code: Kernel,
 }
 
+impl Made {
+    /// Whether the instructions are the same, by what is looked at of each.
+    fn is_same(&self, other: &Self, of: impl Fn(&Instruction) -> &str) -> bool {
+        let (ours, theirs) = (self.code.code.iter(), other.code.code.iter());
+        ours.map(&of).eq(theirs.map(&of))
+    }
+}
+
 /// Prints a line for each kernel whose PTX is not the same, and how many are.
 pub fn run(revision: &str) -> Result<()> {
-    let commit = git(&["rev-parse", "--short", "--verify", &format!("{revision}^{{commit}}")])?;
+    let commit = git(&[
+        "rev-parse",
+        "--short",
+        "--verify",
+        &format!("{revision}^{{commit}}"),
+    ])?;
     ensure!(commit.status.success(), "git knows no {revision}");
     println!("{}; {revision} -> here", Versions::here()?);
     println!(
@@ -48,9 +66,12 @@ fn compare(target: &Target, revision: &str) -> Result<()> {
     for name in all {
         let (old, new) = (olds.get(name), news.get(name));
         let registers = change(old, new, |made| Some(made.registers as usize));
-        let hot = change(old, new, |made| Some(Region::of(&made.code).ok()?.hot.len()));
+        let hot = change(old, new, |made| {
+            Some(Region::of(&made.code).ok()?.hot.len())
+        });
         let code = match (old, new) {
-            (Some(old), Some(new)) if text(&old.code) == text(&new.code) => "the same",
+            (Some(old), Some(new)) if old.is_same(new, |i| &i.text) => "the same",
+            (Some(old), Some(new)) if old.is_same(new, Instruction::opcode) => "other registers",
             (Some(_), Some(_)) => "changed",
             (None, _) => "new",
             (_, None) => "gone",
@@ -91,11 +112,6 @@ fn make(ptx: &Path, target: &Target, kernels: &[&str]) -> Result<BTreeMap<String
         (code.name.clone(), Made { registers, code })
     };
     Ok(codes.map(made).collect())
-}
-
-fn text(kernel: &Kernel) -> impl PartialEq {
-    let lines = kernel.code.iter().map(|instruction| &instruction.text);
-    lines.cloned().collect::<Vec<_>>()
 }
 
 /// One number where both are the same.
