@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     budget::Region,
     ptx, ptxas,
-    sass::{self, Kernel},
+    sass::{self, Instruction, Kernel},
     target::{Target, root, scratch, targets},
     tools::Versions,
 };
@@ -21,6 +21,14 @@ use crate::{
 struct Made {
     registers: u32,
     code: Kernel,
+}
+
+impl Made {
+    /// Whether the instructions are the same, by what is looked at of each.
+    fn is_same(&self, other: &Self, of: impl Fn(&Instruction) -> &str) -> bool {
+        let (ours, theirs) = (self.code.code.iter(), other.code.code.iter());
+        ours.map(&of).eq(theirs.map(&of))
+    }
 }
 
 /// Prints a line for each kernel whose PTX is not the same, and how many are.
@@ -62,7 +70,8 @@ fn compare(target: &Target, revision: &str) -> Result<()> {
             Some(Region::of(&made.code).ok()?.hot.len())
         });
         let code = match (old, new) {
-            (Some(old), Some(new)) if text(&old.code) == text(&new.code) => "the same",
+            (Some(old), Some(new)) if old.is_same(new, |i| &i.text) => "the same",
+            (Some(old), Some(new)) if old.is_same(new, Instruction::opcode) => "other registers",
             (Some(_), Some(_)) => "changed",
             (None, _) => "new",
             (_, None) => "gone",
@@ -103,11 +112,6 @@ fn make(ptx: &Path, target: &Target, kernels: &[&str]) -> Result<BTreeMap<String
         (code.name.clone(), Made { registers, code })
     };
     Ok(codes.map(made).collect())
-}
-
-fn text(kernel: &Kernel) -> impl PartialEq {
-    let lines = kernel.code.iter().map(|instruction| &instruction.text);
-    lines.cloned().collect::<Vec<_>>()
 }
 
 /// One number where both are the same.

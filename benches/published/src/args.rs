@@ -34,7 +34,7 @@ pub struct GemmArgs {
     pub output: Output,
     /// Activations, N rows of K BF16, each aligned to 16 bytes.
     pub x: *const u16,
-    /// Partial sums that thread blocks hand over, [`crate::launch::Gemm::partial_bytes`] each; all
+    /// Partial sums that thread blocks store for others, [`crate::launch::Gemm::partial_bytes`] each; all
     /// [`zipserv_gpu::launch::Gemm::EMPTY`], also when the kernel ends.
     pub partials: *mut f32,
     /// Tokens.

@@ -50,7 +50,7 @@ impl Gemm {
         Self::STAGES * self.stage_bytes()
     }
 
-    /// Bytes of the sums that one block hands over to another.
+    /// Bytes of the partial sums that one block stores for another.
     pub const fn partial_bytes(self) -> usize {
         4 * BLOCK_ROWS * self.tokens()
     }

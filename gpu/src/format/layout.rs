@@ -182,6 +182,8 @@ pub const fn scale_pair(base: u8) -> u32 {
 /// The low 11 bits count a tile's low bytes in the order in which they are stored. A kernel keeps one byte
 /// for each of them in shared memory, in the same order, what codes leave out of high bytes, and each lane
 /// reads its 16 of a half with one 128-bit load, like the low bytes themselves.
+///
+/// (The word is PFOR's: codes for the many, and patches for those that do not fit.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patch(pub u16);
 

@@ -23,7 +23,9 @@ pub fn add(sum: &mut [f32; 4], part: [f32; 4]) {
     ];
 }
 
-/// A place is empty as long as it holds [`Gemm::EMPTY`], a pattern that no sum has.
+/// A place is empty as long as it holds [`Gemm::EMPTY`], a pattern that no sum has. Whoever reduces
+/// loads it until it is not, which is written out where it is done: in a function of its own, the wait
+/// made the compiler order the instructions around it otherwise.
 pub mod sentinel {
     use super::*;
 
@@ -49,18 +51,6 @@ pub mod sentinel {
     pub unsafe fn load(from: *const f32) -> [u32; 4] {
         // SAFETY: the caller's promise.
         unsafe { memory::observe_u32x4(from) }
-    }
-
-    /// Waits for the sums of a place of which `found` was [loaded](load).
-    ///
-    /// # Safety
-    /// `from` is a place; another block stores sums there, or has.
-    #[inline(always)]
-    pub unsafe fn wait(from: *const f32, found: &mut [u32; 4]) {
-        while found.map(|sum| sum == Gemm::EMPTY) != [false; 4] {
-            // SAFETY: the caller's promise.
-            *found = unsafe { memory::observe_u32x4(from) };
-        }
     }
 
     /// Empties a place.

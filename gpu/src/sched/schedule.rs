@@ -10,19 +10,19 @@ use super::work::{StreamK, WorkTile, WorkTiles};
 /// Token blocks whose activations are to stay in the L2 cache.
 const TOKEN_BLOCKS: u32 = 8;
 
-/// How clusters work_tile output tiles along K.
+/// How clusters share output tiles along K.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decomposition {
     /// So many of the last output tiles are shared.
     pub shared_tiles: u32,
-    /// If not 0, as many clusters work_tile each of them (split-K), and all of those but the last have so
-    /// many k-tiles; else all clusters work_tile all of them, in equal runs (stream-K).
+    /// If not 0, as many clusters share each of them (split-K), and all of those but the last have so
+    /// many k-tiles; else all clusters share all of them, in equal runs (stream-K).
     pub k_tiles_per_split: u32,
 }
 
 impl Decomposition {
-    /// Clusters that work_tile a tile, where each has as many.
+    /// Clusters that share a tile, where each has as many.
     #[inline(always)]
     fn splits(self, clusters: u32) -> u32 {
         clusters.checked_div(self.shared_tiles).unwrap_or(1)

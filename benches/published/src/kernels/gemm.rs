@@ -18,6 +18,7 @@
 use zipserv_gpu::{
     arch::{copy, memory, mma, thread},
     kernels::{epilogue::Epilogue, fixup::sentinel},
+    launch::Gemm as Zipgemm,
     unroll,
 };
 
@@ -215,7 +216,9 @@ unsafe fn write<const N_TILES: usize>(
                 parts[J] = sentinel::load(partial(part, J));
             });
             unroll!(J < N_TILES => {
-                sentinel::wait(partial(part, J), &mut parts[J]);
+                while parts[J].map(|sum| sum == Zipgemm::EMPTY) != [false; 4] {
+                    parts[J] = sentinel::load(partial(part, J));
+                }
                 unroll!(I < 4 => { sums[J][I] += f32::from_bits(parts[J][I]); });
                 sentinel::clear(partial(part, J));
             });

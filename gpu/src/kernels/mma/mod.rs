@@ -42,12 +42,12 @@ use crate::{
     },
 };
 
-/// Units behind the first ring that are brought to the L2 cache, to keep memory busy while the
+/// k-blocks behind the first ring that are brought to the L2 cache, to keep memory busy while the
 /// block waits for the kernel before it. More of them slow that kernel's last blocks down, which
 /// long runs make up for.
 const AHEAD: u32 = 2;
 const AHEAD_OF_LONG: u32 = 3;
-/// Units of a long run.
+/// k-blocks of a long run.
 const LONG: u32 = 20;
 
 /// The kernel of one [`Gemm`] shape.
@@ -116,7 +116,7 @@ impl<
         blocks: 1,
     };
     const WARPS: u32 = Self::SHAPE.warps() as u32;
-    /// Units of which the lanes that copy weights look after a strip each.
+    /// k-blocks of which the lanes that copy weights look after a strip each.
     const BATCH: u32 = LANES as u32 / WARPS_M as u32;
     const ROWS: u32 = Self::SHAPE.rows() as u32;
 
@@ -745,7 +745,9 @@ impl<
             unroll!(J < Self::AT_ONCE => {
                 unroll!(I < Self::fours() => {
                     if let Some(from) = from(J, I) {
-                        sentinel::wait(from, &mut parts[J][I]);
+                        while parts[J][I].map(|sum| sum == Gemm::EMPTY) != [false; 4] {
+                            parts[J][I] = sentinel::load(from);
+                        }
                         fixup::add(&mut sums[J][I], parts[J][I].map(f32::from_bits));
                         sentinel::clear(from);
                     }

@@ -40,7 +40,7 @@ where
         const STRIPS: u32 = Prefill::STRIPS as u32;
         const OUTLIER_WARPS: u32 = Prefill::OUTLIER_WARPS as u32;
         const { assert!(Prefill::TABLES == Prefill::OUTLIER_WARPS) };
-        /// Units whose ranges the warp's lanes hold.
+        /// k-tiles whose ranges the warp's lanes hold.
         const HELD: u32 = LANES as u32 / STRIPS;
 
         let (all, lane) = (self.args.patches, self.lane);

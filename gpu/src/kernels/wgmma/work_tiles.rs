@@ -18,7 +18,7 @@ use crate::{
 /// A place in the ring of descriptions.
 pub type WorkTileState = CountingState<{ Prefill::WORK_TILES }>;
 
-/// What is to be done with the sums of a work_tile.
+/// What is to be done with the sums of a work tile.
 pub struct WorkTileInfo {
     /// Where its tile is.
     pub place: Place,
@@ -49,8 +49,8 @@ where
             + state.slot() * Prefill::WORK_TILE_BYTES as u32
     }
 
-    /// Pushes the description of a work tile, whose output tile is at `place`, or that there are no more. Returns the earlier clusters that have
-    /// sums of it.
+    /// Pushes the description of a work tile, whose output tile is at `place`, or that there are no
+    /// more. Returns the earlier clusters that have sums of it.
     #[inline(always)]
     pub(super) unsafe fn push_work_tile(
         &self,
