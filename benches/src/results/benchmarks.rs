@@ -22,8 +22,8 @@ Made from [results](../results) by `cargo run -p zipserv-bench -- results --writ
   each round. Clocks are left as they are.
 - Our kernels are launched with programmatic dependent launch (pdl), by which one begins while the one before it ends,
   unless the table says otherwise; cuBLAS as it launches itself.
-- Every output of every timed launch is compared with cuBLAS's FP32 sums, and some with FP64; batch-invariant outputs bit
-  for bit with those of other numbers of tokens. Nothing that is wrong is tabulated.
+- Every output of every timed launch is compared with cuBLAS's FP32 sums, and some with FP64; batch-invariant outputs
+  bit for bit with those of other numbers of tokens. Nothing that is wrong is tabulated.
 - The limit is x cuBLAS if the compressed bytes moved at the read ceiling, which a kernel that only reads sets in the
   same run. \"Worst\" is the slowest layer. \"Decoupled\" is decompression to memory, then cuBLAS.
 - Decompression is told in TB/s of bytes read and written, and as a share of the read ceiling.
@@ -124,7 +124,7 @@ fn runs(measured: &Measured) -> String {
         let read = reports.iter().map(|report| report.read_tbs);
         let (least, most) = (replays().min().unwrap_or(0), replays().max().unwrap_or(0));
         let read = geometric_mean(read);
-        format!("- {what}: medians of {least} to {most} replays, read ceiling {read:.2} TB/s.\n")
+        format!("- {what}:\n  medians of {least} to {most} replays, read ceiling {read:.2} TB/s.\n")
     };
     runs.iter().map(line).collect()
 }
