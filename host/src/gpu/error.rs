@@ -1,7 +1,6 @@
 use std::fmt;
 
-use super::Family;
-use super::tuning::TuningError;
+use super::{family::Family, table::TuningError};
 
 /// What can go wrong on the GPU side.
 #[derive(Debug, thiserror::Error)]

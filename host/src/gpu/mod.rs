@@ -65,6 +65,7 @@ mod operands;
 mod plan;
 mod read;
 mod stream;
+mod table;
 mod tensor_map;
 pub mod tuning;
 mod workspace;

@@ -6,8 +6,8 @@
 //! [`Tuning`](super::Tuning) checks one for a device, and
 //! [`PlanOptions::tuning`](super::PlanOptions::tuning) takes plans from it.
 
-pub use super::plan::{
-    candidates::Candidates,
+pub use super::{
+    plan::candidates::Candidates,
     table::{
         TUNING_VERSION, TunedLaunch, TunedRow, TuningError, TuningKey, TuningMean, TuningTable,
     },

@@ -7,7 +7,7 @@ use super::{
     mma::{k_tiles, tokens},
     wgmma::{self, cost, decompose, most_clusters, tiles},
 };
-use crate::gpu::{device::Device, family::Family, kernels::Kernels, tuning::TunedLaunch};
+use crate::gpu::{device::Device, family::Family, kernels::Kernels, table::TunedLaunch};
 
 /// Launches that are worth a try: what the tuner searches.
 pub struct Candidates {

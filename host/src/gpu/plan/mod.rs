@@ -6,7 +6,6 @@ mod invariant;
 mod measured;
 mod mma;
 mod options;
-pub(super) mod table;
 mod tuning;
 pub(super) mod wgmma;
 
@@ -27,7 +26,7 @@ use self::{
 };
 use super::{
     device::Device, error::GpuError, family::Family, matrix::DeviceMatrix, operands::check_tokens,
-    tuning::TunedLaunch,
+    table::TunedLaunch,
 };
 
 /// What a multiplication launches: chosen once for weights of a shape and a number of tokens, by
@@ -117,7 +116,7 @@ impl Measured {
 /// kernels for many tokens have their own choice of tiles, and the order of [`GEMMS`] decides among
 /// those for few.
 ///
-/// Measured on an H200, 17 layers (results/h200-2026-11-29-tune.json and -gemm.json).
+/// Measured on an H200, 17 layers (results/h200-2026-11-29-tune.json, results/h200-2026-11-30-gemm.json).
 /// For 16 tokens `prefill_n16` has 1.04 times the speed of `zipgemm_n16_2x4x2`, 0.99 to 1.10 times on the 14
 /// layers of more than 4096 features. Both were compared for 9 to 15 tokens on three layers only, in
 /// different runs (docs/lab/2026-11-kernels.md).

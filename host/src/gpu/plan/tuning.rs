@@ -6,7 +6,7 @@ use std::{
 
 use etcetera::BaseStrategy;
 
-use super::table::{TunedLaunch, TuningError, TuningKey, TuningTable};
+use crate::gpu::table::{TunedLaunch, TuningError, TuningKey, TuningTable};
 use crate::gpu::{Device, GpuError, MAX_TOKENS, driver};
 
 /// A [`TuningTable`](crate::gpu::tuning::TuningTable) of the device at hand, for [`PlanOptions::tuning`](super::PlanOptions::tuning).
@@ -120,7 +120,7 @@ pub fn choose_tuned<P: PartialEq, E>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::tuning::TunedRow;
+    use crate::gpu::table::TunedRow;
 
     fn key(device: &str) -> TuningKey {
         TuningKey {
