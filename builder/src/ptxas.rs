@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -11,22 +11,8 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     ptx::{self, Launch},
     target::{Target, scratch, shown},
-    tools::{find, version},
+    tools::{find, run, version},
 };
-
-/// Runs a tool, and fails with what it said when it fails.
-pub fn run(command: &mut Command) -> Result<Output> {
-    let output = command
-        .output()
-        .with_context(|| format!("cannot run {command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?} failed:\n{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(output)
-}
 
 /// What a function takes of an SM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -101,7 +101,7 @@ pub struct Loop {
 /// Disassembles the kernels of a cubin.
 pub fn disassemble(cubin: &Path) -> Result<Vec<Kernel>> {
     let nvdisasm = tools::find("nvdisasm")?;
-    let output = ptxas::run(Command::new(nvdisasm).arg("-c").arg(cubin))?;
+    let output = tools::run(Command::new(nvdisasm).arg("-c").arg(cubin))?;
     parse(&String::from_utf8(output.stdout)?)
 }
 

@@ -4,13 +4,11 @@
 use std::{
     env, fmt, fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-
-use crate::ptxas;
 
 /// The release of Rust for device code.
 pub const RUST: &str = "1.96.0";
@@ -99,7 +97,7 @@ fn children(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 
 /// The release of a tool, as `13.0.88`.
 pub fn version(tool: &str) -> Result<String> {
-    let output = ptxas::run(Command::new(find(tool)?).arg("--version"))?;
+    let output = run(Command::new(find(tool)?).arg("--version"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let words = text.split_whitespace();
     let mut versions = words.filter_map(|word| word.strip_prefix('V'));
@@ -154,6 +152,20 @@ impl fmt::Display for Versions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ptxas {} and nvdisasm {}", self.ptxas, self.nvdisasm)
     }
+}
+
+/// Runs a tool, and fails with what it said when it fails.
+pub fn run(command: &mut Command) -> Result<Output> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed:\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output)
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ impl CustomKernels {
     /// # Errors
     /// [`GpuError::NoKernel`], [`GpuError::Load`] and [`GpuError::Driver`].
     pub fn resident_blocks(&self, kernel: &str) -> Result<u32, GpuError> {
-        Ok(self.load(kernel)?.resident_blocks(&self.device))
+        Ok(self.load(kernel)?.resident_blocks(self.device.sms()))
     }
 
     fn load(&self, kernel: &str) -> Result<Kernel, GpuError> {

@@ -325,7 +325,7 @@ impl Device {
     /// Blocks of `kernel` that the device holds at a time, no more than the kernel is made for. It
     /// loads the kernel.
     pub(super) fn resident_blocks(&self, kernel: &str) -> Result<u32, GpuError> {
-        Ok(self.load(kernel)?.resident_blocks(self))
+        Ok(self.load(kernel)?.resident_blocks(self.sms()))
     }
 
     /// A kernel, loaded.

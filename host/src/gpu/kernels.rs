@@ -17,7 +17,6 @@ use zipserv_gpu::{
 };
 
 use super::{
-    device::Device,
     driver::{RawStream, check},
     error::GpuError,
     family::Family,
@@ -301,9 +300,9 @@ fn load_module(
 }
 
 impl Kernel {
-    /// Blocks that `device` holds at a time, no more than the kernel is made for.
-    pub fn resident_blocks(&self, device: &Device) -> u32 {
-        device.sms() * (self.launch.min_blocks as u32).min(self.resident)
+    /// Blocks that so many SMs hold at a time, no more than the kernel is made for.
+    pub fn resident_blocks(&self, sms: u32) -> u32 {
+        sms * (self.launch.min_blocks as u32).min(self.resident)
     }
 
     /// Launches it, as [`Device::launch`](super::Device) says, in the current context.
