@@ -3,6 +3,7 @@ use zipserv_gpu::args::Output;
 
 use super::{
     buffer::{Buffer, View, ViewMut, check_len, same_context},
+    device::Device,
     error::{GpuError, Need, Operand},
     matrix::DeviceMatrix,
     workspace::Workspace,
@@ -218,7 +219,7 @@ impl Lengths {
 }
 
 impl Outputs<'_> {
-    fn device(&self) -> &super::Device {
+    fn device(&self) -> &Device {
         match self {
             Self::Bf16(y) => y.device(),
             Self::F32(y) => y.device(),

@@ -5,7 +5,7 @@
 //! one block of tokens then, so that the decomposition of output tiles, and with it the order in which the
 //! products of an output are added up, follows from the weights' size and the device alone. The
 //! kernels differ in the N of their `wgmma` and otherwise add up alike; that N makes no difference to
-//! a sum is no promise of the PTX ISA, so `tests/gpu` and `bench --invariant` compare bits.
+//! a sum is no promise of the PTX ISA, so `tests/gpu` and `zipserv-bench gemm --invariant` compare bits.
 
 use std::fmt;
 
