@@ -134,6 +134,53 @@ fn every_file_is_refused_by_its_error() {
     assert_eq!(files.len(), expected::ERRORS.len());
 }
 
+/// What an error says in words, it says to programs too.
+#[test]
+fn tensors_and_offsets_need_no_parsing() {
+    let mut seen = [0; 3];
+    for (name, bytes) in generate::corpus() {
+        let path = corpus_file(name);
+        let folder = tempdir().unwrap();
+        let error = decompress(&path, folder.path().join("output"), &options()).unwrap_err();
+        assert_eq!(error.path(), path);
+        let said = text(&error);
+        let tensor = error.tensor().map(|tensor| format!("tensor `{tensor}`"));
+        assert_eq!(tensor.is_some(), said.contains("tensor `"), "{said}");
+        assert!(
+            said.contains(tensor.as_deref().unwrap_or_default()),
+            "{said}"
+        );
+        seen[0] += usize::from(tensor.is_some());
+
+        let numbers = |after: &str| {
+            let numbers = said.split(after).skip(1).map(|rest| {
+                let end = rest.find(|c: char| !c.is_ascii_digit());
+                rest[..end.unwrap_or(rest.len())].parse::<u64>().unwrap()
+            });
+            numbers.collect::<Vec<_>>()
+        };
+        if said.starts_with("the stored header") {
+            // Of the original file, which is another one.
+            assert_eq!(error.offset(), None, "{said}");
+        } else if let Some(offset) = numbers("data offset ").first() {
+            // From the end of the header; of two offsets, the start of the tensor's data.
+            let starts = [numbers("start at "), numbers("` at "), vec![*offset]].concat();
+            let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+            assert_eq!(error.offset(), Some(8 + header + starts[0]), "{said}");
+            seen[1] += 1;
+        } else if said.contains("offset ") {
+            // That of a tensor, and from there that of what is wrong with its matrix.
+            assert_eq!(
+                error.offset(),
+                Some(numbers("at offset ").iter().sum()),
+                "{said}"
+            );
+            seen[2] += 1;
+        }
+    }
+    assert!(seen[0] > 30 && seen[1] > 4 && seen[2] > 15, "{seen:?}");
+}
+
 #[test]
 fn the_corpus_is_what_the_generator_makes() {
     for (name, bytes) in generate::corpus() {

@@ -112,6 +112,20 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Where it is, in bytes from the start of the compressed matrix, if that is known.
+    pub fn offset(&self) -> Option<u64> {
+        match self {
+            Self::Magic => Some(0),
+            Self::Version(_) => Some(8),
+            Self::Layout(_) => Some(10),
+            Self::HeaderField { offset, .. } => Some(*offset as u64),
+            Self::PatchOffset { offset, .. } => Some(*offset),
+            _ => None,
+        }
+    }
+}
+
 /// What to say around a layout that only development versions wrote.
 fn development(layout: u16) -> (&'static str, &'static str) {
     match layout {

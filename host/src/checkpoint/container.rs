@@ -194,6 +194,7 @@ fn check_shape(
             shape: tensor.shape.clone(),
             rows: header.rows(),
             cols: header.cols(),
+            offset,
         }),
         Err(source) => Err(ErrorKind::Tensor {
             tensor: tensor.name.clone(),

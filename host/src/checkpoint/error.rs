@@ -3,6 +3,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::header::LENGTH_BYTES;
+
 /// What went wrong with a file or folder. Its [`source`](std::error::Error::source) is the cause
 /// below it, where there is one.
 #[derive(Debug)]
@@ -27,6 +29,16 @@ impl Error {
     /// What is wrong with it.
     pub fn kind(&self) -> &ErrorKind {
         &self.kind
+    }
+
+    /// The name of the tensor that it is about, if it is about one.
+    pub fn tensor(&self) -> Option<&str> {
+        self.kind.tensor()
+    }
+
+    /// Where in the file it is, in bytes from its start, if that is known.
+    pub fn offset(&self) -> Option<u64> {
+        self.kind.offset()
     }
 }
 
@@ -159,7 +171,7 @@ pub enum ErrorKind {
     #[error("a header of {0} bytes is longer than the limit of {max}", max = super::header::MAX_HEADER_BYTES)]
     HeaderTooLong(u64),
     /// The header is not UTF-8.
-    #[error("the header is not UTF-8 at offset {offset}", offset = 8 + .0.valid_up_to())]
+    #[error("the header is not UTF-8 at offset {offset}", offset = LENGTH_BYTES + .0.valid_up_to())]
     HeaderUtf8(#[source] std::str::Utf8Error),
     /// The header is not the JSON that it should be.
     #[error("the header is not that of a safetensors file")]
@@ -195,6 +207,8 @@ pub enum ErrorKind {
         start: u64,
         /// Where its data ends.
         end: u64,
+        /// Where the header ends in the file, from which the others count.
+        data_at: u64,
     },
     /// Two tensors share bytes.
     #[error(
@@ -207,6 +221,8 @@ pub enum ErrorKind {
         start: u64,
         /// Where the data before it ends.
         expected: u64,
+        /// Where the header ends in the file, from which the others count.
+        data_at: u64,
     },
     /// Bytes that belong to no tensor.
     #[error("nothing lies between data offset {expected} and tensor `{tensor}` at {start}")]
@@ -217,6 +233,8 @@ pub enum ErrorKind {
         start: u64,
         /// Where the data before it ends.
         expected: u64,
+        /// Where the header ends in the file, from which the others count.
+        data_at: u64,
     },
     /// A tensor's bytes do not fit its dtype and shape.
     #[error("tensor `{tensor}` has {found} bytes, but {dtype} of shape {shape:?} takes {expected}")]
@@ -284,6 +302,8 @@ pub enum ErrorKind {
         rows: usize,
         /// Columns of the stored matrix.
         cols: usize,
+        /// Where the matrix starts in the file.
+        offset: u64,
     },
     /// A tensor's compressed matrix cannot be read or made.
     #[error("tensor `{tensor}` at offset {offset}")]
@@ -308,6 +328,48 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    fn tensor(&self) -> Option<&str> {
+        match self {
+            Self::IndexPath { tensor, .. }
+            | Self::IndexShard { tensor, .. }
+            | Self::IndexTensor { tensor, .. }
+            | Self::TensorInTwoFiles { tensor, .. }
+            | Self::NoTensor { tensor, .. }
+            | Self::NoMatrix { tensor, .. }
+            | Self::Compressed(tensor)
+            | Self::DuplicateTensor(tensor)
+            | Self::Dimensions { tensor, .. }
+            | Self::ShapeOverflow { tensor, .. }
+            | Self::OffsetOrder { tensor, .. }
+            | Self::Overlap { tensor, .. }
+            | Self::Hole { tensor, .. }
+            | Self::TensorSize { tensor, .. }
+            | Self::MissingTensor(tensor)
+            | Self::UnexpectedTensor(tensor)
+            | Self::TensorMismatch(tensor)
+            | Self::MatrixShape { tensor, .. }
+            | Self::Tensor { tensor, .. } => Some(tensor),
+            Self::OriginalHeader(kind) => kind.tensor(),
+            _ => None,
+        }
+    }
+
+    /// Nothing for what is wrong in an original header: its offsets are not those of the file that has it.
+    fn offset(&self) -> Option<u64> {
+        match self {
+            Self::HeaderTruncated { .. } => Some(0),
+            Self::HeaderUtf8(error) => Some((LENGTH_BYTES + error.valid_up_to()) as u64),
+            Self::OffsetOrder { start, data_at, .. }
+            | Self::Overlap { start, data_at, .. }
+            | Self::Hole { start, data_at, .. } => data_at.checked_add(*start),
+            Self::MatrixShape { offset, .. } => Some(*offset),
+            Self::Tensor { offset, source, .. } => {
+                Some(offset + source.offset().unwrap_or_default())
+            }
+            _ => None,
+        }
+    }
+
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         std::error::Error::source(self)
     }

@@ -66,13 +66,14 @@ impl Tensor {
         })
     }
 
-    fn check(&self) -> Result<(), ErrorKind> {
+    fn check(&self, data_at: u64) -> Result<(), ErrorKind> {
         let Range { start, end } = self.data;
         if start > end {
             return Err(ErrorKind::OffsetOrder {
                 tensor: self.name.clone(),
                 start,
                 end,
+                data_at,
             });
         }
         let expected = self
@@ -161,8 +162,9 @@ impl Header {
             .tensors
             .sort_by_key(|tensor| (tensor.data.start, tensor.data.end));
         let mut expected = 0;
+        let data_at = header.data_at;
         for tensor in &header.tensors {
-            tensor.check()?;
+            tensor.check(data_at)?;
             let start = tensor.data.start;
             if start != expected {
                 let tensor = tensor.name.clone();
@@ -171,12 +173,14 @@ impl Header {
                         tensor,
                         start,
                         expected,
+                        data_at,
                     }
                 } else {
                     ErrorKind::Hole {
                         tensor,
                         start,
                         expected,
+                        data_at,
                     }
                 });
             }
