@@ -238,6 +238,22 @@ fn a_sharded_folder_comes_back() {
     let verdict = verify(at("small"), at("model"), &options()).unwrap();
     assert_eq!(verdict.difference, None);
     assert_eq!(inspect(at("small"), &options()).unwrap().files.len(), 3);
+    assert_eq!(
+        names(at("small")),
+        [
+            "config.json",
+            "model-00001-of-00002.zipserv.safetensors",
+            "model-00002-of-00002.zipserv.safetensors",
+            "model.zipserv.safetensors.index.json",
+            "tokenizer.json",
+            "vae",
+            "zipserv.json",
+        ]
+    );
+    assert_eq!(
+        names(at("small/vae")),
+        ["empty", "vae.zipserv.safetensors", "zipserv.json"]
+    );
     decompress(at("small"), at("restored"), &options()).unwrap();
     for name in [
         "model-00001-of-00002.safetensors",
@@ -267,11 +283,21 @@ fn a_sharded_folder_comes_back() {
     assert!(!at("small/stale").exists());
 
     // A difference in another file counts, too.
-    put("small/config.json", b"[]");
+    put("small/tokenizer.json", b"token");
+    let difference = verify(at("small"), at("model"), &options()).unwrap();
+    let difference = difference.difference.unwrap();
+    assert_eq!(difference.file, Path::new("tokenizer.json"));
+    let (restored, original) = (5, 6);
+    assert_eq!(
+        difference.kind,
+        DifferenceKind::Length { restored, original }
+    );
+    put("small/tokenizer.json", b"tokens");
+    put("model/config.json", b"{ }");
     let difference = verify(at("small"), at("model"), &options()).unwrap();
     let difference = difference.difference.unwrap();
     assert_eq!(difference.file, Path::new("config.json"));
-    assert_eq!(difference.kind, DifferenceKind::Bytes { offset: 0 });
+    assert_eq!(difference.kind, DifferenceKind::Bytes { offset: 1 });
 }
 
 #[test]

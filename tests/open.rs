@@ -14,6 +14,7 @@ mod support;
 use support::*;
 
 const INDEX: &str = "model.safetensors.index.json";
+const STORED_INDEX: &str = "model.zipserv.safetensors.index.json";
 
 fn matrix(name: &str, shape: &[u64]) -> Tensor {
     let count = shape.iter().product::<u64>() as usize;
@@ -223,14 +224,14 @@ fn a_folder_is_what_its_index_names() {
     fs::write(at("model").join(INDEX), &shards).unwrap();
     compress(at("model"), at("small"), &options()).unwrap();
 
-    for path in [at("small"), at("small").join(INDEX)] {
+    for path in [at("small"), at("small").join(STORED_INDEX)] {
         let checkpoint = open(&path).unwrap();
         assert_eq!(all_names(&checkpoint), ["a", "b", "norm"]);
         assert_eq!(checkpoint.matrix("a").unwrap().rows(), 64);
         assert_eq!(checkpoint.matrix("b").unwrap().cols(), 256);
         let norm = checkpoint.tensor("norm").unwrap();
         assert_eq!(norm.bytes().unwrap(), [5; 16]);
-        let shard = at("small/model-00001-of-00002.safetensors");
+        let shard = at("small/model-00001-of-00002.zipserv.safetensors");
         assert_eq!(norm.path(), shard);
         assert_eq!(text(&checkpoint.matrix("c").unwrap_err()), "no tensor `c`");
     }
@@ -242,40 +243,41 @@ fn a_folder_is_what_its_index_names() {
         assert_eq!(error.path(), at(name));
         assert_eq!(text(&error), expected);
     };
+    let stored_shards = fs::read(at("small").join(STORED_INDEX)).unwrap();
     // Without the index there are three tensors called `a`.
-    fs::remove_file(at("small").join(INDEX)).unwrap();
+    fs::remove_file(at("small").join(STORED_INDEX)).unwrap();
     refused(
-        "small/model-00001-of-00002.safetensors",
+        "small/model-00001-of-00002.zipserv.safetensors",
         &format!(
             "tensor `a` is also in {}, and no index says which counts",
-            at("small/consolidated.safetensors").display()
+            at("small/consolidated.zipserv.safetensors").display()
         ),
     );
-    fs::remove_file(at("small/consolidated.safetensors")).unwrap();
-    fs::remove_file(at("small/model-00002-of-00002.safetensors")).unwrap();
+    fs::remove_file(at("small/consolidated.zipserv.safetensors")).unwrap();
+    fs::remove_file(at("small/model-00002-of-00002.zipserv.safetensors")).unwrap();
     assert_eq!(all_names(&open(at("small")).unwrap()), ["a", "norm"]);
 
     // An index of what is not there.
-    fs::write(at("small").join(INDEX), &shards).unwrap();
-    let index_name = format!("small/{INDEX}");
+    fs::write(at("small").join(STORED_INDEX), stored_shards).unwrap();
+    let index_name = format!("small/{STORED_INDEX}");
     refused(
         &index_name,
-        "the index places tensor `b` in `model-00002-of-00002.safetensors`, which does not exist",
+        "the index places tensor `b.zipserv` in `model-00002-of-00002.zipserv.safetensors`, which does not exist",
     );
-    let wrong = index(&[("b", "model-00001-of-00002.safetensors")]);
-    fs::write(at("small").join(INDEX), wrong).unwrap();
+    let wrong = index(&[("b", "model-00001-of-00002.zipserv.safetensors")]);
+    fs::write(at("small").join(STORED_INDEX), wrong).unwrap();
     refused(
         &index_name,
-        "the index places tensor `b` in `model-00001-of-00002.safetensors`, which does not have it",
+        "the index places tensor `b` in `model-00001-of-00002.zipserv.safetensors`, which does not have it",
     );
     let outside = index(&[("a", "../model/consolidated.safetensors")]);
-    fs::write(at("small").join(INDEX), outside).unwrap();
+    fs::write(at("small").join(STORED_INDEX), outside).unwrap();
     refused(
         &index_name,
         "the index places tensor `a` in `../model/consolidated.safetensors`, which is not a file name within the folder",
     );
 
-    fs::write(at("small").join(INDEX), index(&[])).unwrap();
+    fs::write(at("small").join(STORED_INDEX), index(&[])).unwrap();
     assert_eq!(open(at("small")).unwrap().tensors().count(), 0);
     fs::write(at("small/fp16.safetensors.index.json"), index(&[])).unwrap();
     refused(

@@ -84,8 +84,7 @@ impl Model {
             let start = header.file_range(tensor).start;
             let write = |bytes: &[u8], offset: u64| {
                 output.file().write_all_at(bytes, start + offset).at(path)?;
-                options.progress.advance(bytes.len() as u64);
-                Ok(())
+                options.progress.step(bytes.len() as u64).at(path)
             };
             let length = tensor.shape[0];
             let seed = seeds.random();
@@ -95,6 +94,7 @@ impl Model {
                 Kind::Frequencies => write(bytemuck::cast_slice(&frequencies(length)), 0)?,
             }
         }
+        options.progress.step(0).at(path)?;
         output.commit()?;
         Ok(header.file_bytes())
     }

@@ -5,6 +5,9 @@ use zipserv::checkpoint;
 use super::{Format, Outcome, console, json};
 
 /// Compress a .safetensors file or a checkpoint folder
+///
+/// In a folder, NAME.safetensors becomes NAME.zipserv.safetensors and config.json names zipserv, so that programs
+/// without it do not load the weights by mistake. `decompress` restores every file.
 #[derive(clap::Args)]
 pub struct Compress {
     input: PathBuf,
@@ -24,6 +27,9 @@ impl Compress {
         });
         let report = report?;
         console::note_passed_through(&report);
+        for warning in &report.warnings {
+            console::note(format_args!("warning: {warning}"));
+        }
         if self.format.json {
             console::print_json(&json::Job::new(&self.input, &self.output, &report, time))?;
         } else {

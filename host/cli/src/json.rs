@@ -13,6 +13,7 @@ pub struct ReportJson<'a> {
     tensors: Vec<TensorJson<'a>>,
     total: Total,
     other_files: usize,
+    warnings: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -67,6 +68,7 @@ impl<'a> ReportJson<'a> {
                 entropy_bits_per_weight: report.entropy_bits_per_weight(),
             },
             other_files: report.other_files,
+            warnings: &report.warnings,
         }
     }
 }

@@ -7,9 +7,10 @@ use super::{
     Error, ErrorKind, Options, Progress, Report,
     container::{TILE_ORIGINAL_BYTES, is_container},
     error::At,
+    files::Files,
     header::Header,
     input::Input,
-    plan::{Item, Plan},
+    plan::{Item, Plan, suffix},
     report::FileReport,
     scan::Scan,
     source::{Original, PIECE_BYTES, Source},
@@ -27,7 +28,8 @@ const JOBS_PER_THREAD: usize = 16;
 
 /// Compresses a `.safetensors` file, or a folder with any number of them, to `output`.
 ///
-/// In a folder, all other files are copied as they are. `output` appears when it is whole, not
+/// In a folder the `.safetensors` files and indexes of shards get other names and `config.json` names zipserv, so
+/// that loaders which do not know it fail. All other files are copied as they are. `output` appears when it is whole, not
 /// before. Runs on the current rayon pool; memory is bounded however large the files are.
 ///
 /// # Errors
@@ -41,7 +43,10 @@ pub fn compress(
     transform::<Compress>(input.as_ref(), output.as_ref(), options)
 }
 
-struct Compress(Original);
+struct Compress {
+    original: Original,
+    suffix: String,
+}
 
 impl Transform for Compress {
     fn open(path: &Path) -> Result<Self, Error> {
@@ -50,11 +55,31 @@ impl Transform for Compress {
         if is_container(&header) {
             return Err(Error::new(path, ErrorKind::AlreadyCompressed));
         }
-        Ok(Self(Original::new(input, header)))
+        Ok(Self {
+            suffix: suffix(&header.tensors),
+            original: Original::new(input, header),
+        })
+    }
+
+    fn files(root: &Path) -> Result<Files, Error> {
+        Files::compressed(root)
+    }
+
+    /// One index may have tensors of many files, by the names that they are stored under.
+    fn agree(jobs: &mut [Self]) {
+        let tensors = jobs.iter().flat_map(|job| &job.original.header().tensors);
+        let suffix = suffix(tensors);
+        for job in jobs {
+            job.suffix.clone_from(&suffix);
+        }
+    }
+
+    fn finish(files: &mut Files, root: &Path, reports: &[FileReport]) -> Result<(), Error> {
+        files.mark(root, reports)
     }
 
     fn bytes(&self) -> u64 {
-        2 * self.0.header().data_bytes()
+        2 * self.original.header().data_bytes()
     }
 
     fn write(
@@ -63,9 +88,9 @@ impl Transform for Compress {
         path: &Path,
         progress: &dyn Progress,
     ) -> Result<FileReport, Error> {
-        let Self(original) = self;
+        let Self { original, suffix } = self;
         let scan = Scan::of(original, progress)?;
-        let plan = Plan::new(original, scan).at(original.input().path())?;
+        let plan = Plan::new(original, scan, suffix.clone()).at(original.input().path())?;
         let writer = Writer {
             original,
             plan: &plan,
@@ -160,7 +185,7 @@ impl Writer<'_> {
             let bytes = &self.original.tensor(job.item.tensor)[job.first..];
             let bytes = &bytes[..bytes.len().min(PIECE_BYTES)];
             self.write_at(bytes, job.start + job.first as u64)?;
-            self.progress.advance(bytes.len() as u64);
+            self.progress.step(bytes.len() as u64).at(self.path)?;
             return Ok(None);
         };
         let tiles = RUN_TILES.min(encoder.header().tiles() - job.first);
@@ -174,8 +199,8 @@ impl Writer<'_> {
         // Tiles at the edge have padding, so this is the tensor's share of the run.
         let total = self.original.tensor(job.item.tensor).len() as u128;
         let tiles_before = |n: usize| (total * n as u128 / encoder.header().tiles() as u128) as u64;
-        self.progress
-            .advance(tiles_before(job.first + tiles) - tiles_before(job.first));
+        let bytes = tiles_before(job.first + tiles) - tiles_before(job.first);
+        self.progress.step(bytes).at(self.path)?;
         Ok(Some(Encoded {
             buffer,
             crc: crc32fast::hash(dense),

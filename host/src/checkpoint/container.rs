@@ -84,11 +84,6 @@ impl Container {
         })
     }
 
-    /// The compressed file.
-    pub fn path(&self) -> &Path {
-        self.input.path()
-    }
-
     /// Compares the checksum of the restored file with that of the original.
     pub fn check_crc(&self, found: u32) -> Result<(), Error> {
         let expected = self.crc;
@@ -107,6 +102,7 @@ impl Container {
             let (stored_bytes, is_matrix) = self.storage(index);
             TensorReport {
                 name: tensor.name.clone(),
+                stored_name: self.stored_name(index).into(),
                 dtype: tensor.dtype.clone(),
                 shape: tensor.shape.clone(),
                 original_bytes: tensor.bytes(),
@@ -141,6 +137,11 @@ impl Container {
     pub fn stored_slice(&self, tensor: usize) -> &[u8] {
         let stored = &self.stored.tensors[self.places[tensor].index];
         self.stored.slice(&self.input, stored)
+    }
+
+    /// The name of a tensor in the compressed file.
+    pub fn stored_name(&self, tensor: usize) -> &str {
+        &self.stored.tensors[self.places[tensor].index].name
     }
 
     /// The header of the compressed matrix of a tensor; nothing for a tensor stored as it was.
@@ -339,6 +340,10 @@ fn decode_jobs<'a>(
 }
 
 impl Source for Container {
+    fn path(&self) -> &Path {
+        self.input.path()
+    }
+
     fn header(&self) -> &Header {
         &self.original
     }

@@ -5,6 +5,7 @@ use super::{
     checksum::Checksum,
     container::Container,
     error::At,
+    files::Files,
     report::FileReport,
     source::Source,
     transform::{Transform, transform},
@@ -33,6 +34,10 @@ impl Transform for Decompress {
         Container::open(path).map(Self)
     }
 
+    fn files(root: &Path) -> Result<Files, Error> {
+        Files::restored(root)
+    }
+
     fn bytes(&self) -> u64 {
         self.0.header().data_bytes()
     }
@@ -52,8 +57,7 @@ impl Transform for Decompress {
         container.for_each_piece(&|piece| {
             checksum.add(piece.offset, piece.bytes);
             file.write_all_at(piece.bytes, piece.offset).at(path)?;
-            progress.advance(piece.bytes.len() as u64);
-            Ok(())
+            progress.step(piece.bytes.len() as u64).at(path)
         })?;
         container.check_crc(checksum.finish())?;
         Ok(container.report(None))

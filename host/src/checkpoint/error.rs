@@ -82,6 +82,9 @@ pub enum ErrorKind {
     /// The input changed while it was read.
     #[error("changed while it was being compressed")]
     Changed,
+    /// [`Progress::is_cancelled`](super::Progress::is_cancelled) has said so.
+    #[error("cancelled")]
+    Cancelled,
     /// The folder has no `.safetensors` file.
     #[error("no .safetensors file in this folder")]
     NoCheckpoint,
@@ -120,6 +123,25 @@ pub enum ErrorKind {
         /// The shard's name in the index.
         shard: String,
     },
+    /// The `zipserv.json` of a compressed folder is not the JSON that it should be.
+    #[error("not what zipserv writes into a compressed folder")]
+    ManifestJson(#[source] serde_json::Error),
+    /// The `zipserv.json` of a compressed folder names what cannot be.
+    #[error("names `{file}`, {why}")]
+    Manifest {
+        /// The file.
+        file: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A folder to be compressed has a file `zipserv.json`.
+    #[error(
+        "a compressed folder has its own file of this name: compressed already, or to be renamed"
+    )]
+    ManifestName,
+    /// The name of a `.safetensors` file or index in a folder is not UTF-8.
+    #[error("the file's name is not UTF-8")]
+    NameUtf8,
     /// The folder has more than one index, and so more than one checkpoint.
     #[error("more than one index of shards in this folder: open one of them")]
     SeveralIndexes,

@@ -3,17 +3,16 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, de::Error as _};
+use serde_json::{Map, Value};
 use walkdir::WalkDir;
 
 use super::{
     Error, ErrorKind,
     error::At,
     input::Input,
-    names::{is_checkpoint, is_unfinished},
+    names::{INDEX_SUFFIX, is_checkpoint, is_unfinished},
 };
-
-const INDEX_SUFFIX: &str = ".safetensors.index.json";
 
 /// What is in a checkpoint folder, with paths relative to it.
 #[derive(Default)]
@@ -65,10 +64,16 @@ impl Listing {
 }
 
 /// An index of shards: which file has which tensor.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Index {
+    /// What else is in it.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
     /// Names of files in the index's folder, by the names of tensors.
     pub weight_map: BTreeMap<String, String>,
+    /// All of it, as it stands in the file.
+    #[serde(skip)]
+    pub text: String,
 }
 
 impl Index {
@@ -80,9 +85,12 @@ impl Index {
     pub fn open(path: &Path) -> Result<Self, Error> {
         // A copy: another process may change the bytes of a mapped file, and strings are made of them.
         let json = Input::open(path)?.to_vec();
-        let index: Self = serde_json::from_slice(&json)
-            .map_err(ErrorKind::IndexJson)
-            .at(path)?;
+        let index = String::from_utf8(json).map_err(serde_json::Error::custom);
+        let index = index.and_then(|text| {
+            let index: Self = serde_json::from_str(&text)?;
+            Ok(Self { text, ..index })
+        });
+        let index = index.map_err(ErrorKind::IndexJson).at(path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for (tensor, shard) in &index.weight_map {
             let plain = |part| matches!(part, Component::Normal(_));

@@ -7,7 +7,7 @@ use super::{
     folder::Listing,
     header::Header,
     input::Input,
-    plan::Plan,
+    plan::{Plan, suffix},
     report::FileReport,
     scan::Scan,
     source::{Original, Source},
@@ -24,7 +24,7 @@ pub fn inspect(path: impl AsRef<Path>, options: &Options) -> Result<Report, Erro
         options.progress.start(file.bytes());
         return Ok(Report {
             files: vec![file.report(options.progress)?],
-            other_files: 0,
+            ..Report::default()
         });
     }
     let listing = Listing::of(path)?;
@@ -45,6 +45,7 @@ pub fn inspect(path: impl AsRef<Path>, options: &Options) -> Result<Report, Erro
     Ok(Report {
         files: files.collect::<Result<_, _>>()?,
         other_files: listing.others.len(),
+        ..Report::default()
     })
 }
 
@@ -75,7 +76,8 @@ impl Opened {
         match self {
             Self::Original(original) => {
                 let scan = Scan::of(original, progress)?;
-                let plan = Plan::new(original, scan).at(original.input().path())?;
+                let plan = Plan::new(original, scan, suffix(&original.header().tensors))
+                    .at(original.input().path())?;
                 Ok(plan.report)
             }
             Self::Compressed(container) => {

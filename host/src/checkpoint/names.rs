@@ -14,6 +14,29 @@ pub const VERSION: &str = "1";
 pub const UNFINISHED_PREFIX: &str = ".zipserv-";
 pub const UNFINISHED_SUFFIX: &str = ".partial";
 
+/// What a compressed folder restores its files from.
+pub const MANIFEST: &str = "zipserv.json";
+/// What loaders read first.
+pub const CONFIG: &str = "config.json";
+/// By this key of it they know what the weights need.
+pub const QUANT_KEY: &str = "quantization_config";
+pub const QUANT_METHOD: &str = "zipserv";
+
+const CHECKPOINT_SUFFIX: &str = ".safetensors";
+/// What the names of indexes of shards end with.
+pub const INDEX_SUFFIX: &str = ".safetensors.index.json";
+
+/// The name in a compressed folder of what is called `name` in the original one: loaders that do not know zipserv
+/// find no weights. Names of other files stay.
+pub fn stored_name(name: &str) -> String {
+    let suffixes = [CHECKPOINT_SUFFIX, INDEX_SUFFIX];
+    let stem = suffixes.iter().find_map(|suffix| name.strip_suffix(suffix));
+    match stem {
+        Some(stem) => format!("{stem}.zipserv{}", &name[stem.len()..]),
+        None => name.into(),
+    }
+}
+
 /// Whether a name is that of a file of tensors.
 pub fn is_checkpoint(name: &OsStr) -> bool {
     Path::new(name).extension() == Some(OsStr::new("safetensors"))

@@ -1,7 +1,7 @@
 use std::{
     borrow::Cow,
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
     path::{Path, PathBuf},
 };
@@ -111,11 +111,16 @@ impl Checkpoint {
         let folder = path.parent().unwrap_or(Path::new(""));
         let shards: BTreeSet<_> = index.weight_map.values().collect();
         for shard in shards {
+            let file = Container::open(&folder.join(shard))?;
             let is_placed = |name: &str| index.weight_map.get(name) == Some(shard);
-            this.add(Container::open(&folder.join(shard))?, is_placed)?;
+            // An index of an original folder has the original names.
+            this.add(file, |name, stored| is_placed(stored) || is_placed(name))?;
         }
+        let tensors = this.places.values().map(|&place| this.view(place));
+        let names = tensors.flat_map(|tensor| [tensor.name(), tensor.stored_name()]);
+        let names: HashSet<_> = names.collect();
         let mut placed = index.weight_map.iter();
-        match placed.find(|(name, _)| !this.places.contains_key(*name)) {
+        match placed.find(|(name, _)| !names.contains(name.as_str())) {
             None => Ok(this),
             Some((tensor, shard)) => {
                 let (tensor, shard) = (tensor.clone(), shard.clone());
@@ -128,7 +133,7 @@ impl Checkpoint {
     fn of_files(path: &Path, files: impl IntoIterator<Item = PathBuf>) -> Result<Self, Error> {
         let mut this = Self::empty(path);
         for file in files {
-            this.add(Container::open(&file)?, |_| true)?;
+            this.add(Container::open(&file)?, |_, _| true)?;
         }
         Ok(this)
     }
@@ -141,10 +146,14 @@ impl Checkpoint {
         }
     }
 
-    /// Adds the tensors of a file that are wanted.
-    fn add(&mut self, file: Container, is_wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
+    /// Adds the tensors of a file that are wanted, by original and stored name.
+    fn add(
+        &mut self,
+        file: Container,
+        is_wanted: impl Fn(&str, &str) -> bool,
+    ) -> Result<(), Error> {
         for (index, tensor) in file.header().tensors.iter().enumerate() {
-            if !is_wanted(&tensor.name) {
+            if !is_wanted(&tensor.name, file.stored_name(index)) {
                 continue;
             }
             let place = (self.files.len(), index);
@@ -229,6 +238,11 @@ impl<'a> TensorView<'a> {
     /// Its name in the original file.
     pub fn name(&self) -> &'a str {
         &self.original().name
+    }
+
+    /// Its name in the compressed file.
+    pub fn stored_name(&self) -> &'a str {
+        self.file.stored_name(self.index)
     }
 
     /// Its dtype as safetensors spells it: `BF16` if it is compressed.

@@ -1,10 +1,12 @@
+use super::ErrorKind;
+
 /// How to go about a job.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Options<'a> {
     /// Replace what is under the name of the output.
     pub force: bool,
-    /// Told how far the job is.
+    /// Told how far the job is, and asked whether it is to go on.
     pub progress: &'a dyn Progress,
 }
 
@@ -42,7 +44,24 @@ pub trait Progress: Sync {
     fn advance(&self, bytes: u64) {
         let _ = bytes;
     }
+
+    /// Whether the job is to stop: asked after every few megabytes, and before the output gets its name. The job
+    /// then fails with [`ErrorKind::Cancelled`] and removes what it has written.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
-/// Tells nobody.
+impl dyn Progress + '_ {
+    /// [`advance`](Progress::advance), and an error if the job is to stop.
+    pub(crate) fn step(&self, bytes: u64) -> Result<(), ErrorKind> {
+        self.advance(bytes);
+        match self.is_cancelled() {
+            true => Err(ErrorKind::Cancelled),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Tells nobody, and is never cancelled.
 impl Progress for () {}

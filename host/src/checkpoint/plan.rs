@@ -29,7 +29,8 @@ pub(crate) struct Item<'a> {
 }
 
 impl<'a> Plan<'a> {
-    pub fn new(original: &'a Original, scan: Scan) -> Result<Self, ErrorKind> {
+    /// `suffix` is what [`suffix`] gives for the tensors of the file, or of all files that belong together.
+    pub fn new(original: &'a Original, scan: Scan, suffix: String) -> Result<Self, ErrorKind> {
         let tensors = &original.header().tensors;
         let mut items = Vec::with_capacity(tensors.len());
         let mut reports = Vec::with_capacity(tensors.len());
@@ -41,6 +42,10 @@ impl<'a> Plan<'a> {
             let stored = encoder.as_ref().map(|e| e.header().stored_bytes() as u64);
             reports.push(TensorReport {
                 name: tensor.name.clone(),
+                stored_name: match encoder {
+                    Some(_) => format!("{}{suffix}", tensor.name),
+                    None => tensor.name.clone(),
+                },
                 dtype: tensor.dtype.clone(),
                 shape: tensor.shape.clone(),
                 original_bytes: tensor.bytes(),
@@ -60,7 +65,6 @@ impl<'a> Plan<'a> {
             None => Reverse(tensors[item.tensor].dtype_bits().unwrap_or(0)),
         });
 
-        let suffix = suffix(tensors);
         let mut end = 0;
         let stored = items.iter().map(|item| {
             let tensor = &tensors[item.tensor];
@@ -70,7 +74,7 @@ impl<'a> Plan<'a> {
                     let bytes = encoder.header().stored_bytes() as u64;
                     end += bytes;
                     Tensor {
-                        name: format!("{}{suffix}", tensor.name),
+                        name: reports[item.tensor].stored_name.clone(),
                         dtype: "U8".into(),
                         shape: vec![bytes],
                         data: start..end,
@@ -134,8 +138,9 @@ fn encoder<'a>(
 }
 
 /// What is added to the names of compressed tensors: no name becomes one that there is.
-fn suffix(tensors: &[Tensor]) -> String {
-    let names: HashSet<_> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+pub(crate) fn suffix<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> String {
+    let tensors = tensors.into_iter();
+    let names: HashSet<_> = tensors.map(|tensor| tensor.name.as_str()).collect();
     let taken = |suffix: &str| {
         names
             .iter()

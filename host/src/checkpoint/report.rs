@@ -8,15 +8,17 @@ use crate::Histogram;
 pub struct Report {
     /// The `.safetensors` files, one or as many as the folder has.
     pub files: Vec<FileReport>,
-    /// Other files of a folder, which are copied.
+    /// Other files of a folder.
     pub other_files: usize,
+    /// What a person should know: files of a folder that could not be marked as compressed.
+    pub warnings: Vec<String>,
 }
 
 /// One `.safetensors` file.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct FileReport {
-    /// Its path in the folder, or its path as given.
+    /// The input: its path in the folder, or its path as given.
     pub path: PathBuf,
     /// Bytes of the original file.
     pub original_bytes: u64,
@@ -32,6 +34,8 @@ pub struct FileReport {
 pub struct TensorReport {
     /// Its name in the original file.
     pub name: String,
+    /// Its name in the compressed file.
+    pub stored_name: String,
     /// Its dtype in the original file.
     pub dtype: String,
     /// Its shape in the original file.

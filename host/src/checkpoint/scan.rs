@@ -1,6 +1,6 @@
 use std::sync::Mutex;
 
-use super::{Error, checksum::Checksum, options::Progress, source::Source};
+use super::{Error, checksum::Checksum, error::At, options::Progress, source::Source};
 use crate::Histogram;
 
 /// What one pass over an original file tells.
@@ -28,8 +28,7 @@ impl Scan {
                 let more = Histogram::of_piece(piece.bytes);
                 **exponents.lock().expect("no panic") += &more;
             }
-            progress.advance(piece.bytes.len() as u64);
-            Ok(())
+            progress.step(piece.bytes.len() as u64).at(source.path())
         })?;
         Ok(Self {
             crc: checksum.finish(),

@@ -1,20 +1,38 @@
 use std::{
     fs::{self, File},
+    io::{self, Read, Write},
     path::Path,
 };
 
 use super::{
-    Error, Options, Progress, Report,
+    Error, ErrorKind, Options, Progress, Report,
     error::At,
-    folder::Listing,
+    files::{Files, Renamed, Text},
     output::{OutputFile, OutputFolder},
     report::FileReport,
 };
+
+/// Bytes of a file that are copied at a time.
+const COPY_BYTES: u64 = 64 << 20;
 
 /// A job that makes one file of another: compression or its reverse.
 pub(crate) trait Transform: Sized {
     /// Opens the input and checks its header.
     fn open(path: &Path) -> Result<Self, Error>;
+
+    /// What the files of a folder become.
+    fn files(root: &Path) -> Result<Files, Error>;
+
+    /// Prepares the jobs on the files of a folder for each other.
+    fn agree(jobs: &mut [Self]) {
+        let _ = jobs;
+    }
+
+    /// Completes the texts, when all jobs on the folder `root` are done.
+    fn finish(files: &mut Files, root: &Path, reports: &[FileReport]) -> Result<(), Error> {
+        let _ = (files, root, reports);
+        Ok(())
+    }
 
     /// Bytes to go through.
     fn bytes(&self) -> u64;
@@ -37,10 +55,11 @@ pub(crate) fn transform<T: Transform>(
     let target = OutputFile::create(output, Some(input), options.force)?;
     options.progress.start(job.bytes());
     let report = job.write(target.file(), output, options.progress)?;
+    options.progress.step(0).at(output)?;
     target.commit()?;
     Ok(Report {
         files: vec![report],
-        other_files: 0,
+        ..Report::default()
     })
 }
 
@@ -49,39 +68,56 @@ fn transform_folder<T: Transform>(
     output: &Path,
     options: &Options,
 ) -> Result<Report, Error> {
-    let listing = Listing::of(input)?;
-    let jobs = listing
+    let mut files = T::files(input)?;
+    let jobs = files
         .checkpoints
         .iter()
-        .map(|path| T::open(&input.join(path)))
-        .collect::<Result<Vec<_>, _>>()?;
+        .map(|file| T::open(&input.join(&file.from)));
+    let mut jobs = jobs.collect::<Result<Vec<_>, _>>()?;
+    T::agree(&mut jobs);
     let target = OutputFolder::create(output, input, options.force)?;
     options.progress.start(jobs.iter().map(T::bytes).sum());
-    for folder in &listing.folders {
+    for folder in &files.folders {
         fs::create_dir(target.path().join(folder)).at(&output.join(folder))?;
     }
-    let mut files = Vec::with_capacity(jobs.len());
-    for (path, job) in listing.checkpoints.iter().zip(&jobs) {
-        let named = output.join(path);
-        let file = File::create_new(target.path().join(path)).at(&named)?;
+    let mut reports = Vec::with_capacity(jobs.len());
+    for (Renamed { from, to }, job) in files.checkpoints.iter().zip(&jobs) {
+        let named = output.join(to);
+        let file = File::create_new(target.path().join(to)).at(&named)?;
         let mut report = job.write(&file, &named, options.progress)?;
         file.sync_all().at(&named)?;
-        report.path = path.clone();
-        files.push(report);
-        tracing::debug!(file = %path.display(), "written");
+        report.path = from.clone();
+        reports.push(report);
+        tracing::debug!(file = %to.display(), "written");
     }
-    for path in &listing.others {
-        copy(&input.join(path), &target.path().join(path)).at(&input.join(path))?;
+    for Renamed { from, to } in &files.copies {
+        let from = input.join(from);
+        copy(&from, &target.path().join(to), options.progress).at(&from)?;
     }
+    let other_files = files.copies.len() + files.texts.len();
+    T::finish(&mut files, input, &reports)?;
+    for Text { to, text, .. } in &files.texts {
+        write(&target.path().join(to), text).at(&output.join(to))?;
+    }
+    options.progress.step(0).at(output)?;
     target.commit()?;
     Ok(Report {
-        files,
-        other_files: listing.others.len(),
+        files: reports,
+        other_files,
+        warnings: files.warnings,
     })
 }
 
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-    let (mut from, mut to) = (File::open(from)?, File::create_new(to)?);
-    std::io::copy(&mut from, &mut to)?;
-    to.sync_all()
+fn copy(from: &Path, to: &Path, progress: &dyn Progress) -> Result<(), ErrorKind> {
+    let (from, mut to) = (File::open(from)?, File::create_new(to)?);
+    while io::copy(&mut (&from).take(COPY_BYTES), &mut to)? > 0 {
+        progress.step(0)?;
+    }
+    Ok(to.sync_all()?)
+}
+
+fn write(to: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::create_new(to)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
 }

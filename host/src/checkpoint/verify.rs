@@ -1,12 +1,13 @@
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use super::{
-    Error, ErrorKind, Options, checksum::Checksum, container::Container, folder::Listing,
-    input::Input, source::Source,
+    Error, ErrorKind, Options, checksum::Checksum, container::Container, error::At, files::Files,
+    folder::Listing, input::Input, source::Source,
 };
 
 /// What a comparison found.
@@ -46,7 +47,7 @@ pub enum DifferenceKind {
         /// The same as one index for each dimension.
         coordinates: Vec<u64>,
     },
-    /// The bytes of a file that is copied, first at this offset.
+    /// The bytes of another file, first at this offset.
     Bytes {
         /// Bytes from the start of the file.
         offset: u64,
@@ -118,12 +119,16 @@ pub fn verify(
 }
 
 fn verify_folder(compressed: &Path, original: &Path, options: &Options) -> Result<Verdict, Error> {
-    let (ours, theirs) = (Listing::of(compressed)?, Listing::of(original)?);
+    let (ours, theirs) = (Files::restored(compressed)?, Listing::of(original)?);
+    let checkpoints = by_name(ours.checkpoints.iter().map(|file| (&file.to, &file.from)));
+    let texts = by_name(ours.texts.iter().map(|text| (&text.to, &text.text)));
+    let copies = by_name(ours.copies.iter().map(|file| (&file.to, &file.from)));
+    let others: BTreeSet<_> = texts.keys().chain(copies.keys()).copied().collect();
     let mut verdict = Verdict {
         bytes: 0,
-        difference: one_sided(&ours.checkpoints, &theirs.checkpoints)
-            .or_else(|| one_sided(&ours.others, &theirs.others))
-            .or_else(|| one_sided(&ours.folders, &theirs.folders)),
+        difference: one_sided(&checkpoints.keys().copied().collect(), &theirs.checkpoints)
+            .or_else(|| one_sided(&others, &theirs.others))
+            .or_else(|| one_sided(&ours.folders.iter().collect(), &theirs.folders)),
     };
     if verdict.difference.is_some() {
         return Ok(verdict);
@@ -131,7 +136,7 @@ fn verify_folder(compressed: &Path, original: &Path, options: &Options) -> Resul
     let pairs = theirs
         .checkpoints
         .iter()
-        .map(|path| Pair::open(&compressed.join(path), &original.join(path)))
+        .map(|path| Pair::open(&compressed.join(checkpoints[path]), &original.join(path)))
         .collect::<Result<Vec<_>, _>>()?;
     let bytes = |pair: &Pair| pair.container.header().data_bytes();
     options.progress.start(pairs.iter().map(bytes).sum());
@@ -143,32 +148,48 @@ fn verify_folder(compressed: &Path, original: &Path, options: &Options) -> Resul
         }
     }
     for path in &theirs.others {
-        let ours = Input::open(&compressed.join(path))?;
         let theirs = Input::open(&original.join(path))?;
+        options.progress.step(0).at(theirs.path())?;
         verdict.bytes += theirs.len() as u64;
-        let kind = match first_difference(&ours, &theirs) {
-            Some(offset) => DifferenceKind::Bytes { offset },
-            None if ours.len() != theirs.len() => DifferenceKind::Length {
-                restored: ours.len() as u64,
-                original: theirs.len() as u64,
-            },
-            None => continue,
+        let kind = match texts.get(path) {
+            Some(text) => different(text.as_bytes(), &theirs),
+            None => different(&Input::open(&compressed.join(copies[path]))?, &theirs),
         };
-        let file = path.clone();
-        verdict.difference = Some(Difference { file, kind });
-        break;
+        if let Some(kind) = kind {
+            let file = path.clone();
+            verdict.difference = Some(Difference { file, kind });
+            break;
+        }
     }
     Ok(verdict)
 }
 
-/// The first path that is in one of two sorted lists only.
-fn one_sided(ours: &[PathBuf], theirs: &[PathBuf]) -> Option<Difference> {
-    let only = |here: &[PathBuf], there: &[PathBuf], kind: DifferenceKind| {
-        let file = here.iter().find(|path| !there.contains(path))?.clone();
+/// What is in a compressed folder, by the names that it has in the original one.
+fn by_name<'a, T>(files: impl Iterator<Item = (&'a PathBuf, T)>) -> BTreeMap<&'a PathBuf, T> {
+    files.collect()
+}
+
+/// How the content of a file differs, if it does.
+fn different(ours: &[u8], theirs: &[u8]) -> Option<DifferenceKind> {
+    match first_difference(ours, theirs) {
+        Some(offset) => Some(DifferenceKind::Bytes { offset }),
+        None if ours.len() != theirs.len() => Some(DifferenceKind::Length {
+            restored: ours.len() as u64,
+            original: theirs.len() as u64,
+        }),
+        None => None,
+    }
+}
+
+/// The first path that is restored or in the original folder, but not both.
+fn one_sided(ours: &BTreeSet<&PathBuf>, theirs: &[PathBuf]) -> Option<Difference> {
+    let theirs = theirs.iter().collect();
+    let only = |here: &BTreeSet<&PathBuf>, there: &BTreeSet<_>, kind| {
+        let file = here.difference(there).next()?.to_path_buf();
         Some(Difference { file, kind })
     };
-    only(ours, theirs, DifferenceKind::NotInOriginal)
-        .or_else(|| only(theirs, ours, DifferenceKind::NotInCompressed))
+    only(ours, &theirs, DifferenceKind::NotInOriginal)
+        .or_else(|| only(&theirs, ours, DifferenceKind::NotInCompressed))
 }
 
 struct Pair {
@@ -198,7 +219,8 @@ impl Pair {
         let checksum = Checksum::default();
         checksum.add(0, &header);
         self.container.for_each_piece(&|piece| {
-            options.progress.advance(piece.bytes.len() as u64);
+            let bytes = piece.bytes.len() as u64;
+            options.progress.step(bytes).at(self.container.path())?;
             checksum.add(piece.offset, piece.bytes);
             let rest = usize::try_from(piece.offset)
                 .ok()

@@ -1,0 +1,315 @@
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    path::{Path, PathBuf},
+};
+
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+use super::{
+    Error, ErrorKind,
+    error::At,
+    folder::{Index, Listing},
+    input::Input,
+    manifest::{Entry, Manifest},
+    names::{CONFIG, MANIFEST, QUANT_KEY, QUANT_METHOD, stored_name},
+    report::FileReport,
+};
+
+/// What the files of a folder become, with paths relative to it.
+#[derive(Default)]
+pub(crate) struct Files {
+    pub folders: Vec<PathBuf>,
+    /// The `.safetensors` files.
+    pub checkpoints: Vec<Renamed>,
+    /// Files that are copied.
+    pub copies: Vec<Renamed>,
+    /// Files that are not made of those in the folder alone.
+    pub texts: Vec<Text>,
+    /// What a person should know.
+    pub warnings: Vec<String>,
+}
+
+/// A file and its new name.
+pub(crate) struct Renamed {
+    pub from: PathBuf,
+    pub to: PathBuf,
+}
+
+/// The content of a file.
+pub(crate) struct Text {
+    pub from: PathBuf,
+    pub to: PathBuf,
+    pub text: String,
+}
+
+impl Renamed {
+    fn unchanged(path: PathBuf) -> Self {
+        Self {
+            from: path.clone(),
+            to: path,
+        }
+    }
+}
+
+impl Files {
+    /// What compression makes of a folder. Texts are those of the originals until [`mark`](Self::mark).
+    pub fn compressed(root: &Path) -> Result<Self, Error> {
+        let listing = Listing::of(root)?;
+        let indexes = listing.indexes.iter().map(|(path, _)| path);
+        let with_weights = folders_of(listing.checkpoints.iter().chain(indexes));
+        let mut files = Self {
+            folders: listing.folders,
+            ..Self::default()
+        };
+        for from in listing.checkpoints {
+            let to = stored_path(root, &from)?;
+            files.checkpoints.push(Renamed { from, to });
+        }
+        for (path, index) in listing.indexes {
+            files.texts.push(Text {
+                to: stored_path(root, &path)?,
+                from: path,
+                text: index.text,
+            });
+        }
+        for path in listing.others {
+            let beside_weights = with_weights.contains(folder_of(&path));
+            if Index::is_name(&path) {
+                continue;
+            }
+            if Manifest::is_name(&path) {
+                return Err(Error::new(root.join(path), ErrorKind::ManifestName));
+            }
+            if !beside_weights || path.file_name().is_none_or(|name| name != CONFIG) {
+                files.copies.push(Renamed::unchanged(path));
+                continue;
+            }
+            let text = Input::open(&root.join(&path))?.to_vec();
+            match check_config(text) {
+                Ok(text) => files.texts.push(Text {
+                    from: path.clone(),
+                    to: path,
+                    text,
+                }),
+                Err(why) => {
+                    let file = path.display();
+                    files
+                        .warnings
+                        .push(format!("{file} is left as it is: {why}"));
+                    files.copies.push(Renamed::unchanged(path));
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    /// Gives texts the content that they have in the compressed folder, and adds the manifests; `reports` are of
+    /// the checkpoints at `root`.
+    pub fn mark(&mut self, root: &Path, reports: &[FileReport]) -> Result<(), Error> {
+        let names = |files: &[Renamed]| files.iter().map(|file| file.to.clone()).collect();
+        let checkpoints: Vec<PathBuf> = names(&self.checkpoints);
+        let indexes = self.texts.iter().filter(|text| Index::is_name(&text.from));
+        let indexes: Vec<_> = indexes.map(|text| text.to.clone()).collect();
+        let manifests = self.manifests();
+        for text in &mut self.texts {
+            text.text = if Index::is_name(&text.from) {
+                stored_index(&text.from, &text.text, reports).at(&root.join(&text.from))?
+            } else {
+                let folder = folder_of(&text.from);
+                let is_here = |path: &&PathBuf| folder_of(path) == folder;
+                let weights = weights(
+                    checkpoints.iter().filter(is_here),
+                    indexes.iter().filter(is_here),
+                );
+                marked_config(&text.text, weights)
+            };
+        }
+        self.texts.extend(manifests);
+        Ok(())
+    }
+
+    fn manifests(&self) -> Vec<Text> {
+        let mut folders: BTreeMap<&Path, BTreeMap<String, Entry>> = BTreeMap::new();
+        let checkpoints = self
+            .checkpoints
+            .iter()
+            .map(|file| (&file.to, &file.from, None));
+        let texts = self
+            .texts
+            .iter()
+            .map(|text| (&text.to, &text.from, Some(text.text.clone())));
+        for (to, from, text) in checkpoints.chain(texts) {
+            let entry = Entry {
+                name: name_of(from),
+                text,
+            };
+            let files = folders.entry(folder_of(to)).or_default();
+            files.insert(name_of(to), entry);
+        }
+        let manifests = folders.into_iter().map(|(folder, files)| {
+            let path = folder.join(MANIFEST);
+            Text {
+                from: path.clone(),
+                to: path,
+                text: json(&Manifest::new(files)),
+            }
+        });
+        manifests.collect()
+    }
+
+    /// What the files of a compressed folder are restored to.
+    pub fn restored(root: &Path) -> Result<Self, Error> {
+        let listing = Listing::of(root)?;
+        let mut manifests = BTreeMap::new();
+        for path in listing.others.iter().filter(|path| Manifest::is_name(path)) {
+            manifests.insert(folder_of(path), Manifest::open(&root.join(path))?.files);
+        }
+        let mut files = Self {
+            folders: listing.folders,
+            ..Self::default()
+        };
+        for (list, paths) in [
+            (&mut files.checkpoints, &listing.checkpoints),
+            (&mut files.copies, &listing.others),
+        ] {
+            for from in paths.iter().filter(|path| !Manifest::is_name(path)) {
+                let folder = folder_of(from);
+                let entry = manifests
+                    .get(folder)
+                    .and_then(|files| files.get(from.file_name()?.to_str()?));
+                let from = from.clone();
+                match entry {
+                    Some(Entry {
+                        name,
+                        text: Some(text),
+                    }) => files.texts.push(Text {
+                        to: folder.join(name),
+                        from,
+                        text: text.clone(),
+                    }),
+                    Some(Entry { name, text: None }) => list.push(Renamed {
+                        to: folder.join(name),
+                        from,
+                    }),
+                    None => list.push(Renamed::unchanged(from)),
+                }
+            }
+        }
+        let mut seen = HashSet::new();
+        let renamed = files.checkpoints.iter().chain(&files.copies);
+        let mut all = renamed
+            .map(|file| &file.to)
+            .chain(files.texts.iter().map(|text| &text.to));
+        if let Some(twice) = all.find(|to| !seen.insert(*to)) {
+            let kind = ErrorKind::Manifest {
+                file: name_of(twice),
+                why: "which two files would be restored to",
+            };
+            return Err(Error::new(root.join(folder_of(twice)).join(MANIFEST), kind));
+        }
+        Ok(files)
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}
+
+fn folders_of<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> BTreeSet<PathBuf> {
+    paths.map(|path| folder_of(path).into()).collect()
+}
+
+/// The name of a file that is known to be UTF-8.
+fn name_of(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into()
+}
+
+/// What a checkpoint or an index is called in the compressed folder.
+fn stored_path(root: &Path, path: &Path) -> Result<PathBuf, Error> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or(ErrorKind::NameUtf8).at(&root.join(path))?;
+    Ok(path.with_file_name(stored_name(name)))
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("maps of strings") + "\n"
+}
+
+/// The index of a compressed folder: stored tensors by the names that they have in stored files.
+fn stored_index(path: &Path, text: &str, reports: &[FileReport]) -> Result<String, ErrorKind> {
+    let mut index: Index = serde_json::from_str(text).map_err(ErrorKind::IndexJson)?;
+    let tensors: HashMap<_, _> = reports
+        .iter()
+        .flat_map(|file| {
+            file.tensors
+                .iter()
+                .map(|tensor| ((&*file.path, &*tensor.name), tensor))
+        })
+        .collect();
+    let mut bytes = 0;
+    let stored = index.weight_map.iter().map(|(name, shard)| {
+        let file = folder_of(path).join(shard);
+        let tensor = tensors.get(&(&*file, name.as_str()));
+        bytes += tensor.map_or(0, |tensor| tensor.stored_bytes);
+        let name = tensor.map_or(name, |tensor| &tensor.stored_name);
+        (name.clone(), stored_name(shard))
+    });
+    index.weight_map = stored.collect();
+    // Loaders want it, though it may be empty.
+    let metadata = index.rest.entry("metadata").or_insert(Value::Null);
+    if !metadata.is_object() {
+        *metadata = Value::Object(Default::default());
+    }
+    if let Some(total) = metadata.get_mut("total_size") {
+        *total = bytes.into();
+    }
+    Ok(json(&index))
+}
+
+/// The file by which loaders find the weights of a folder, if it is clear which.
+fn weights<'a>(
+    checkpoints: impl Iterator<Item = &'a PathBuf>,
+    indexes: impl Iterator<Item = &'a PathBuf>,
+) -> Option<String> {
+    let [checkpoints, indexes] = [
+        checkpoints.map(|path| name_of(path)).collect::<Vec<_>>(),
+        indexes.map(|path| name_of(path)).collect(),
+    ];
+    let usual = ["model.safetensors", "model.safetensors.index.json"].map(stored_name);
+    let all = || checkpoints.iter().chain(&indexes);
+    let usual = usual.iter().find(|name| all().any(|other| other == *name));
+    let only = match (&*indexes, &*checkpoints) {
+        ([index], _) => Some(index),
+        ([], [file]) => Some(file),
+        _ => None,
+    };
+    usual.or(only).cloned()
+}
+
+/// The text of a `config.json` that can be marked, or why it cannot.
+fn check_config(text: Vec<u8>) -> Result<String, &'static str> {
+    let no_object = "it is not a JSON object";
+    let text = String::from_utf8(text).map_err(|_| no_object)?;
+    let keys: BTreeMap<String, IgnoredAny> = serde_json::from_str(&text).map_err(|_| no_object)?;
+    match keys.contains_key(QUANT_KEY) {
+        true => Err("it has a quantization_config"),
+        false => Ok(text),
+    }
+}
+
+/// A `config.json` by which loaders know that they need zipserv. All that it has stays as it is.
+fn marked_config(text: &str, weights: Option<String>) -> String {
+    let end = text.rfind('}').expect("a JSON object");
+    let (members, rest) = text.split_at(text[..end].trim_end().len());
+    let first = members.find('{').expect("a JSON object") + 1;
+    let space = &members[first..][..members[first..].find('"').unwrap_or(0)];
+    let comma = if first == members.len() { "" } else { "," };
+    let mut mark = BTreeMap::from([("quant_method", QUANT_METHOD)]);
+    mark.extend(weights.as_deref().map(|weights| ("weights", weights)));
+    let mark = serde_json::to_string(&mark).expect("a map of strings");
+    format!("{members}{comma}{space}\"{QUANT_KEY}\": {mark}{rest}")
+}
