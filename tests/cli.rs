@@ -97,6 +97,36 @@ fn restores_what_it_compressed() {
 }
 
 #[test]
+fn compresses_a_folder_and_says_what_it_could_not_mark() {
+    let folder = Folder::new();
+    let [model, small, restored] = ["model", "small", "restored"].map(|name| folder.path(name));
+    fs::create_dir(&model).unwrap();
+    fs::rename(folder.original(), model.join("model.safetensors")).unwrap();
+    let config = model.join("config.json");
+    let warning = "config.json is left as it is: it has a quantization_config";
+
+    fs::write(&config, r#"{"quantization_config": {}}"#).unwrap();
+    let said = contains(format!("warning: {warning}\n"));
+    compress(&model, &small).assert().success().stderr(said);
+    let mut command = compress(&model, &small);
+    command.arg("--force");
+    assert_eq!(json(command)["warnings"][0], warning);
+
+    fs::write(&config, "{}").unwrap();
+    let mut command = compress(&model, &small);
+    command.arg("--force");
+    command.assert().success().stderr(contains("warning").not());
+    assert!(small.join("model.zipserv.safetensors").is_file());
+    assert_eq!(json(verify(&small, &model))["equal"], true);
+    decompress(&small, &restored).assert().success();
+    for name in ["config.json", "model.safetensors"] {
+        let [before, after] = [&model, &restored].map(|folder| fs::read(folder.join(name)));
+        assert!(before.unwrap() == after.unwrap(), "{name}");
+    }
+    assert_eq!(fs::read_dir(restored).unwrap().count(), 2);
+}
+
+#[test]
 fn threads_do_not_matter() {
     let folder = Folder::new();
     let [one, many] = ["one", "many"].map(|name| folder.path(name));

@@ -4,7 +4,8 @@
 //! or more dimensions that shrinks is a U8 tensor under its name plus a suffix, which holds a
 //! [`CompressedMatrix`](crate::CompressedMatrix) of the leading dimensions by the last one; every
 //! other tensor is as it was. The metadata holds what it takes to restore the original file byte
-//! for byte.
+//! for byte. In a compressed folder, files and `config.json` tell loaders that they need zipserv, and
+//! a manifest restores what was there.
 //!
 //! ```no_run
 //! use zipserv::checkpoint::{self, Options};
