@@ -127,6 +127,20 @@ impl MatrixHeader {
     /// # Ok::<(), zipserv::Error>(())
     /// ```
     pub fn parse(header: &[u8; HEADER_BYTES], stored_bytes: usize) -> Result<Self, Error> {
+        let header = Self::parse_prefix(header, stored_bytes)?;
+        let (expected, found) = (header.end as u64, stored_bytes as u64);
+        if found > expected {
+            return Err(Error::TrailingBytes { expected, found });
+        }
+        Ok(header)
+    }
+
+    /// As [`parse`](Self::parse), of a matrix at the start of `available` bytes that may go on behind it, as
+    /// tensors with spare room do.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse), but [`Error::TrailingBytes`].
+    pub fn parse_prefix(header: &[u8; HEADER_BYTES], available: usize) -> Result<Self, Error> {
         let bytes = header;
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         if bytes[..8] != MAGIC {
@@ -181,12 +195,9 @@ impl MatrixHeader {
         }
         let header =
             Self::new(rows, cols, base, patches as u64)?.with_payload_crc(u32_at(bytes, 40));
-        let (expected, found) = (header.end as u64, stored_bytes as u64);
+        let (expected, found) = (header.end as u64, available as u64);
         if found < expected {
             return Err(Error::Truncated { expected, found });
-        }
-        if found > expected {
-            return Err(Error::TrailingBytes { expected, found });
         }
         Ok(header)
     }
