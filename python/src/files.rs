@@ -4,10 +4,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{
-        atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc,
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::Duration,
 };
@@ -68,22 +65,17 @@ fn with_progress<T: Send>(
     job: impl FnOnce(&Options) -> Result<T, Error> + Send,
 ) -> PyResult<T> {
     let state = State::default();
-    let (sender, receiver) = mpsc::channel();
+    let caller = thread::current();
     let mut raised = None;
     let result = thread::scope(|scope| {
         let state = &state;
-        let handle = scope.spawn(move || {
+        let worker = scope.spawn(move || {
             let result = job(&Options::default().force(force).progress(state));
-            // Nobody has gone: the receiver outlives the scope.
-            let _ = sender.send(());
+            caller.unpark();
             result
         });
-        loop {
-            match py.detach(|| receiver.recv_timeout(TICK)) {
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                // Done, or panicked.
-                Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => break,
-            }
+        while !worker.is_finished() {
+            py.detach(|| thread::park_timeout(TICK));
             if raised.is_none()
                 && let Err(error) = state.report(py, progress.as_ref())
             {
@@ -91,7 +83,7 @@ fn with_progress<T: Send>(
                 raised = Some(error);
             }
         }
-        py.detach(|| handle.join())
+        worker.join()
     });
     if let Some(raised) = raised {
         return Err(raised);
