@@ -214,6 +214,7 @@ pub fn gather(
 
 /// All weights, row after row.
 #[pyfunction]
+#[pyo3(name = "gpu_decompress")]
 pub fn decompress(py: Python, device: u32, stream: usize, weight: Weight, out: u64) -> PyResult<()> {
     run(py, || {
         let gpu = Gpu::open(device)?;

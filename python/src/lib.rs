@@ -20,7 +20,7 @@ mod _native {
     use crate::files::{compress, decompress, inspect, verify};
     #[pymodule_export]
     use crate::gpu::{
-        decompress as gpu_decompress, device_count, encode as gpu_encode, encoded_bytes, gather, linear, scratch_bytes,
+        decompress as _, device_count, encode as _, encoded_bytes, gather, linear, scratch_bytes,
     };
     #[pymodule_export]
     use crate::matrix::{capacity, check, decode, decode_rows, encode, shape, store};

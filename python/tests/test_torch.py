@@ -23,7 +23,7 @@ def close(y, x, w, bias=None):
     return ((y.double() - expected).abs() <= 2.0**-8 * expected.abs() + 2.0**-20 * size).all()
 
 
-@pytest.mark.parametrize("name, dense", corpus(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize("name, dense", list(corpus()), ids=lambda value: value if isinstance(value, str) else "")
 def test_encode_is_lossless_and_the_same_everywhere(name, dense, device):
     on_cpu = zt.encode(dense)
     weight = zt.encode(dense.to(device))
@@ -156,7 +156,7 @@ def test_compress_packs_in_place(device):
 def test_compress_says_what_stays_dense(caplog):
     parts = nn.ModuleDict(
         {
-            "float": nn.Linear(256, 256),
+            "single": nn.Linear(256, 256),
             "noise": nn.Linear(64, 64).bfloat16(),
             "skipped": nn.Linear(256, 256).bfloat16(),
             "packed": nn.Linear(256, 256).bfloat16(),
@@ -167,8 +167,8 @@ def test_compress_says_what_stays_dense(caplog):
     with caplog.at_level("INFO", "zipserv"):
         zt.compress(parts, skip=["skip*"])
     kinds = {name: type(part) for name, part in parts.items()}
-    assert kinds == {"float": nn.Linear, "noise": nn.Linear, "skipped": nn.Linear, "packed": zt.Linear}
-    assert "float stays dense: torch.float32, not BF16" in caplog.text
+    assert kinds == {"single": nn.Linear, "noise": nn.Linear, "skipped": nn.Linear, "packed": zt.Linear}
+    assert "single stays dense: torch.float32, not BF16" in caplog.text
     assert "noise stays dense: it would not shrink" in caplog.text
     assert "skipped stays dense: as asked for" in caplog.text
 
