@@ -102,6 +102,14 @@ pub enum Error {
         /// Rows or columns of the matrix.
         len: usize,
     },
+    /// There is no row of this number.
+    #[error("there is no row {row}: the matrix has {rows}")]
+    Row {
+        /// The number.
+        row: usize,
+        /// Rows of the matrix.
+        rows: usize,
+    },
     /// The output does not have room for exactly the decoded matrix.
     #[error("output of {found} bytes for a matrix of {expected}")]
     OutputSize {

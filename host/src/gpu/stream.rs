@@ -110,6 +110,15 @@ impl Stream {
         }
     }
 
+    /// Whether launches on it are recorded as a graph at present.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`].
+    pub fn is_capturing(&self) -> Result<bool, GpuError> {
+        // SAFETY: the stream lives.
+        unsafe { is_capturing(self.device(), self.raw()) }
+    }
+
     /// Whether both are the same stream of the driver.
     pub(super) fn is(&self, other: &Self) -> bool {
         self.0.raw == other.0.raw && self.device().shares_context(other.device())

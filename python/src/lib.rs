@@ -1,0 +1,35 @@
+//! zipserv for Python: the native half of the package `zipserv`.
+//!
+//! - `files` has the library's functions for files and folders, with progress and Ctrl-C.
+//! - `matrix` has the codec, on bytes in the memory of the host.
+//! - `gpu` launches kernels on addresses and streams, as PyTorch holds them.
+//!
+//! What the functions promise to users is said in Python; here they take what Python has checked.
+
+mod error;
+mod files;
+mod gpu;
+mod matrix;
+mod program;
+mod report;
+
+/// The module `zipserv._native`.
+#[pyo3::pymodule]
+mod _native {
+    #[pymodule_export]
+    use crate::files::{compress, decompress, inspect, verify};
+    #[pymodule_export]
+    use crate::gpu::{
+        Measured, device_count, gather, gpu_decompress, gpu_encode, linear, measure, scratch_bytes,
+    };
+    #[pymodule_export]
+    use crate::matrix::{Encoded, capacity, check, decode, decode_rows, encode, shape, store};
+    #[pymodule_export]
+    use crate::program::run;
+    #[pymodule_export]
+    use crate::report::{Report, Tensor, Verdict};
+
+    /// Version of the package.
+    #[pymodule_export]
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+}

@@ -1,0 +1,13 @@
+use std::{ffi::OsString, process::ExitCode};
+
+use pyo3::prelude::*;
+
+/// Runs the program `zipserv` on arguments, of which the first is its name; gives whether it is done.
+#[pyfunction]
+pub fn run(py: Python, arguments: Vec<OsString>) -> u8 {
+    // An exit code tells no number, but the program has only these.
+    py.detach(|| {
+        let code = zipserv_cli::run(arguments);
+        (0..=2).find(|&n| code == ExitCode::from(n)).unwrap_or(2)
+    })
+}

@@ -1,0 +1,26 @@
+"""Compressed weights in PyTorch: operators, modules, and one call that packs a model.
+
+>>> import torch, zipserv.torch
+>>> model = torch.nn.Sequential(torch.nn.Linear(1024, 1024)).bfloat16()
+>>> x = torch.randn(8, 1024).bfloat16()
+>>> with torch.inference_mode():
+...     expected = model(x)
+...     assert torch.equal(zipserv.torch.compress(model)(x), expected)
+"""
+
+from zipserv.torch.modules import Embedding, Linear, compress
+from zipserv.torch.ops import capacity, decompress, embedding, encode, encode_, from_stored, linear, shape
+
+__all__ = [
+    "Embedding",
+    "Linear",
+    "capacity",
+    "compress",
+    "decompress",
+    "embedding",
+    "encode",
+    "encode_",
+    "from_stored",
+    "linear",
+    "shape",
+]
