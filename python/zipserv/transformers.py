@@ -421,6 +421,7 @@ class ZipservQuantizer(HfQuantizer):
         if self.quantization_config.weights:
             # Another folder's weights may have another name.
             model.config.__dict__.pop("transformers_weights", None)
+            self.quantization_config.weights = None
         self.wanted, self.sources, self._stored, self._keys = {}, {}, {}, []
         for layer in model.modules():
             # A bias was padded to the length of a weight's bytes if that is tied.
