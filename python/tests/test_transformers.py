@@ -270,8 +270,8 @@ def static_step(model, **options):
     cache = StaticCache(config=model.config, max_cache_len=32)
     step = torch.compile(model, fullgraph=True, **options)
     with torch.inference_mode():
-        prompt = step(IDS, past_key_values=cache, cache_position=torch.arange(8)).logits
-        token = step(IDS[:, :1], past_key_values=cache, cache_position=torch.tensor([8])).logits
+        prompt = step(IDS, past_key_values=cache).logits
+        token = step(IDS[:, :1], past_key_values=cache).logits
     return prompt, token
 
 
