@@ -61,7 +61,6 @@ impl Matvec {
             patches,
             m: m as u32,
             k: k as u32,
-            base: u32::from(weights.base()),
         };
         let strips = m.div_ceil(32) as u32;
         // SAFETY: the kernel takes these arguments; all is on one device, and freeing it waits for

@@ -4,7 +4,9 @@ use std::{fs, io::Write, os::unix::fs::symlink, path::Path};
 
 use safetensors::{Dtype, SafeTensors};
 use tempfile::tempdir;
-use zipserv::checkpoint::{DifferenceKind, Storage, compress, decompress, inspect, verify};
+use zipserv::checkpoint::{
+    self, DifferenceKind, ErrorKind, Progress, Storage, compress, decompress, inspect, verify,
+};
 
 mod support;
 use support::*;
@@ -267,11 +269,182 @@ fn a_sharded_folder_comes_back() {
     assert!(!at("small/stale").exists());
 
     // A difference in another file counts, too.
-    put("small/config.json", b"[]");
+    put("small/tokenizer.json", b"[]");
     let difference = verify(at("small"), at("model"), &options()).unwrap();
     let difference = difference.difference.unwrap();
-    assert_eq!(difference.file, Path::new("config.json"));
+    assert_eq!(difference.file, Path::new("tokenizer.json"));
     assert_eq!(difference.kind, DifferenceKind::Bytes { offset: 0 });
+}
+
+/// Who does not know of zipserv finds no file of tensors under a name that it looks for.
+#[test]
+fn a_compressed_folder_is_not_loaded_by_mistake() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let put = |name: &str, bytes: &[u8]| fs::write(at(name), bytes).unwrap();
+    fs::create_dir_all(at("model/part")).unwrap();
+    put(
+        "model/a-1.safetensors",
+        &checkpoint(&[matrix("w", &[64, 128])]),
+    );
+    put(
+        "model/a-2.safetensors",
+        &checkpoint(&[matrix("v", &[64, 128])]),
+    );
+    put(
+        "model/part/b.safetensors",
+        &checkpoint(&[matrix("u", &[64, 128])]),
+    );
+    let index = br#"{"weight_map": {"w": "a-1.safetensors", "v": "a-2.safetensors"}}"#;
+    put("model/a.safetensors.index.json", index);
+    let config = "{\n    \"hidden_size\": 64,\n    \"name\": \"\u{e9}}\"\n}\n";
+    put("model/config.json", config.as_bytes());
+    put("model/part/config.json", b"{}");
+    compress(at("model"), at("small"), &options()).unwrap();
+
+    assert_eq!(
+        names(at("small")),
+        [
+            "a-1.zipserv.safetensors",
+            "a-2.zipserv.safetensors",
+            "a.zipserv.safetensors.index.json",
+            "config.json",
+            "part",
+            "zipserv-original",
+        ]
+    );
+    assert_eq!(
+        names(at("small/part")),
+        ["b.zipserv.safetensors", "config.json"]
+    );
+    let own = "\"quantization_config\": {\n    \"quant_method\": \"zipserv\"\n  }\n}";
+    let expected = config.replace("\n}", &format!(",\n  {own}"));
+    assert_eq!(
+        fs::read_to_string(at("small/config.json")).unwrap(),
+        expected
+    );
+    let part = fs::read_to_string(at("small/part/config.json")).unwrap();
+    assert_eq!(part, format!("{{\n  {own}"));
+    let json = fs::read(at("small/a.zipserv.safetensors.index.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let map = serde_json::json!({"v.zipserv": "a-2.zipserv.safetensors", "w.zipserv": "a-1.zipserv.safetensors"});
+    assert_eq!(json["weight_map"], map);
+
+    assert_eq!(
+        verify(at("small"), at("model"), &options())
+            .unwrap()
+            .difference,
+        None
+    );
+    let small = checkpoint::open(at("small")).unwrap();
+    assert_eq!(small.names().collect::<Vec<_>>(), ["v", "w"]);
+    decompress(at("small"), at("restored"), &options()).unwrap();
+    for name in [
+        "a-1.safetensors",
+        "config.json",
+        "part/config.json",
+        "a.safetensors.index.json",
+    ] {
+        assert_eq!(
+            fs::read(at("restored").join(name)).unwrap(),
+            fs::read(at("model").join(name)).unwrap()
+        );
+    }
+    assert_eq!(names(at("restored")), names(at("model")));
+
+    // A quantization of its own stays, and what is no object.
+    for config in ["{\"quantization_config\": {}}", "[]", "{"] {
+        put("model/config.json", config.as_bytes());
+        compress(at("model"), at("small"), &options().force(true)).unwrap();
+        assert_eq!(fs::read_to_string(at("small/config.json")).unwrap(), config);
+        assert_eq!(
+            verify(at("small"), at("model"), &options())
+                .unwrap()
+                .difference,
+            None
+        );
+    }
+    // Names that compressed folders need.
+    put(
+        "model/c.zipserv.safetensors",
+        &checkpoint(&[matrix("t", &[64, 128])]),
+    );
+    let error = compress(at("model"), at("other"), &options()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Reserved));
+    assert!(!at("other").exists());
+}
+
+/// As versions wrote it that kept all names.
+#[test]
+fn a_folder_of_old_names_is_restored() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let put = |name: &str, bytes: &[u8]| fs::write(at(name), bytes).unwrap();
+    fs::create_dir_all(at("model")).unwrap();
+    fs::create_dir_all(at("small")).unwrap();
+    for (name, tensor) in [("a-1.safetensors", "w"), ("a-2.safetensors", "v")] {
+        let name = |folder: &str| format!("{folder}/{name}");
+        put(&name("model"), &checkpoint(&[matrix(tensor, &[64, 128])]));
+        compress(at(&name("model")), at(&name("small")), &options()).unwrap();
+    }
+    let index = br#"{"weight_map": {"w": "a-1.safetensors", "v": "a-2.safetensors"}}"#;
+    for name in ["model", "small"] {
+        put(&format!("{name}/a.safetensors.index.json"), index);
+        put(&format!("{name}/config.json"), b"{}");
+    }
+    assert_eq!(
+        verify(at("small"), at("model"), &options())
+            .unwrap()
+            .difference,
+        None
+    );
+    assert_eq!(
+        checkpoint::open(at("small"))
+            .unwrap()
+            .names()
+            .collect::<Vec<_>>(),
+        ["v", "w"]
+    );
+    decompress(at("small"), at("restored"), &options()).unwrap();
+    assert_eq!(names(at("restored")), names(at("model")));
+    for name in names(at("model")) {
+        assert_eq!(
+            fs::read(at("restored").join(&name)).unwrap(),
+            fs::read(at("model").join(&name)).unwrap()
+        );
+    }
+}
+
+/// A job that is told to stop leaves nothing.
+#[test]
+fn a_cancelled_job_leaves_nothing() {
+    struct Stop;
+    impl Progress for Stop {
+        fn is_cancelled(&self) -> bool {
+            true
+        }
+    }
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("model")).unwrap();
+    fs::write(
+        at("model/a.safetensors"),
+        checkpoint(&[matrix("w", &[64, 128])]),
+    )
+    .unwrap();
+    compress(at("model"), at("small"), &options()).unwrap();
+    let stop = options().progress(&Stop);
+    let errors = [
+        compress(at("model"), at("other"), &stop).map(|_| ()),
+        compress(at("model/a.safetensors"), at("other"), &stop).map(|_| ()),
+        decompress(at("small"), at("other"), &stop).map(|_| ()),
+        verify(at("small"), at("model"), &stop).map(|_| ()),
+        inspect(at("small"), &stop).map(|_| ()),
+    ];
+    for error in errors {
+        assert!(matches!(error.unwrap_err().kind(), ErrorKind::Cancelled));
+    }
+    assert_eq!(names(folder.path()), ["model", "small"]);
 }
 
 #[test]

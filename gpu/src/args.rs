@@ -26,7 +26,7 @@ pub struct GemmArgs {
     pub output: Output,
     /// Activations, N rows of K BF16.
     pub x: *const u16,
-    /// Dense part of the weights.
+    /// Dense part of the weights, right behind the matrix's header.
     pub dense: *const u8,
     /// Index of each tile's first patch.
     pub offsets: *const u32,
@@ -43,8 +43,6 @@ pub struct GemmArgs {
     pub k: u32,
     /// Activations between the starts of rows.
     pub x_stride: u32,
-    /// The matrix's base exponent.
-    pub base: u32,
 }
 
 /// A `CUtensorMap`: how a bulk copy finds a box of a tensor. It wants 64 bytes of alignment, but
@@ -65,7 +63,7 @@ pub struct PrefillArgs {
     pub tiles: TensorMap,
     /// Outputs, N rows of M.
     pub output: Output,
-    /// Dense part of the weights.
+    /// Dense part of the weights, right behind the matrix's header.
     pub dense: *const u8,
     /// Index of each tile's first patch.
     pub offsets: *const u32,
@@ -81,8 +79,6 @@ pub struct PrefillArgs {
     pub n: u32,
     /// Input features.
     pub k: u32,
-    /// The matrix's base exponent.
-    pub base: u32,
     /// How clusters share output tiles along K.
     pub decomposition: Decomposition,
     /// Tokens that one block of a cluster copies, see [`crate::launch::Prefill::box_tokens`].
@@ -95,7 +91,7 @@ pub struct PrefillArgs {
 pub struct DecompressArgs {
     /// Output, M rows of K BF16.
     pub weights: *mut u16,
-    /// Dense part of the weights.
+    /// Dense part of the weights, right behind the matrix's header.
     pub dense: *const u8,
     /// Index of each tile's first patch.
     pub offsets: *const u32,
@@ -105,8 +101,70 @@ pub struct DecompressArgs {
     pub m: u32,
     /// Input features.
     pub k: u32,
-    /// The matrix's base exponent.
+}
+
+/// What encoding finds out about a matrix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EncodeWindow {
+    /// The base.
     pub base: u32,
+    /// The sum of the payload's words, see [`crate::format::crc`]; starts as zero.
+    pub checksum: u32,
+    /// Patches.
+    pub patches: u64,
+}
+
+/// The operands of the `encode` kernels. The first two know of nothing behind `window`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct EncodeArgs {
+    /// Dense weights: rows of BF16.
+    pub weights: *const u16,
+    /// Weights from the start of a row to that of the next.
+    pub stride: u64,
+    /// Output features.
+    pub rows: u64,
+    /// Input features.
+    pub cols: u64,
+    /// Weights of each exponent; start as zeros.
+    pub counts: *mut u64,
+    /// What is found out.
+    pub window: *mut EncodeWindow,
+    /// Room for the dense part, with that for the header before it.
+    pub dense: *mut u8,
+    /// Room for the offsets.
+    pub offsets: *mut u32,
+    /// Room for the patches.
+    pub patches: *mut u16,
+    /// Tiles.
+    pub tiles: u64,
+    /// Bytes from the dense part to the end.
+    pub payload_bytes: u64,
+}
+
+/// The operands of one `gather`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct GatherArgs {
+    /// Output, a row of K BF16 for each number; zeros for those of no row.
+    pub weights: *mut u16,
+    /// Numbers of rows: 64-bit ones if `is_64_bit`, else 32-bit ones, with a sign.
+    pub numbers: *const u8,
+    /// Dense part of the weights, right behind the matrix's header.
+    pub dense: *const u8,
+    /// Index of each tile's first patch.
+    pub offsets: *const u32,
+    /// Patches.
+    pub patches: *const u16,
+    /// How many numbers there are.
+    pub count: u64,
+    /// Output features.
+    pub m: u32,
+    /// Input features.
+    pub k: u32,
+    /// Whether numbers have 64 bits.
+    pub is_64_bit: bool,
 }
 
 /// The operands of one `read`.

@@ -56,6 +56,94 @@ kernel! {
 }
 
 kernel! {
+    /// Counts exponents, see [`crate::kernels::encode`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::encode::histogram`].
+    fn encode_histogram(args: crate::args::EncodeArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::encode::histogram::encode_histogram(&args) }
+    }
+}
+
+kernel! {
+    /// Chooses the window, see [`crate::kernels::encode`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::encode::histogram`].
+    fn encode_window(args: crate::args::EncodeArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::encode::histogram::encode_window(&args) }
+    }
+}
+
+kernel! {
+    /// Counts patches, see [`crate::kernels::encode`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::encode::tiles`].
+    fn encode_counts(args: crate::args::EncodeArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::encode::tiles::encode_counts(&args) }
+    }
+}
+
+kernel! {
+    /// Adds up numbers of patches, see [`crate::kernels::encode`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::encode::tiles`].
+    fn encode_offsets(args: crate::args::EncodeArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::encode::tiles::encode_offsets(&args) }
+    }
+}
+
+kernel! {
+    /// Encodes tiles, see [`crate::kernels::encode`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::encode::tiles`].
+    fn encode_tiles(args: crate::args::EncodeArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::encode::tiles::encode_tiles(&args) }
+    }
+}
+
+kernel! {
+    /// Checksum of the payload, see [`crate::kernels::encode`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::encode::checksum`].
+    fn encode_checksum(args: crate::args::EncodeArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::encode::checksum::encode_checksum(&args) }
+    }
+}
+
+kernel! {
+    /// Writes the header, see [`crate::kernels::encode`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::encode::checksum`].
+    fn encode_header(args: crate::args::EncodeArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::encode::checksum::encode_header(&args) }
+    }
+}
+
+kernel! {
+    /// Rows of a matrix, see [`crate::kernels::gather`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::gather`].
+    fn gather(args: crate::args::GatherArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::gather::gather(&args) }
+    }
+}
+
+kernel! {
     /// Reads memory, see [`crate::kernels::read`].
     ///
     /// # Safety

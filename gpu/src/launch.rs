@@ -394,8 +394,9 @@ macro_rules! prefills {
 prefill_kernels!(prefills);
 
 /// Every kernel's launch.
-pub const KERNELS: &[Launch] = &concat::<{ 2 + GEMMS.len() + PREFILLS.len() }>(&[
-    &[DECOMPRESS, READ],
+pub const KERNELS: &[Launch] = &concat::<{ 3 + ENCODE.len() + GEMMS.len() + PREFILLS.len() }>(&[
+    &[DECOMPRESS, GATHER, READ],
+    ENCODE,
     GEMM_LAUNCHES,
     PREFILL_LAUNCHES,
 ]);
@@ -444,6 +445,39 @@ const DECOMPRESS: Launch = Launch {
     cluster: 1,
 };
 
+/// The kernels that encode, in the order of their launches.
+const ENCODE: &[Launch] = &[
+    encode("encode_histogram", ENCODE_THREADS, 256 * ENCODE_THREADS),
+    encode("encode_window", 1, 0),
+    encode("encode_counts", ENCODE_THREADS, 0),
+    encode("encode_offsets", ENCODE_SCAN_THREADS, 4 * 32),
+    encode(
+        "encode_tiles",
+        ENCODE_THREADS,
+        ENCODE_THREADS / 32 * DECOMPRESS_WARP_BYTES,
+    ),
+    encode("encode_checksum", ENCODE_THREADS, 4 * 4 * 256),
+    encode("encode_header", 1, 0),
+];
+
+const fn encode(name: &'static str, threads: usize, shared_bytes: usize) -> Launch {
+    Launch {
+        name,
+        threads,
+        min_blocks: 1,
+        shared_bytes,
+        cluster: 1,
+    }
+}
+
+const GATHER: Launch = Launch {
+    name: "gather",
+    threads: 256,
+    min_blocks: 4,
+    shared_bytes: 8 * GATHER_WARP_BYTES,
+    cluster: 1,
+};
+
 const READ: Launch = Launch {
     name: "read",
     threads: READ_THREADS,
@@ -454,6 +488,14 @@ const READ: Launch = Launch {
 
 /// Shared memory of one warp of `decompress`: a tile, its rows 16 bytes apart in banks.
 pub const DECOMPRESS_WARP_BYTES: usize = TILE_ROWS * (2 * TILE_COLS + 16);
+
+/// Shared memory of one warp of `gather`: the part of a row that a tile has.
+pub const GATHER_WARP_BYTES: usize = 2 * TILE_COLS;
+
+/// Threads of a block of the `encode` kernels, but where one thread or block does all.
+pub const ENCODE_THREADS: usize = 256;
+/// Threads of the block that adds up numbers of patches.
+pub const ENCODE_SCAN_THREADS: usize = 1024;
 
 /// Threads of a block of `read`.
 pub const READ_THREADS: usize = 512;

@@ -102,6 +102,14 @@ pub enum Error {
         /// Rows or columns of the matrix.
         len: usize,
     },
+    /// There is no row of this number.
+    #[error("there is no row {row}: the matrix has {rows}")]
+    Row {
+        /// The number.
+        row: usize,
+        /// Rows of the matrix.
+        rows: usize,
+    },
     /// The output does not have room for exactly the decoded matrix.
     #[error("output of {found} bytes for a matrix of {expected}")]
     OutputSize {
@@ -110,6 +118,20 @@ pub enum Error {
         /// Bytes given.
         found: usize,
     },
+}
+
+impl Error {
+    /// Where the fault is, in bytes from the start of the compressed matrix, if it is in one place.
+    pub fn offset(&self) -> Option<u64> {
+        match self {
+            Self::Magic => Some(0),
+            Self::Version(_) => Some(8),
+            Self::Layout(_) => Some(10),
+            Self::HeaderField { offset, .. } => Some(*offset as u64),
+            Self::PatchOffset { offset, .. } => Some(*offset),
+            _ => None,
+        }
+    }
 }
 
 /// What to say around a layout that only development versions wrote.

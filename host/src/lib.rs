@@ -86,6 +86,6 @@ pub mod synthetic;
 
 pub use codec::{
     CompressedMatrix, HEADER_BYTES, Histogram, LAYOUT_ID, Matrix, MatrixHeader, VERSION, Window,
-    decode, decode_into, encode,
+    decode, decode_into, decode_rows, encode,
 };
 pub use error::Error;

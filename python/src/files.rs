@@ -103,7 +103,10 @@ pub fn compress(
     force: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Report> {
-    with_progress(py, force, progress, |options| checkpoint::compress(&input, &output, options)).map(Report::new)
+    with_progress(py, force, progress, |options| {
+        checkpoint::compress(&input, &output, options)
+    })
+    .map(Report::new)
 }
 
 /// `zipserv.decompress`.
@@ -115,7 +118,10 @@ pub fn decompress(
     force: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Report> {
-    with_progress(py, force, progress, |options| checkpoint::decompress(&input, &output, options)).map(Report::new)
+    with_progress(py, force, progress, |options| {
+        checkpoint::decompress(&input, &output, options)
+    })
+    .map(Report::new)
 }
 
 /// `zipserv.verify`.
@@ -126,11 +132,17 @@ pub fn verify(
     original: PathBuf,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Verdict> {
-    with_progress(py, false, progress, |options| checkpoint::verify(&compressed, &original, options)).map(Verdict::new)
+    with_progress(py, false, progress, |options| {
+        checkpoint::verify(&compressed, &original, options)
+    })
+    .map(Verdict::new)
 }
 
 /// `zipserv.inspect`.
 #[pyfunction]
 pub fn inspect(py: Python, path: PathBuf, progress: Option<Py<PyAny>>) -> PyResult<Report> {
-    with_progress(py, false, progress, |options| checkpoint::inspect(&path, options)).map(Report::new)
+    with_progress(py, false, progress, |options| {
+        checkpoint::inspect(&path, options)
+    })
+    .map(Report::new)
 }

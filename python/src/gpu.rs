@@ -12,8 +12,8 @@ use std::{
 
 use pyo3::prelude::*;
 use zipserv::gpu::{
-    Buffer, Device, DeviceMatrix, GpuError, MAX_TOKENS, OutputType, Plan, PlanOptions, RawOperands, Stream, Tuning,
-    Workspace,
+    Buffer, Device, DeviceMatrix, ENCODE_SCRATCH_BYTES, GpuError, MAX_TOKENS, OutputType, Plan,
+    PlanOptions, RawDense, RawOperands, Stream, Tuning, Workspace,
 };
 
 use crate::error;
@@ -48,7 +48,11 @@ impl<K: Eq + Hash, V> Kept<K, V> {
     }
 
     fn find(&self, key: &K) -> Option<Arc<V>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .cloned()
     }
 
     fn insert(&self, key: K, value: V) -> Arc<V> {
@@ -113,7 +117,12 @@ impl Gpu {
         is_invariant: bool,
     ) -> Result<Arc<Plan>, GpuError> {
         // A batch-invariant plan is for any number.
-        let key = (weights.rows(), weights.cols(), if is_invariant { 0 } else { n }, is_invariant);
+        let key = (
+            weights.rows(),
+            weights.cols(),
+            if is_invariant { 0 } else { n },
+            is_invariant,
+        );
         if let Some(plan) = self.plans.find(&key) {
             return Ok(plan);
         }
@@ -208,18 +217,92 @@ pub fn gather(
         let gpu = Gpu::open(device)?;
         let lane = gpu.lane(stream)?;
         // SAFETY: tensors of Python's, which it has checked, on the stream that they are used on.
-        unsafe { gpu.weights(weight)?.gather_raw(lane.stream.raw(), ids, is_64_bit, count, out) }
+        unsafe {
+            gpu.weights(weight)?
+                .gather_raw(lane.stream.raw(), ids, is_64_bit, count, out)
+        }
     })
 }
 
 /// All weights, row after row.
 #[pyfunction]
-#[pyo3(name = "gpu_decompress")]
-pub fn decompress(py: Python, device: u32, stream: usize, weight: Weight, out: u64) -> PyResult<()> {
+pub fn gpu_decompress(
+    py: Python,
+    device: u32,
+    stream: usize,
+    weight: Weight,
+    out: u64,
+) -> PyResult<()> {
     run(py, || {
         let gpu = Gpu::open(device)?;
         let lane = gpu.lane(stream)?;
         // SAFETY: as above.
         unsafe { gpu.weights(weight)?.decompress_raw(lane.stream.raw(), out) }
+    })
+}
+
+/// Bytes of scratch memory that `measure` takes.
+#[pyfunction]
+pub fn scratch_bytes() -> usize {
+    ENCODE_SCRATCH_BYTES
+}
+
+/// A dense matrix on a GPU whose compressed size is known.
+#[pyclass(frozen)]
+pub struct Measured(zipserv::gpu::Measured);
+
+#[pymethods]
+impl Measured {
+    /// Bytes of the matrix as it is stored.
+    #[getter]
+    fn stored_bytes(&self) -> usize {
+        self.0.stored_bytes()
+    }
+}
+
+/// Finds out the compressed size of a dense matrix, and waits for that.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "a tuple would be named nowhere")]
+pub fn measure(
+    py: Python,
+    device: u32,
+    stream: usize,
+    address: u64,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    scratch: u64,
+) -> PyResult<Measured> {
+    let dense = RawDense {
+        address,
+        rows,
+        cols,
+        stride,
+    };
+    run(py, || {
+        let gpu = Gpu::open(device)?;
+        // SAFETY: tensors of Python's, which it keeps until the matrix is encoded, on the stream that they are used on.
+        unsafe { gpu.device.measure_raw(stream as *mut _, &dense, scratch) }
+    })
+    .map(Measured)
+}
+
+/// Compresses a measured matrix to the first of `capacity` bytes, and makes zeros of the rest.
+#[pyfunction]
+pub fn gpu_encode(
+    py: Python,
+    device: u32,
+    stream: usize,
+    measured: &Measured,
+    out: u64,
+    capacity: usize,
+) -> PyResult<()> {
+    run(py, || {
+        let gpu = Gpu::open(device)?;
+        // SAFETY: as above.
+        unsafe {
+            gpu.device
+                .encode_raw(stream as *mut _, &measured.0, out, capacity)
+        }
     })
 }

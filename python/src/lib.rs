@@ -20,10 +20,10 @@ mod _native {
     use crate::files::{compress, decompress, inspect, verify};
     #[pymodule_export]
     use crate::gpu::{
-        decompress as _, device_count, encode as _, encoded_bytes, gather, linear, scratch_bytes,
+        Measured, device_count, gather, gpu_decompress, gpu_encode, linear, measure, scratch_bytes,
     };
     #[pymodule_export]
-    use crate::matrix::{capacity, check, decode, decode_rows, encode, shape, store};
+    use crate::matrix::{Encoded, capacity, check, decode, decode_rows, encode, shape, store};
     #[pymodule_export]
     use crate::program::run;
     #[pymodule_export]

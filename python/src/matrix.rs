@@ -55,7 +55,8 @@ fn matrix(bytes: &[u8]) -> Result<CompressedMatrix<'_>, zipserv::Error> {
 #[pyfunction]
 pub fn shape(py: Python, address: usize, len: usize) -> PyResult<(usize, usize, usize)> {
     // SAFETY: the bytes of a tensor that the caller lends.
-    let header = header(unsafe { bytes(address, len) }).map_err(|error| error::of_matrix(py, &error))?;
+    let header =
+        header(unsafe { bytes(address, len) }).map_err(|error| error::of_matrix(py, &error))?;
     Ok((header.rows(), header.cols(), header.stored_bytes()))
 }
 
@@ -64,7 +65,9 @@ pub fn shape(py: Python, address: usize, len: usize) -> PyResult<(usize, usize, 
 pub fn check(py: Python, address: usize, len: usize) -> PyResult<(usize, usize, usize)> {
     // SAFETY: as in `shape`.
     let bytes = unsafe { bytes(address, len) };
-    let found = py.detach(|| matrix(bytes).map(|matrix| (matrix.rows(), matrix.cols(), matrix.stored_bytes())));
+    let found = py.detach(|| {
+        matrix(bytes).map(|matrix| (matrix.rows(), matrix.cols(), matrix.stored_bytes()))
+    });
     found.map_err(|error| error::of_matrix(py, &error))
 }
 
@@ -88,7 +91,9 @@ pub fn encode(py: Python, address: usize, rows: usize, cols: usize) -> PyResult<
     // SAFETY: as in `shape`; Python checked the size.
     let bytes = unsafe { bytes(address, len) };
     let matrix = py.detach(|| zipserv::encode(&Matrix::from_le_bytes(rows, cols, bytes)?));
-    matrix.map(Encoded).map_err(|error| error::of_matrix(py, &error))
+    matrix
+        .map(Encoded)
+        .map_err(|error| error::of_matrix(py, &error))
 }
 
 /// Writes a matrix to the start of `len` bytes, which suffice, and zeros behind it.

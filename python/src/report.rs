@@ -81,7 +81,11 @@ impl Report {
 #[pymethods]
 impl Report {
     fn __repr__(&self) -> String {
-        let bits = self.bits_per_weight.map_or("nothing compressed".into(), |bits| format!("{bits:.3} bits a weight"));
+        let bits = self
+            .bits_per_weight
+            .map_or("nothing compressed".into(), |bits| {
+                format!("{bits:.3} bits a weight")
+            });
         format!(
             "<zipserv.Report: {} -> {} bytes ({:.1} %), {bits}, {} tensors>",
             self.original_bytes,

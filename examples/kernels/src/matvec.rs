@@ -20,7 +20,7 @@ pub struct Args {
     pub y: *mut f32,
     /// Activations: K BF16, aligned to 4 bytes.
     pub x: *const u16,
-    /// Dense part of the weights.
+    /// Dense part of the weights, right behind the header.
     pub dense: *const u8,
     /// Index of each tile's first patch.
     pub offsets: *const u32,
@@ -30,8 +30,6 @@ pub struct Args {
     pub m: u32,
     /// Input features, a multiple of 64.
     pub k: u32,
-    /// The matrix's base exponent.
-    pub base: u32,
 }
 
 #[cfg(target_arch = "nvptx64")]
@@ -39,6 +37,7 @@ mod device {
     use zipserv_gpu::{
         arch::{memory::*, thread::*},
         decode::kstep,
+        kernels::base,
         layout::*,
     };
 
@@ -57,10 +56,11 @@ mod device {
             // addresses lie in the table, and all threads meet between writing and reading it.
             unsafe {
                 let (strip, thread) = (block() as usize, thread() as usize);
+                let base = base(args.dense);
                 for column in 0..tiles {
                     // What codes leave out: the window's, but for patches.
                     for at in (thread..TILE_WEIGHTS / 16).step_by(super::LAUNCH.threads) {
-                        store_u32x4(table + 16 * at as u32, [window_quad(args.base as u8); 4]);
+                        store_u32x4(table + 16 * at as u32, [window_quad(base); 4]);
                     }
                     sync_block();
                     let tile = strip * tiles + column;
@@ -104,7 +104,7 @@ mod device {
                     }
                     let row = TILE_ROWS * strip + BAND_ROWS * band + 8 * half + lane / 4;
                     if lane % 4 == 0 && row < args.m as usize {
-                        *args.y.add(row) = sum * unscale(scale(args.base as u8));
+                        *args.y.add(row) = sum * unscale(scale(base));
                     }
                 }
             }

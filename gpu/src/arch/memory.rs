@@ -57,6 +57,21 @@ pub unsafe fn store_f32(address: u32, value: f32) {
     }
 }
 
+/// Loads a byte from shared memory.
+///
+/// # Safety
+/// `address` lies in the block's shared memory.
+#[inline(always)]
+pub unsafe fn load_u8(address: u32) -> u32 {
+    let mut value: u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.shared.u8 {}, [{}];", out(reg32) value, in(reg32) address,
+            options(readonly, nostack, preserves_flags));
+    }
+    value
+}
+
 /// Stores the low byte of `value` to shared memory.
 ///
 /// # Safety
@@ -341,6 +356,32 @@ pub unsafe fn leave_u32x4(address: *mut f32, [a, b, c, d]: [u32; 4]) {
     unsafe {
         asm!("st.global.v4.u32 [{}], {{{}, {}, {}, {}}};",
             in(reg64) address, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Adds `value` to 64 bits of global memory, as one.
+///
+/// # Safety
+/// `address` is aligned, and nothing accesses it meanwhile but by this function.
+#[inline(always)]
+pub unsafe fn add_global_u64(address: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("red.relaxed.gpu.global.add.u64 [{}], {};", in(reg64) address, in(reg64) value,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// The exclusive or of `value` and 32 bits of global memory, as one.
+///
+/// # Safety
+/// As [`add_global_u64`].
+#[inline(always)]
+pub unsafe fn xor_global_u32(address: *mut u32, value: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("red.relaxed.gpu.global.xor.b32 [{}], {};", in(reg64) address, in(reg32) value,
             options(nostack, preserves_flags));
     }
 }

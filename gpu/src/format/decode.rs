@@ -41,6 +41,21 @@ pub fn high_bytes<const Q: usize>(words: [u32; LANE_WORDS], rest: u32) -> u32 {
     masked_or::<SIGNS>(words[2] << (1 + last), without_sign)
 }
 
+/// [`high_bytes`] of a quad that only run time knows.
+#[inline(always)]
+pub fn high_bytes_of(quad: usize, words: [u32; LANE_WORDS], rest: u32) -> u32 {
+    match quad {
+        0 => high_bytes::<0>(words, rest),
+        1 => high_bytes::<1>(words, rest),
+        2 => high_bytes::<2>(words, rest),
+        3 => high_bytes::<3>(words, rest),
+        4 => high_bytes::<4>(words, rest),
+        5 => high_bytes::<5>(words, rest),
+        6 => high_bytes::<6>(words, rest),
+        _ => high_bytes::<7>(words, rest),
+    }
+}
+
 /// Both pairs of quad `Q` of a lane: in each the first weight in the low half, as `mma` wants them.
 ///
 /// `low` are the quad's low bytes, word `Q` of the lane's eight; `rest` is as for [`high_bytes`].
@@ -107,6 +122,7 @@ mod tests {
                         ($($q:literal)*) => {$(
                             if quad_index == $q {
                                 assert_eq!(high_bytes::<$q>(words, 0x7C00_0004), codes | 0x7C00_0004);
+                                assert_eq!(high_bytes_of($q, words, 0x7C00_0004), codes | 0x7C00_0004);
                             }
                         )*};
                     }

@@ -26,6 +26,15 @@
 //! The layout extends the TCA-TBE format of ZipServ (ASPLOS'26); `docs/FORMAT.md` lists what
 //! differs and why.
 
+/// Bytes of the header in front of the dense part.
+pub const HEADER_BYTES: usize = 128;
+/// Version of the format.
+pub const VERSION: u16 = 1;
+/// The one layout there is: 32 x 64 tiles in fragment order.
+pub const LAYOUT_ID: u16 = 1;
+/// Where the header has the base, 32 bits.
+pub const BASE_AT: usize = 12;
+
 /// Rows (output features) of a tile.
 pub const TILE_ROWS: usize = 32;
 /// Columns (input features) of a tile.
@@ -168,6 +177,36 @@ pub const fn scale_pair(base: u8) -> u32 {
     scale(base) << 7 | scale(base) << 23
 }
 
+/// What kernels need of the base, in one register: [`window_high`] in the lowest byte, [`scale`] above it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window(u32);
+
+impl Window {
+    /// Of a base.
+    #[inline(always)]
+    pub const fn new(base: u8) -> Self {
+        Self(window_high(base) as u32 | scale(base) << 8)
+    }
+
+    /// [`window_high`], with something else above the byte.
+    #[inline(always)]
+    pub const fn byte(self) -> u32 {
+        self.0
+    }
+
+    /// [`window_quad`].
+    #[inline(always)]
+    pub const fn quad(self) -> u32 {
+        (self.0 & 0xFF) * 0x0101_0101
+    }
+
+    /// [`unscale`] of its scale.
+    #[inline(always)]
+    pub const fn unscale(self) -> f32 {
+        unscale(self.0 >> 8)
+    }
+}
+
 /// What the code of a weight outside the window leaves out, in 16 bits:
 ///
 /// ```text
@@ -240,3 +279,18 @@ const _: () = {
     assert!(BAND_BYTES == 1408 && TILE_BYTES.is_multiple_of(128));
     assert!(LANE_PAIRS * 2 * CODE_BITS as usize == LANE_WORDS * 32);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_all_there_is_of_a_base() {
+        for base in (0..=MAX_BASE).filter(|&base| is_base(base)) {
+            let window = Window::new(base);
+            assert_eq!(window.byte() as u8, window_high(base));
+            assert_eq!(window.quad(), window_quad(base));
+            assert_eq!(window.unscale(), unscale(scale(base)));
+        }
+    }
+}

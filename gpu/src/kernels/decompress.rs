@@ -59,12 +59,13 @@ pub unsafe fn decompress(args: &DecompressArgs) {
             ([bytes(0), bytes(1)], [word(0), word(1), word(2)])
         };
         let (upper, lower) = (load(0), load(1));
+        let base = super::base(args.dense);
         let offsets = args.offsets.add(tile as usize);
         let first = memory::load_global_u32(offsets);
         let last = memory::load_global_u32(offsets.add(1));
 
-        store_band(args, staged, lane, upper);
-        store_band(args, staged + BAND_ROWS as u32 * STRIDE, lane, lower);
+        store_band(base, staged, lane, upper);
+        store_band(base, staged + BAND_ROWS as u32 * STRIDE, lane, lower);
         thread::sync_warp();
 
         let mut index = first + lane;
@@ -72,10 +73,7 @@ pub unsafe fn decompress(args: &DecompressArgs) {
             let patch = Patch(*args.patches.add(index as usize));
             let (row, col) = patch_row_col(patch.position());
             let at = staged + row as u32 * STRIDE + 2 * col as u32;
-            memory::store_u16(
-                at,
-                patch.weight(memory::load_u16(at), scale(args.base as u8)),
-            );
+            memory::store_u16(at, patch.weight(memory::load_u16(at), scale(base)));
             index += LANES as u32;
         }
         thread::sync_warp();
@@ -110,15 +108,12 @@ pub unsafe fn decompress(args: &DecompressArgs) {
 /// Decodes a band as if it had no outliers, and stores it to its rows of the tile.
 #[inline(always)]
 unsafe fn store_band(
-    args: &DecompressArgs,
+    base: u8,
     rows: u32,
     lane: u32,
     (bytes, words): ([[u32; 4]; 2], [u32; LANE_WORDS]),
 ) {
-    let (rest, scale) = (
-        [window_quad(args.base as u8); 2],
-        scale_pair(args.base as u8),
-    );
+    let (rest, scale) = ([window_quad(base); 2], scale_pair(base));
     let at = rows + lane / 4 * STRIDE + lane % 4 * 4;
     let store = |kstep: u32, registers: [u32; REGISTERS]| {
         for (register, value) in registers.into_iter().enumerate() {

@@ -7,13 +7,16 @@ use super::{
     Error, ErrorKind, Options, Progress, Report,
     container::{TILE_ORIGINAL_BYTES, is_container},
     error::At,
+    folder::{Index, Listing},
     header::Header,
     input::Input,
+    options::advance,
     plan::{Item, Plan},
     report::FileReport,
     scan::Scan,
     source::{Original, PIECE_BYTES, Source},
-    transform::{Transform, transform},
+    stand_ins::{self, ORIGINALS, stored_name},
+    transform::{self, Contents, Transform, transform},
 };
 use crate::{
     HEADER_BYTES,
@@ -27,7 +30,8 @@ const JOBS_PER_THREAD: usize = 16;
 
 /// Compresses a `.safetensors` file, or a folder with any number of them, to `output`.
 ///
-/// In a folder, all other files are copied as they are. `output` appears when it is whole, not
+/// In a folder, all other files are copied, and the result is one that loaders refuse unless they know of zipserv:
+/// `docs/FORMAT.md` has its names. `output` appears when it is whole, not
 /// before. Runs on the current rayon pool; memory is bounded however large the files are.
 ///
 /// # Errors
@@ -76,6 +80,45 @@ impl Transform for Compress {
         writer.run()?;
         original.input().check_unchanged()?;
         Ok(plan.report)
+    }
+
+    fn folder(root: &Path, listing: &Listing) -> Result<Contents, Error> {
+        stand_ins::check_names(root, listing)?;
+        let kept = Path::new(ORIGINALS);
+        let made = listing.checkpoints.iter();
+        let mut contents = Contents {
+            folders: listing.folders.clone(),
+            made: made.map(|path| (stored_name(path), path.clone())).collect(),
+            ..Contents::default()
+        };
+        for path in &listing.others {
+            let config = stand_ins::config(root, path, listing)?;
+            if config.is_none() && !Index::is_name(path) {
+                contents.copied.push((path.clone(), path.clone()));
+                continue;
+            }
+            // Folders that are there already come before those in them.
+            let ancestors: Vec<_> = path.ancestors().skip(1).collect();
+            for folder in ancestors.iter().rev().map(|folder| kept.join(folder)) {
+                if !contents.folders.contains(&folder) {
+                    contents.folders.push(folder);
+                }
+            }
+            contents.copied.push((kept.join(path), path.clone()));
+            contents
+                .written
+                .extend(config.map(|text| (path.clone(), text)));
+        }
+        Ok(contents)
+    }
+
+    fn finish(folder: &Path, listing: &Listing) -> Result<(), Error> {
+        for (path, index) in &listing.indexes {
+            let stand_in = folder.join(stored_name(path));
+            let text = stand_ins::index(stand_in.parent().unwrap_or(folder), index)?;
+            transform::write(&stand_in, &text).at(&stand_in)?;
+        }
+        Ok(())
     }
 }
 
@@ -160,7 +203,7 @@ impl Writer<'_> {
             let bytes = &self.original.tensor(job.item.tensor)[job.first..];
             let bytes = &bytes[..bytes.len().min(PIECE_BYTES)];
             self.write_at(bytes, job.start + job.first as u64)?;
-            self.progress.advance(bytes.len() as u64);
+            advance(self.progress, bytes.len() as u64, self.path)?;
             return Ok(None);
         };
         let tiles = RUN_TILES.min(encoder.header().tiles() - job.first);
@@ -174,8 +217,8 @@ impl Writer<'_> {
         // Tiles at the edge have padding, so this is the tensor's share of the run.
         let total = self.original.tensor(job.item.tensor).len() as u128;
         let tiles_before = |n: usize| (total * n as u128 / encoder.header().tiles() as u128) as u64;
-        self.progress
-            .advance(tiles_before(job.first + tiles) - tiles_before(job.first));
+        let done = tiles_before(job.first + tiles) - tiles_before(job.first);
+        advance(self.progress, done, self.path)?;
         Ok(Some(Encoded {
             buffer,
             crc: crc32fast::hash(dense),

@@ -84,11 +84,6 @@ impl Container {
         })
     }
 
-    /// The compressed file.
-    pub fn path(&self) -> &Path {
-        self.input.path()
-    }
-
     /// Compares the checksum of the restored file with that of the original.
     pub fn check_crc(&self, found: u32) -> Result<(), Error> {
         let expected = self.crc;
@@ -135,6 +130,11 @@ impl Container {
             self.stored.tensors[place.index].bytes(),
             place.matrix.is_some(),
         )
+    }
+
+    /// The name under which a tensor is stored.
+    pub fn stored_name(&self, tensor: usize) -> &str {
+        &self.stored.tensors[self.places[tensor].index].name
     }
 
     /// The bytes of a tensor as they are stored.
@@ -338,6 +338,10 @@ fn decode_jobs<'a>(
 }
 
 impl Source for Container {
+    fn path(&self) -> &Path {
+        self.input.path()
+    }
+
     fn header(&self) -> &Header {
         &self.original
     }

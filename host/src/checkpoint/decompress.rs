@@ -5,9 +5,12 @@ use super::{
     checksum::Checksum,
     container::Container,
     error::At,
+    folder::Listing,
+    options::advance,
     report::FileReport,
     source::Source,
-    transform::{Transform, transform},
+    stand_ins::Restored,
+    transform::{Contents, Transform, transform},
 };
 
 /// Restores what [`compress`](super::compress) made of a file or folder, byte for byte.
@@ -52,10 +55,23 @@ impl Transform for Decompress {
         container.for_each_piece(&|piece| {
             checksum.add(piece.offset, piece.bytes);
             file.write_all_at(piece.bytes, piece.offset).at(path)?;
-            progress.advance(piece.bytes.len() as u64);
-            Ok(())
+            advance(progress, piece.bytes.len() as u64, path)
         })?;
         container.check_crc(checksum.finish())?;
         Ok(container.report(None))
+    }
+
+    fn folder(_: &Path, listing: &Listing) -> Result<Contents, Error> {
+        let restored = Restored::new(listing);
+        Ok(Contents {
+            folders: restored.folders,
+            made: restored.checkpoints.into_iter().collect(),
+            copied: restored.others.into_iter().collect(),
+            written: Vec::new(),
+        })
+    }
+
+    fn finish(_: &Path, _: &Listing) -> Result<(), Error> {
+        Ok(())
     }
 }

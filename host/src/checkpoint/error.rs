@@ -28,6 +28,16 @@ impl Error {
     pub fn kind(&self) -> &ErrorKind {
         &self.kind
     }
+
+    /// The tensor that is at fault, if one is.
+    pub fn tensor(&self) -> Option<&str> {
+        self.kind.tensor()
+    }
+
+    /// Where in the file the fault is, in bytes from its start, if that is known.
+    pub fn offset(&self) -> Option<u64> {
+        self.kind.offset()
+    }
 }
 
 impl fmt::Display for Error {
@@ -70,6 +80,12 @@ pub enum ErrorKind {
     /// The input changed while it was read.
     #[error("changed while it was being compressed")]
     Changed,
+    /// The caller's [`Progress`](super::Progress) asked for it.
+    #[error("cancelled")]
+    Cancelled,
+    /// A name in a folder is one that compressed folders need.
+    #[error("a folder with this name cannot be compressed: compressed folders use it themselves")]
+    Reserved,
     /// The folder has no `.safetensors` file.
     #[error("no .safetensors file in this folder")]
     NoCheckpoint,
@@ -308,6 +324,41 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    fn tensor(&self) -> Option<&str> {
+        match self {
+            Self::IndexPath { tensor, .. }
+            | Self::IndexShard { tensor, .. }
+            | Self::IndexTensor { tensor, .. }
+            | Self::TensorInTwoFiles { tensor, .. }
+            | Self::NoTensor { tensor, .. }
+            | Self::NoMatrix { tensor, .. }
+            | Self::Compressed(tensor)
+            | Self::DuplicateTensor(tensor)
+            | Self::Dimensions { tensor, .. }
+            | Self::ShapeOverflow { tensor, .. }
+            | Self::OffsetOrder { tensor, .. }
+            | Self::Overlap { tensor, .. }
+            | Self::Hole { tensor, .. }
+            | Self::TensorSize { tensor, .. }
+            | Self::MissingTensor(tensor)
+            | Self::UnexpectedTensor(tensor)
+            | Self::TensorMismatch(tensor)
+            | Self::MatrixShape { tensor, .. }
+            | Self::Tensor { tensor, .. } => Some(tensor),
+            Self::OriginalHeader(kind) => kind.tensor(),
+            _ => None,
+        }
+    }
+
+    fn offset(&self) -> Option<u64> {
+        match self {
+            Self::HeaderTruncated { .. } | Self::HeaderTooLong(_) => Some(0),
+            Self::HeaderUtf8(error) => Some(8 + error.valid_up_to() as u64),
+            Self::Tensor { offset, source, .. } => Some(offset + source.offset().unwrap_or(0)),
+            _ => None,
+        }
+    }
+
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         std::error::Error::source(self)
     }

@@ -11,6 +11,7 @@ use super::{
     error::At,
     input::Input,
     names::{is_checkpoint, is_unfinished},
+    stand_ins::is_kept,
 };
 
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
@@ -55,7 +56,8 @@ impl Listing {
             return Err(Error::new(root, ErrorKind::NoCheckpoint));
         }
         for path in &listing.others {
-            if Index::is_name(path) {
+            // What a kept index names is not beside it.
+            if Index::is_name(path) && !is_kept(path) {
                 let index = Index::open(&root.join(path))?;
                 listing.indexes.push((path.clone(), index));
             }

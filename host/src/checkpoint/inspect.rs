@@ -11,6 +11,7 @@ use super::{
     report::FileReport,
     scan::Scan,
     source::{Original, Source},
+    stand_ins::Restored,
 };
 
 /// Tells what is in a compressed file or folder, or what compressing one would give.
@@ -28,6 +29,7 @@ pub fn inspect(path: impl AsRef<Path>, options: &Options) -> Result<Report, Erro
         });
     }
     let listing = Listing::of(path)?;
+    let others = Restored::new(&listing).others.len();
     let opened = listing
         .checkpoints
         .iter()
@@ -44,7 +46,7 @@ pub fn inspect(path: impl AsRef<Path>, options: &Options) -> Result<Report, Erro
     });
     Ok(Report {
         files: files.collect::<Result<_, _>>()?,
-        other_files: listing.others.len(),
+        other_files: others,
     })
 }
 

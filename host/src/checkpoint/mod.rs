@@ -37,6 +37,7 @@ mod plan;
 mod report;
 mod scan;
 mod source;
+mod stand_ins;
 mod transform;
 mod verify;
 

@@ -108,14 +108,25 @@ impl Checkpoint {
     /// What an index at `path` names.
     fn of_index(path: &Path, index: &Index) -> Result<Self, Error> {
         let mut this = Self::empty(path);
+        let mut found = BTreeSet::new();
         let folder = path.parent().unwrap_or(Path::new(""));
         let shards: BTreeSet<_> = index.weight_map.values().collect();
         for shard in shards {
+            // By the name in the original, as older versions have it, or as it is stored.
             let is_placed = |name: &str| index.weight_map.get(name) == Some(shard);
-            this.add(Container::open(&folder.join(shard))?, is_placed)?;
+            let file = Container::open(&folder.join(shard))?;
+            let names = file.header().tensors.iter().enumerate();
+            let placed: Vec<_> = names
+                .map(|(tensor, original)| {
+                    let mut names = [file.stored_name(tensor), &original.name].into_iter();
+                    names.find(|name| is_placed(name)).map(str::to_owned)
+                })
+                .collect();
+            found.extend(placed.iter().flatten().cloned());
+            this.add(file, |tensor| placed[tensor].is_some())?;
         }
         let mut placed = index.weight_map.iter();
-        match placed.find(|(name, _)| !this.places.contains_key(*name)) {
+        match placed.find(|(name, _)| !found.contains(*name)) {
             None => Ok(this),
             Some((tensor, shard)) => {
                 let (tensor, shard) = (tensor.clone(), shard.clone());
@@ -142,9 +153,9 @@ impl Checkpoint {
     }
 
     /// Adds the tensors of a file that are wanted.
-    fn add(&mut self, file: Container, is_wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
+    fn add(&mut self, file: Container, is_wanted: impl Fn(usize) -> bool) -> Result<(), Error> {
         for (index, tensor) in file.header().tensors.iter().enumerate() {
-            if !is_wanted(&tensor.name) {
+            if !is_wanted(index) {
                 continue;
             }
             let place = (self.files.len(), index);

@@ -1,3 +1,7 @@
+use std::path::Path;
+
+use super::{Error, ErrorKind};
+
 /// How to go about a job.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
@@ -41,6 +45,21 @@ pub trait Progress: Sync {
     /// `bytes` more bytes are done.
     fn advance(&self, bytes: u64) {
         let _ = bytes;
+    }
+
+    /// Whether the job is to end: then it fails with [`ErrorKind::Cancelled`](super::ErrorKind::Cancelled), and leaves
+    /// nothing under the name of its output. It is asked after each [`advance`](Self::advance).
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Tells how far a job on the file at `path` is, and whether it is to end.
+pub(crate) fn advance(progress: &dyn Progress, bytes: u64, path: &Path) -> Result<(), Error> {
+    progress.advance(bytes);
+    match progress.is_cancelled() {
+        true => Err(Error::new(path, ErrorKind::Cancelled)),
+        false => Ok(()),
     }
 }
 

@@ -1,6 +1,11 @@
 use std::sync::Mutex;
 
-use super::{Error, checksum::Checksum, options::Progress, source::Source};
+use super::{
+    Error,
+    checksum::Checksum,
+    options::{Progress, advance},
+    source::Source,
+};
 use crate::Histogram;
 
 /// What one pass over an original file tells.
@@ -28,8 +33,7 @@ impl Scan {
                 let more = Histogram::of_piece(piece.bytes);
                 **exponents.lock().expect("no panic") += &more;
             }
-            progress.advance(piece.bytes.len() as u64);
-            Ok(())
+            advance(progress, piece.bytes.len() as u64, source.path())
         })?;
         Ok(Self {
             crc: checksum.finish(),

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use rayon::prelude::*;
 
 use super::{Error, header::Header, input::Input};
@@ -18,6 +20,9 @@ pub(crate) struct Piece<'a> {
 
 /// Something that has the bytes of an original file: the file itself, or its compressed form.
 pub(crate) trait Source: Sync {
+    /// The file that is read.
+    fn path(&self) -> &Path;
+
     /// The original header.
     fn header(&self) -> &Header;
 
@@ -55,6 +60,10 @@ impl Original {
 }
 
 impl Source for Original {
+    fn path(&self) -> &Path {
+        self.input.path()
+    }
+
     fn header(&self) -> &Header {
         &self.header
     }

@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
@@ -6,7 +7,7 @@ use std::{
 
 use super::{
     Error, ErrorKind, Options, checksum::Checksum, container::Container, folder::Listing,
-    input::Input, source::Source,
+    input::Input, options::advance, source::Source, stand_ins::Restored,
 };
 
 /// What a comparison found.
@@ -118,11 +119,13 @@ pub fn verify(
 }
 
 fn verify_folder(compressed: &Path, original: &Path, options: &Options) -> Result<Verdict, Error> {
-    let (ours, theirs) = (Listing::of(compressed)?, Listing::of(original)?);
+    let ours = Restored::new(&Listing::of(compressed)?);
+    let theirs = Listing::of(original)?;
+    let names = |files: &BTreeMap<PathBuf, PathBuf>| files.keys().cloned().collect::<Vec<_>>();
     let mut verdict = Verdict {
         bytes: 0,
-        difference: one_sided(&ours.checkpoints, &theirs.checkpoints)
-            .or_else(|| one_sided(&ours.others, &theirs.others))
+        difference: one_sided(&names(&ours.checkpoints), &theirs.checkpoints)
+            .or_else(|| one_sided(&names(&ours.others), &theirs.others))
             .or_else(|| one_sided(&ours.folders, &theirs.folders)),
     };
     if verdict.difference.is_some() {
@@ -131,7 +134,12 @@ fn verify_folder(compressed: &Path, original: &Path, options: &Options) -> Resul
     let pairs = theirs
         .checkpoints
         .iter()
-        .map(|path| Pair::open(&compressed.join(path), &original.join(path)))
+        .map(|path| {
+            Pair::open(
+                &compressed.join(&ours.checkpoints[path]),
+                &original.join(path),
+            )
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let bytes = |pair: &Pair| pair.container.header().data_bytes();
     options.progress.start(pairs.iter().map(bytes).sum());
@@ -143,7 +151,7 @@ fn verify_folder(compressed: &Path, original: &Path, options: &Options) -> Resul
         }
     }
     for path in &theirs.others {
-        let ours = Input::open(&compressed.join(path))?;
+        let ours = Input::open(&compressed.join(&ours.others[path]))?;
         let theirs = Input::open(&original.join(path))?;
         verdict.bytes += theirs.len() as u64;
         let kind = match first_difference(&ours, &theirs) {
@@ -198,7 +206,7 @@ impl Pair {
         let checksum = Checksum::default();
         checksum.add(0, &header);
         self.container.for_each_piece(&|piece| {
-            options.progress.advance(piece.bytes.len() as u64);
+            advance(options.progress, piece.bytes.len() as u64, file)?;
             checksum.add(piece.offset, piece.bytes);
             let rest = usize::try_from(piece.offset)
                 .ok()

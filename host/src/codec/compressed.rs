@@ -2,17 +2,12 @@ use std::{borrow::Cow, ops::Range};
 
 use rayon::prelude::*;
 use zipserv_gpu::layout::{
-    MAX_BASE, Patch, TILE_BYTES, TILE_COLS, TILE_ROWS, is_base, patch_row_col, tile_grid,
+    BASE_AT, MAX_BASE, Patch, TILE_BYTES, TILE_COLS, TILE_ROWS, is_base, patch_row_col, tile_grid,
 };
+pub use zipserv_gpu::layout::{HEADER_BYTES, LAYOUT_ID, VERSION};
 
 use crate::Error;
 
-/// Version of the format that this build writes and reads.
-pub const VERSION: u16 = 1;
-/// The one layout there is: 32 x 64 tiles in fragment order.
-pub const LAYOUT_ID: u16 = 1;
-/// Bytes of the header in front of the dense part.
-pub const HEADER_BYTES: usize = 128;
 const MAGIC: [u8; 8] = *b"ZIPSERV\0";
 /// Sections start at, and the whole ends at, multiples of this: the unit of bulk copies.
 const ALIGN: usize = 16;
@@ -95,7 +90,7 @@ impl MatrixHeader {
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
         bytes[10..12].copy_from_slice(&LAYOUT_ID.to_le_bytes());
-        bytes[12..16].copy_from_slice(&u32::from(self.base).to_le_bytes());
+        bytes[BASE_AT..BASE_AT + 4].copy_from_slice(&u32::from(self.base).to_le_bytes());
         bytes[16..24].copy_from_slice(&(self.rows as u64).to_le_bytes());
         bytes[24..32].copy_from_slice(&(self.cols as u64).to_le_bytes());
         bytes[32..40].copy_from_slice(&(self.patches as u64).to_le_bytes());
@@ -163,7 +158,7 @@ impl MatrixHeader {
         }
         let field = |field, offset, max: usize| {
             let value = match offset {
-                12 => u64::from(u32_at(bytes, 12)),
+                BASE_AT => u64::from(u32_at(bytes, BASE_AT)),
                 _ => u64::from_le_bytes(bytes[offset..offset + 8].try_into().expect("eight bytes")),
             };
             match usize::try_from(value) {
@@ -175,14 +170,14 @@ impl MatrixHeader {
                 }),
             }
         };
-        let base = field("base", 12, MAX_BASE.into())? as u8;
+        let base = field("base", BASE_AT, MAX_BASE.into())? as u8;
         let rows = field("rows", 16, u32::MAX as usize)?;
         let cols = field("cols", 24, u32::MAX as usize)?;
         let patches = field("patches", 32, MAX_PATCHES)?;
         if !is_base(base) {
             return Err(Error::HeaderField {
                 field: "base",
-                offset: 12,
+                offset: BASE_AT,
                 value: base.into(),
             });
         }

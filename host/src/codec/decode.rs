@@ -30,6 +30,36 @@ pub fn decode_into(matrix: &CompressedMatrix, output: &mut [u8]) -> Result<(), E
     Ok(())
 }
 
+/// Restores some rows of `matrix`, in the order of their numbers, as little-endian bytes into `output`.
+///
+/// # Errors
+/// [`Error::Row`] for a number that is no row's; [`Error::OutputSize`] when `output` is not exactly as long as the rows.
+pub fn decode_rows(
+    matrix: &CompressedMatrix,
+    numbers: &[usize],
+    output: &mut [u8],
+) -> Result<(), Error> {
+    let (rows, width) = (matrix.rows(), 2 * matrix.cols());
+    if let Some(&row) = numbers.iter().find(|&&row| row >= rows) {
+        return Err(Error::Row { row, rows });
+    }
+    let (expected, found) = (numbers.len().saturating_mul(width), output.len());
+    if found != expected {
+        return Err(Error::OutputSize { expected, found });
+    }
+    output
+        .par_chunks_mut(width.max(1))
+        .zip(numbers)
+        .for_each(|(output, &row)| {
+            let strip = row / TILE_ROWS;
+            let first = strip * TILE_ROWS;
+            let mut rows = zeroed(width * TILE_ROWS.min(rows - first));
+            decode_strip(matrix, strip, &mut rows);
+            output.copy_from_slice(&rows[(row - first) * width..][..width]);
+        });
+    Ok(())
+}
+
 fn decode_all(matrix: &CompressedMatrix, output: &mut [u8]) {
     output
         .par_chunks_mut((2 * TILE_ROWS * matrix.cols()).max(1))

@@ -1,7 +1,7 @@
 use std::ops::AddAssign;
 
 use rayon::prelude::*;
-use zipserv_gpu::layout::{MAX_BASE, WINDOW, is_base, scale};
+use zipserv_gpu::format::window;
 
 use super::Matrix;
 
@@ -58,21 +58,8 @@ impl Histogram {
 
     /// The window that leaves the fewest outliers, of those that can be stored; the lowest of equals.
     pub fn window(&self) -> Window {
-        let total = self.total();
-        // No scaled weight may become infinite.
-        let most = (1..255).rev().find(|&e| self.counts[e] > 0).unwrap_or(0);
-        let scales = |base| is_base(base) && most + (scale(base) as usize) < 255;
-        (0..=MAX_BASE)
-            .filter(|&base| scales(base))
-            .map(|base| {
-                let window = &self.counts[usize::from(base)..][..WINDOW as usize];
-                Window {
-                    base,
-                    outliers: total - window.iter().sum::<u64>(),
-                }
-            })
-            .min_by_key(|window| window.outliers)
-            .expect("there is at least one base")
+        let (base, outliers) = window::best(&self.counts);
+        Window { base, outliers }
     }
 
     /// The share of the weights that lie in [`window`](Self::window); one for no weights.

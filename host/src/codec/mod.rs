@@ -17,7 +17,7 @@ mod slice;
 pub(crate) use compressed::combine_crcs;
 pub use compressed::{CompressedMatrix, HEADER_BYTES, LAYOUT_ID, MatrixHeader, VERSION};
 pub(crate) use decode::decode_panel;
-pub use decode::{decode, decode_into};
+pub use decode::{decode, decode_into, decode_rows};
 pub use encode::encode;
 pub(crate) use encode::{Encoder, TileBuffer};
 pub use histogram::{Histogram, Window};

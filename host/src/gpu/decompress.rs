@@ -68,7 +68,6 @@ impl DeviceMatrix {
             patches,
             m: self.rows() as u32,
             k: self.cols() as u32,
-            base: u32::from(self.base()),
         };
         let device = self.device();
         // One warp a tile.

@@ -184,6 +184,9 @@ pub enum GpuError {
         /// Tokens of the call.
         tokens: usize,
     },
+    /// What waits for the device cannot be captured.
+    #[error("weights cannot be encoded while a graph is captured: their size is not known before")]
+    Captured,
     /// A bias for weights without input features.
     #[error("weights without input features take no bias")]
     EmptyBias,
@@ -195,6 +198,9 @@ pub enum GpuError {
         /// Input features, K.
         cols: usize,
     },
+    /// There can be no such compressed matrix.
+    #[error(transparent)]
+    Weights(crate::Error),
     /// A compressed matrix that was checked is not what it was: its file is being written to.
     #[error("the matrix changed after it was checked: patch offset {tile}")]
     Changed {
@@ -235,6 +241,8 @@ pub enum Operand {
     Bias,
     /// The compressed weights.
     Weights,
+    /// Dense weights, to be compressed.
+    Dense,
     /// The workspace.
     Workspace,
     /// The workspace's memory for dense weights.
@@ -252,6 +260,7 @@ impl fmt::Display for Operand {
             Self::Outputs => "the outputs",
             Self::Bias => "the bias",
             Self::Weights => "the weights",
+            Self::Dense => "the dense weights",
             Self::Workspace => "the workspace",
             Self::DenseMemory => "the memory for dense weights",
             Self::Stream => "the stream",

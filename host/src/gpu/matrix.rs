@@ -13,8 +13,10 @@ use crate::{CompressedMatrix, MatrixHeader};
 /// A compressed matrix in the memory of a device: one allocation of just what is
 /// [stored](CompressedMatrix::as_bytes), and [`TAIL_BYTES`](Self::TAIL_BYTES) more.
 ///
-/// It keeps the device alive, and what kernels read of it is never written again.
+/// It keeps the device alive. Of what it holds the host knows the shape alone: all else kernels read from the stored
+/// form itself.
 pub struct DeviceMatrix {
+    /// As far as it follows from the shape.
     header: MatrixHeader,
     memory: Buffer<u8>,
     /// How bulk copies find the dense part, on Hopper; none of empty weights.
@@ -54,20 +56,27 @@ impl DeviceMatrix {
         Self::new(header, memory)
     }
 
-    /// A matrix that is on the device already, as other packages keep it.
+    /// A matrix that is on the device already, as other packages keep it, in memory that may be longer: where weights
+    /// are to be replaced by others of the same shape, it has spare room.
     ///
     /// # Errors
-    /// [`GpuError::Length`] when `memory` has not as many bytes as are stored and
-    /// [`TAIL_BYTES`](Self::TAIL_BYTES), [`GpuError::Alignment`] when it is not aligned to
-    /// [`ALIGN`](Self::ALIGN).
+    /// [`GpuError::Weights`] when there can be no such matrix; [`GpuError::Length`] when `memory` has no room for its
+    /// header, dense part, patch offsets and [`TAIL_BYTES`](Self::TAIL_BYTES); [`GpuError::Alignment`] when it is not
+    /// aligned to [`ALIGN`](Self::ALIGN).
     ///
     /// # Safety
-    /// When kernels run, `memory` holds the [bytes](CompressedMatrix::as_bytes) of a compressed
-    /// matrix of this header that was checked, as
-    /// [`CompressedMatrix::from_bytes`](CompressedMatrix::from_bytes) does: they follow its patch
-    /// offsets without a check. Launches may read it before kernels ahead of them in the stream have
-    /// finished (programmatic dependent launch), so whoever wrote it must have been waited for.
-    pub unsafe fn from_device(header: MatrixHeader, memory: Buffer<u8>) -> Result<Self, GpuError> {
+    /// When kernels run, `memory` starts with the [bytes](CompressedMatrix::as_bytes) of a compressed matrix of this
+    /// shape that was checked, as [`CompressedMatrix::from_bytes`](CompressedMatrix::from_bytes) does, or encoded, and
+    /// has [`TAIL_BYTES`](Self::TAIL_BYTES) behind them: kernels follow patch offsets without a check. It may be
+    /// another matrix for another launch. Launches may read it before kernels ahead of them in the stream have
+    /// finished (programmatic dependent launch), so whoever wrote it must have been waited for, or the next launch
+    /// be [plain](super::Plan::with_pdl).
+    pub unsafe fn from_device(
+        rows: usize,
+        cols: usize,
+        memory: Buffer<u8>,
+    ) -> Result<Self, GpuError> {
+        let header = MatrixHeader::new(rows, cols, 0, 0).map_err(GpuError::Weights)?;
         let needed = Need::AtLeast(header.stored_bytes() + Self::TAIL_BYTES);
         check_len(Operand::Weights, needed, memory.len())?;
         Self::new(header, memory)
@@ -111,7 +120,8 @@ impl DeviceMatrix {
 
     /// The device addresses of its dense part, patch offsets and patches, for a kernel of one's own:
     /// what [`CompressedMatrix::dense`], [`CompressedMatrix::patch_offsets`] and
-    /// [`CompressedMatrix::patches`] hold. They are valid as long as the matrix lives.
+    /// [`CompressedMatrix::patches`] hold. The header lies right before the dense part. They are valid as long as the
+    /// matrix lives.
     pub fn addresses(&self) -> (*const u8, *const u32, *const u16) {
         let at = |offset: usize| self.memory.address() as usize + offset;
         (
@@ -126,11 +136,6 @@ impl DeviceMatrix {
         self.memory.device()
     }
 
-    /// Its sizes, and where its parts lie.
-    pub fn header(&self) -> &MatrixHeader {
-        &self.header
-    }
-
     /// Output features, M.
     pub fn rows(&self) -> usize {
         self.header.rows()
@@ -141,20 +146,15 @@ impl DeviceMatrix {
         self.header.cols()
     }
 
-    /// The lowest exponent of the window, biased.
-    pub fn base(&self) -> u8 {
-        self.header.base()
-    }
-
     /// Bytes that a [workspace](super::Workspace::with_dense) needs for plans of this matrix that
     /// are decoupled: for the dense weights, a bias in FP32, and 32 MiB for cuBLASLt.
     pub fn dense_workspace_bytes(&self) -> usize {
         DenseLayout::new(self.rows(), self.cols()).bytes
     }
 
-    /// Bytes that a kernel reads.
+    /// Bytes that a kernel reads, or has room to read.
     pub fn device_bytes(&self) -> usize {
-        self.header.stored_bytes() - self.header.dense().start
+        self.memory.len() - Self::TAIL_BYTES - self.header.dense().start
     }
 
     /// How bulk copies find the dense part.

@@ -280,34 +280,27 @@ def _decompress_cuda(weight, rows, cols):
 
 
 class _Measured:
-    """A dense matrix on a GPU whose compressed size is known."""
+    """A dense matrix on a GPU whose compressed size is known. To find it out takes a wait for the GPU."""
 
     def __init__(self, dense: Tensor) -> None:
         _check_dense(dense)
         if dense.stride(-1) != 1 or (dense.shape[0] > 1 and dense.stride(0) < dense.shape[1]):
             dense = dense.contiguous()
-        self.dense = dense
         rows, cols = dense.shape
         stride = dense.stride(0) if rows > 1 else cols
-        scratch = _native.scratch_bytes(rows, cols)
-        self.scratch = torch.empty(scratch, dtype=torch.uint8, device=dense.device)
-        self.matrix = dense.data_ptr(), rows, cols, stride
-        self.stored_bytes = _native.encoded_bytes(*_stream(dense.device), self.matrix, self.scratch.data_ptr(), scratch)
+        self.dense = dense
+        self.scratch = torch.empty(_native.scratch_bytes(), dtype=torch.uint8, device=dense.device)
+        self.matrix = _native.measure(
+            *_stream(dense.device), dense.data_ptr(), rows, cols, stride, self.scratch.data_ptr()
+        )
 
     def encode_into(self, weight: Tensor) -> None:
-        _native.gpu_encode(
-            *_stream(self.dense.device),
-            self.matrix,
-            self.scratch.data_ptr(),
-            self.scratch.numel(),
-            weight.data_ptr(),
-            weight.numel(),
-        )
+        _native.gpu_encode(*_stream(weight.device), self.matrix, weight.data_ptr(), weight.numel())
 
 
 def _encode_cuda(dense):
     measured = _Measured(dense)
-    weight = torch.empty(capacity(measured.stored_bytes), dtype=torch.uint8, device=dense.device)
+    weight = torch.empty(capacity(measured.matrix.stored_bytes), dtype=torch.uint8, device=dense.device)
     measured.encode_into(weight)
     return weight
 
@@ -317,7 +310,7 @@ def _encode_into_cuda(weight, dense):
     _check_weight(weight, *dense.shape)
     _check_device("dense", dense, weight)
     measured = _Measured(dense)
-    _check_room(weight, measured.stored_bytes)
+    _check_room(weight, measured.matrix.stored_bytes)
     measured.encode_into(weight)
 
 

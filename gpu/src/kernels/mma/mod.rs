@@ -190,8 +190,6 @@ impl<
                 }
                 thread::sync_warp();
                 first = self.start_weights();
-            } else if self.warp < Self::WARPS {
-                tile::clear_table(self.args, self.table(), self.lane);
             }
             thread::sync_block();
             // Asked anew, or the compiler would make a barrier for each role.
@@ -460,6 +458,12 @@ impl<
         let x_row = self.lane % 8 * Self::SHAPE.x_stride() as u32 + self.lane / 8 * 16;
         let x_at = Self::SHAPE.x_at() as u32 + k_warp * (2 * TILE_COLS) as u32 + x_row;
         let dense_at = (strip * WARPS_K as u32 + k_warp) * TILE_BYTES as u32;
+        // SAFETY: `run`'s; the table is the warp's.
+        let window = unsafe {
+            let window = Window::new(super::base(self.args.dense));
+            tile::clear_table(window, self.table(), self.lane);
+            window
+        };
         let mut work_tiles = self.work_tiles;
         let mut ring = PipelineState::<STAGES> {
             stage: group,
@@ -492,7 +496,7 @@ impl<
                             x_stride: Self::SHAPE.x_stride() as u32,
                             table: self.table(),
                         };
-                        tile::multiply(self.args, &place, &patches, &mut acc);
+                        tile::multiply(window, &place, &patches, &mut acc);
                     }
                     barrier::arrive(self.empty(ring.stage));
                 }
@@ -502,7 +506,7 @@ impl<
             k_block -= k_blocks;
             let part = group * WARPS_K as u32 + k_warp;
             // SAFETY: `run`'s.
-            unsafe { self.push_sums(strip, part, &mut sums, &acc) };
+            unsafe { self.push_sums(window, strip, part, &mut sums, &acc) };
         }
     }
 
@@ -533,13 +537,14 @@ impl<
     #[inline(always)]
     unsafe fn push_sums(
         &self,
+        window: Window,
         strip: u32,
         part: u32,
         ring: &mut PipelineState<SUM_STAGES>,
         acc: &[[[f32; 4]; N_TILES]; BANDS],
     ) {
         let stride = Self::SHAPE.sums_stride() as u32;
-        let unscale = unscale(scale(self.args.base as u8));
+        let unscale = window.unscale();
         let row = strip * TILE_ROWS as u32 + self.lane / 4;
         let token = part * 8 + 2 * (self.lane % 4);
         unroll!(J < N_TILES => {

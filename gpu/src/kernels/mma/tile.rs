@@ -11,7 +11,6 @@
 
 use crate::{
     arch::{memory, mma, thread},
-    args::GemmArgs,
     decode,
     layout::*,
 };
@@ -21,8 +20,8 @@ use crate::{
 /// # Safety
 /// `table` is the warp's, of [`crate::launch::Gemm::TABLE_BYTES`].
 #[inline(always)]
-pub unsafe fn clear_table(args: &GemmArgs, table: u32, lane: u32) {
-    let rest = [window_quad(args.base as u8); 4];
+pub unsafe fn clear_table(window: Window, table: u32, lane: u32) {
+    let rest = [window.quad(); 4];
     for i in 0..(TILE_WEIGHTS / 512) as u32 {
         // SAFETY: inside the table.
         unsafe { memory::store_u32x4(table + 512 * i + 16 * lane, rest) };
@@ -81,13 +80,16 @@ impl Patches {
         }
     }
 
-    /// Puts them in the table, or the byte that is there without.
+    /// Puts them in the table, or the window's byte, which is there without.
     #[inline(always)]
-    unsafe fn store(&self, table: u32, lane: u32, first: Patch, instead: Option<u8>) {
+    unsafe fn store(&self, table: u32, lane: u32, first: Patch, instead: Option<Window>) {
         let store = |patch: Patch| {
-            let value = instead.unwrap_or(patch.high());
+            let value = match instead {
+                Some(window) => window.byte(),
+                None => patch.high().into(),
+            };
             // SAFETY: inside the warp's table.
-            unsafe { memory::store_u8(table + u32::from(patch.position()), value.into()) };
+            unsafe { memory::store_u8(table + u32::from(patch.position()), value) };
         };
         if lane < self.count {
             store(first);
@@ -108,7 +110,7 @@ impl Patches {
 /// the warp call this.
 #[inline(always)]
 pub unsafe fn multiply<const N_TILES: usize>(
-    args: &GemmArgs,
+    window: Window,
     tile: &Tile,
     patches: &Patches,
     acc: &mut [[[f32; 4]; N_TILES]; BANDS],
@@ -124,7 +126,7 @@ pub unsafe fn multiply<const N_TILES: usize>(
         half::<0, N_TILES>(tile, lane, acc);
         half::<1, N_TILES>(tile, lane, acc);
         thread::sync_warp();
-        patches.store(tile.table, lane, first, Some(window_high(args.base as u8)));
+        patches.store(tile.table, lane, first, Some(window));
     }
 }
 

@@ -259,7 +259,6 @@ where
                 copy::prefetch_map(self.tiles);
                 copy::prefetch_map(self.x);
             }
-            self.clear_tables();
             Self::sync();
             if self.warp < Self::WARPS {
                 thread::grow_registers::<{ REGISTERS.0 }>();

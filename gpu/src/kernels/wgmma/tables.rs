@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     arch::{barrier, copy, memory, thread},
+    kernels,
     launch::Prefill,
     layout::*,
     sched::schedule::Cursor,
@@ -15,16 +16,14 @@ impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUM
 where
     [f32; SUMS]: Accumulator,
 {
-    /// Makes the tables ones without patches.
+    /// Makes an outlier warp's table one without patches.
     #[inline(always)]
-    pub(super) unsafe fn clear_tables(&self) {
-        const BYTES: u32 = (Prefill::TABLES * Prefill::TABLE_BYTES) as u32;
-        let rest = [window_quad(self.args.base as u8); 4];
-        let mut at = 16 * (self.warp * LANES as u32 + self.lane);
-        while at < BYTES {
-            // SAFETY: inside the tables.
-            unsafe { memory::store_u32x4(self.table(0) + at, rest) };
-            at += 16 * Prefill::THREADS as u32;
+    unsafe fn clear_table(&self, table: u32, rest: u32) {
+        let mut at = 16 * self.lane;
+        while at < Prefill::TABLE_BYTES as u32 {
+            // SAFETY: inside the table.
+            unsafe { memory::store_u32x4(table + at, [rest; 4]) };
+            at += 16 * LANES as u32;
         }
     }
 
@@ -44,7 +43,8 @@ where
         const HELD: u32 = LANES as u32 / STRIPS;
 
         let (all, lane) = (self.args.patches, self.lane);
-        let rest = window_quad(self.args.base as u8);
+        // SAFETY: `run`'s.
+        let rest = unsafe { window_quad(kernels::base(self.args.dense)) };
         let table = self.table(outlier_warp);
         let strip_table = table + patches::strip_of(lane) * Prefill::STRIP_TABLE_BYTES as u32;
         let mut left =
@@ -62,6 +62,9 @@ where
             unsafe { Patches::load(all, range, lane) }
         };
         let mut coming = ask(ranges, 0);
+        // By now the base has come. SAFETY: the table is the warp's, and nobody reads it yet.
+        unsafe { self.clear_table(table, rest) };
+        thread::sync_warp();
         let mut stored = Ready::NONE;
         let mut parity = 1;
         // One k-tile; the one after it is the `$next`-th of those whose ranges lanes hold, after `$change`.

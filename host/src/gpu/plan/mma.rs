@@ -150,7 +150,6 @@ pub unsafe fn run_mma(
             n: slice.n as u32,
             k: weights.cols() as u32,
             x_stride: operands.x_stride as u32,
-            base: u32::from(weights.base()),
         };
         // The portable kernels know of no kernel before them.
         let pdl = pdl && device.family() == Family::Hopper;

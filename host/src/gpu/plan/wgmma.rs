@@ -308,7 +308,6 @@ pub unsafe fn run_wgmma(
         m: weights.rows() as u32,
         n: n as u32,
         k: weights.cols() as u32,
-        base: u32::from(weights.base()),
         decomposition: plan.decomposition(weights.cols()),
         box_tokens: box_tokens as u32,
     };
