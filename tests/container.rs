@@ -352,6 +352,26 @@ fn a_compressed_folder_is_not_loaded_by_mistake() {
     }
     assert_eq!(names(at("restored")), names(at("model")));
 
+    // Where loaders look by default, they are told what there is.
+    for (given, weights) in [
+        (
+            "model/model.safetensors.index.json",
+            "model.zipserv.safetensors.index.json",
+        ),
+        ("model/model.safetensors", "model.zipserv.safetensors"),
+    ] {
+        match given.ends_with("json") {
+            true => put(given, index),
+            false => put(given, &checkpoint(&[matrix("m", &[64, 128])])),
+        }
+        compress(at("model"), at("small"), &options().force(true)).unwrap();
+        let json = fs::read(at("small/config.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        let expected = serde_json::json!({"quant_method": "zipserv", "weights": weights});
+        assert_eq!(json["quantization_config"], expected);
+        assert!(at("small").join(weights).is_file());
+    }
+
     // A quantization of its own stays, and what is no object.
     for config in ["{\"quantization_config\": {}}", "[]", "{"] {
         put("model/config.json", config.as_bytes());

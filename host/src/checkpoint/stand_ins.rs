@@ -35,6 +35,8 @@ const TENSORS: &str = ".safetensors";
 const INDEX: &str = ".safetensors.index.json";
 const MARK: &str = ".zipserv";
 const CONFIG: &str = "config.json";
+/// What a model's tensors, or their index, are named by default.
+const MODEL: &str = "model";
 const QUANTIZATION: &str = "quantization_config";
 
 /// The name that a file has in a compressed folder.
@@ -146,8 +148,33 @@ pub fn config(root: &Path, path: &Path, listing: &Listing) -> Result<Option<Stri
     let end = text.rfind('}').expect("it is an object");
     let before = text[..end].trim_end();
     let comma = if config.is_empty() { "" } else { "," };
-    let own = format!("\n  \"{QUANTIZATION}\": {{\n    \"quant_method\": \"zipserv\"\n  }}\n");
-    Ok(Some(format!("{before}{comma}{own}{}", &text[end..])))
+    let weights = weights(path, listing)
+        .map(|name| format!(",\n    \"weights\": \"{name}\""))
+        .unwrap_or_default();
+    Ok(Some(format!(
+        "{before}{comma}\n  \"{QUANTIZATION}\": {{\n    \"quant_method\": \"zipserv\"{weights}\n  }}\n{}",
+        &text[end..]
+    )))
+}
+
+/// What a loader of models is to open, in the folder of a `config.json`: the file of all tensors, or an index.
+///
+/// Loaders choose by name, and the new ones are not theirs.
+fn weights(config: &Path, listing: &Listing) -> Option<String> {
+    let file = config.with_file_name(format!("{MODEL}{TENSORS}"));
+    let index = config.with_file_name(format!("{MODEL}{INDEX}"));
+    let chosen = if listing.checkpoints.contains(&file) {
+        file
+    } else if listing.indexes.iter().any(|(path, _)| *path == index) {
+        index
+    } else {
+        return None;
+    };
+    Some(
+        stored_name(Path::new(chosen.file_name()?))
+            .to_str()?
+            .to_owned(),
+    )
 }
 
 /// What stands in for an index of shards, in a folder whose compressed files are there.
