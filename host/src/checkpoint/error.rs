@@ -379,7 +379,7 @@ impl ErrorKind {
     /// Nothing for what is wrong in an original header: its offsets are not those of the file that has it.
     fn offset(&self) -> Option<u64> {
         match self {
-            Self::HeaderTruncated { .. } => Some(0),
+            Self::HeaderTruncated { .. } | Self::HeaderTooLong(_) => Some(0),
             Self::HeaderUtf8(error) => Some((LENGTH_BYTES + error.valid_up_to()) as u64),
             Self::OffsetOrder { start, data_at, .. }
             | Self::Overlap { start, data_at, .. }
