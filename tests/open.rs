@@ -222,15 +222,17 @@ fn a_folder_is_what_its_index_names() {
     ]);
     fs::write(at("model").join(INDEX), &shards).unwrap();
     compress(at("model"), at("small"), &options()).unwrap();
+    const STORED: &str = "model.zipserv.safetensors.index.json";
 
-    for path in [at("small"), at("small").join(INDEX)] {
+    let stored = fs::read(at("small").join(STORED)).unwrap();
+    for path in [at("small"), at("small").join(STORED)] {
         let checkpoint = open(&path).unwrap();
         assert_eq!(all_names(&checkpoint), ["a", "b", "norm"]);
         assert_eq!(checkpoint.matrix("a").unwrap().rows(), 64);
         assert_eq!(checkpoint.matrix("b").unwrap().cols(), 256);
         let norm = checkpoint.tensor("norm").unwrap();
         assert_eq!(norm.bytes().unwrap(), [5; 16]);
-        let shard = at("small/model-00001-of-00002.safetensors");
+        let shard = at("small/model-00001-of-00002.zipserv.safetensors");
         assert_eq!(norm.path(), shard);
         assert_eq!(text(&checkpoint.matrix("c").unwrap_err()), "no tensor `c`");
     }
@@ -243,39 +245,39 @@ fn a_folder_is_what_its_index_names() {
         assert_eq!(text(&error), expected);
     };
     // Without the index there are three tensors called `a`.
-    fs::remove_file(at("small").join(INDEX)).unwrap();
+    fs::remove_file(at("small").join(STORED)).unwrap();
     refused(
-        "small/model-00001-of-00002.safetensors",
+        "small/model-00001-of-00002.zipserv.safetensors",
         &format!(
             "tensor `a` is also in {}, and no index says which counts",
-            at("small/consolidated.safetensors").display()
+            at("small/consolidated.zipserv.safetensors").display()
         ),
     );
-    fs::remove_file(at("small/consolidated.safetensors")).unwrap();
-    fs::remove_file(at("small/model-00002-of-00002.safetensors")).unwrap();
+    fs::remove_file(at("small/consolidated.zipserv.safetensors")).unwrap();
+    fs::remove_file(at("small/model-00002-of-00002.zipserv.safetensors")).unwrap();
     assert_eq!(all_names(&open(at("small")).unwrap()), ["a", "norm"]);
 
     // An index of what is not there.
-    fs::write(at("small").join(INDEX), &shards).unwrap();
-    let index_name = format!("small/{INDEX}");
+    fs::write(at("small").join(STORED), &stored).unwrap();
+    let index_name = format!("small/{STORED}");
     refused(
         &index_name,
-        "the index places tensor `b` in `model-00002-of-00002.safetensors`, which does not exist",
+        "the index places tensor `b.zipserv` in `model-00002-of-00002.zipserv.safetensors`, which does not exist",
     );
-    let wrong = index(&[("b", "model-00001-of-00002.safetensors")]);
-    fs::write(at("small").join(INDEX), wrong).unwrap();
+    let wrong = index(&[("b", "model-00001-of-00002.zipserv.safetensors")]);
+    fs::write(at("small").join(STORED), wrong).unwrap();
     refused(
         &index_name,
-        "the index places tensor `b` in `model-00001-of-00002.safetensors`, which does not have it",
+        "the index places tensor `b` in `model-00001-of-00002.zipserv.safetensors`, which does not have it",
     );
     let outside = index(&[("a", "../model/consolidated.safetensors")]);
-    fs::write(at("small").join(INDEX), outside).unwrap();
+    fs::write(at("small").join(STORED), outside).unwrap();
     refused(
         &index_name,
         "the index places tensor `a` in `../model/consolidated.safetensors`, which is not a file name within the folder",
     );
 
-    fs::write(at("small").join(INDEX), index(&[])).unwrap();
+    fs::write(at("small").join(STORED), index(&[])).unwrap();
     assert_eq!(open(at("small")).unwrap().tensors().count(), 0);
     fs::write(at("small/fp16.safetensors.index.json"), index(&[])).unwrap();
     refused(

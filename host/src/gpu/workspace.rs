@@ -65,6 +65,8 @@ impl Workspace {
     /// # Errors
     /// [`GpuError::Driver`].
     pub fn new(device: &Device) -> Result<Self, GpuError> {
+        // A stream that is captured may be the first that wants one.
+        let _relaxed = device.enter_relaxed()?;
         let sms = device.sms() as usize;
         let gemms = GEMMS.iter().filter(|(name, _)| device.has(name));
         let partials = gemms.map(|(_, shape)| {
