@@ -11,6 +11,7 @@ texts are the same.
 
 import argparse
 import datetime
+import importlib.util
 import json
 import pathlib
 import sys
@@ -46,7 +47,10 @@ PROMPTS = [
 
 
 def load(path, device, **options):
-    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, device_map=device, **options)
+    # Packed on the GPU if transformers can load there.
+    if importlib.util.find_spec("accelerate"):
+        options["device_map"] = device
+    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, **options).to(device)
 
 
 def check_weights(compressed, dense):

@@ -45,7 +45,7 @@ def like_trained(name, tensor):
 
     generator = torch.Generator(tensor.device).manual_seed(zlib.crc32(name.encode()))
     rows, cols = tensor.shape
-    scale = torch.empty(rows, 1, device=tensor.device).normal_(0, 0.1, generator=generator).exp_() * 0.8 / math.sqrt(cols)
+    scale = torch.exp(0.1 * torch.randn(rows, 1, generator=generator, device=tensor.device)) * 0.8 / math.sqrt(cols)
     # In parts, for what is in FP32 meanwhile.
     for part, scales in zip(tensor.split(8192), scale.split(8192), strict=True):
         part.copy_(torch.randn(part.shape, generator=generator, device=tensor.device) * scales)
@@ -185,7 +185,8 @@ def arguments():
     parser.add_argument("--steps", type=int, default=64, help="steps of a repeat (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=9, help="repeats in a process (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=3, help="of each form and mode (default: %(default)s)")
-    parser.add_argument("--modes", default="reduce-overhead,max-autotune", help="of torch.compile (default: %(default)s)")
+    modes = "reduce-overhead,max-autotune"
+    parser.add_argument("--modes", default=modes, help="of torch.compile (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one process each, the first mode only")
     parser.add_argument("--device", default="cuda", help="cpu shows that it runs")
     parser.add_argument("--commit", default="unknown", help="of what is measured")
@@ -196,18 +197,14 @@ def arguments():
 
 
 def machine(options):
-    """What the result is of. Asked in a process that ends, as this one is to hold no GPU memory."""
-    code = (
-        "import json, torch; n = torch.cuda; print(json.dumps(n.get_device_name() if n.is_available() else 'CPU'))"
-    )
-    device = json.loads(subprocess.check_output([sys.executable, "-c", code], text=True))
-    driver = None
+    """What the result is of."""
+    device, driver = "CPU", None
     if options.device == "cuda":
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.check_output(query, text=True).split()[0]
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        device, driver = subprocess.check_output(query, text=True).splitlines()[0].split(", ")
     packages = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {
-        "device": device if options.device == "cuda" else "CPU",
+        "device": device,
         "driver": driver,
         "zipserv": importlib.metadata.version("zipserv"),
         **packages,

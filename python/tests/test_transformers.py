@@ -1,4 +1,4 @@
-"""Models of transformers: loaded compressed, packed as they load, saved. On the CPU they equal dense ones bit for bit."""
+"""Models of transformers: loaded compressed, packed as they load, saved. On the CPU they equal dense ones."""
 
 import copy
 import json
@@ -210,12 +210,13 @@ def test_sharding_is_refused(folder):
 
 
 def test_weights_on_disk(folder, tmp_path):
+    pytest.importorskip("accelerate")
     dense, small = folder("qwen3")
     parts = "model.embed_tokens", "model.rotary_emb", "model.norm", "model.layers.0", "lm_head"
     devices = {"model.layers.1": "disk", **dict.fromkeys(parts, "cpu")}
     options = {"device_map": devices, "offload_folder": tmp_path}
     check_equal(load(small, **options), load(dense))
-    with pytest.raises(ValueError, match="zipserv compress"):
+    with pytest.raises(ValueError, match="compressed already"):
         load(dense, quantization_config=ZipservConfig(), **options)
 
 
@@ -236,7 +237,8 @@ def test_damage_is_an_error(family, folder, tmp_path, report):
     # A byte of the payload of every matrix.
     parts = data.split(b"ZIPSERV\0")
     assert len(parts) > 10
-    file.write_bytes(b"ZIPSERV\0".join([parts[0], *(part[:200] + bytes([part[200] ^ 1]) + part[201:] for part in parts[1:])]))
+    damaged = (part[:200] + bytes([part[200] ^ 1]) + part[201:] for part in parts[1:])
+    file.write_bytes(b"ZIPSERV\0".join([parts[0], *damaged]))
     with pytest.raises(RuntimeError, match="report"):
         load(tmp_path / "bad")
     for name in ["lm_head.weight", *(["experts.0.gate_proj.weight"] if family == "qwen3-moe" else [])]:
@@ -279,7 +281,8 @@ def static_step(model, **options):
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_it_compiles_whole(family, backend, folder):
     dense, small = folder(family)
-    for expected, found in zip(static_step(load(dense), backend=backend), static_step(load(small), backend=backend), strict=True):
+    both = (static_step(load(path), backend=backend) for path in (dense, small))
+    for expected, found in zip(*both, strict=True):
         if backend == "aot_eager":
             assert torch.equal(found, expected)
         else:

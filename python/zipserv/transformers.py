@@ -291,7 +291,7 @@ class ZipservQuantizer(HfQuantizer):
     def validate_environment(self, device_map=None, **_) -> None:
         """Refuses to pack what stays in its file."""
         if not self.pre_quantized and isinstance(device_map, dict) and "disk" in device_map.values():
-            raise ValueError("weights on disk cannot be packed as they load: compress the folder with `zipserv compress`")
+            raise ValueError("weights on disk are not packed as they load: use a folder that is compressed already")
 
     def update_tp_plan(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Refuses to shard, and says where a compressed folder's weights are."""
