@@ -15,8 +15,8 @@ weights are dense: those of other modules, and those that transformers merges wh
 How a weight gets there, where `rename` is what transformers does with names:
 
 ```text
-stored bytes   NAME.zipserv -> NAME -> rename -> a layer that takes them?  yes: checked (_Stored)
-                                                                           no:  decoded (_Stored)
+stored bytes   NAME.zipserv -> NAME -> rename -> a layer that takes them?  yes: checked (_Load)
+                                                                           no:  decoded (_Load)
                                               -> to be merged:             decoded (_Decode), then merged
 dense weights          NAME -> rename -> a layer that takes them?          yes: encoded (_Encode)
 ```
