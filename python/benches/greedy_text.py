@@ -18,6 +18,7 @@ import sys
 
 import torch
 import transformers
+
 import zipserv
 from zipserv.torch import Embedding, Linear
 from zipserv.transformers import ZipservConfig

@@ -55,8 +55,9 @@ def build(options):
     """The model, and the seconds that packing took."""
     import torch
     import transformers
-    import zipserv.torch
     from torch import nn
+
+    import zipserv.torch
 
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}
     if options.model == "tiny":

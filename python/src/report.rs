@@ -20,6 +20,8 @@ pub struct Report {
     bits_per_weight: Option<f64>,
     /// Other files of a folder, which are copied.
     other_files: usize,
+    /// What the user should know.
+    warnings: Vec<String>,
 }
 
 /// One tensor of a report.
@@ -73,6 +75,7 @@ impl Report {
                 ratio: report.ratio(),
                 bits_per_weight: report.bits_per_weight(),
                 other_files: report.other_files,
+                warnings: report.warnings,
             }
         })
     }

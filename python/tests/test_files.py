@@ -6,9 +6,10 @@ import threading
 
 import pytest
 import torch
-import zipserv
 from safetensors.torch import load_file, save_file
 from weights import like_trained
+
+import zipserv
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-import zipserv
-import zipserv.torch as zt
 from torch import nn
 from weights import like_trained
+
+import zipserv
+import zipserv.torch as zt
 
 pytestmark = pytest.mark.gpu
 

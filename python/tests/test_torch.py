@@ -10,10 +10,11 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-import zipserv
-import zipserv.torch as zt
 from torch import nn
 from weights import all_patterns, bits, corpus, like_trained
+
+import zipserv
+import zipserv.torch as zt
 
 
 def close(y, x, w, bias=None):

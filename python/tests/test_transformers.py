@@ -9,13 +9,15 @@ import sys
 
 import pytest
 import torch
-import zipserv
 from torch import nn
+
+import zipserv
 
 transformers = pytest.importorskip("transformers", minversion="5.17")
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, StaticCache  # noqa: E402
 from transformers.distributed import DistributedConfig  # noqa: E402
+
 from zipserv.torch import Embedding, Linear  # noqa: E402
 from zipserv.transformers import ZipservConfig  # noqa: E402
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -54,7 +55,10 @@ def compress(input: Path, output: Path, *, force: bool = False, progress: Progre
         zipserv.Error: The input is no checkpoint, or the output cannot be written.
     """
     with _callback("compress", progress) as callback:
-        return _native.compress(input, output, force, callback)
+        report = _native.compress(input, output, force, callback)
+    for line in report.warnings:
+        warnings.warn(line, stacklevel=2)
+    return report
 
 
 def decompress(input: Path, output: Path, *, force: bool = False, progress: Progress = None) -> Report:

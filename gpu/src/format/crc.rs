@@ -20,8 +20,8 @@ pub const fn multiply(a: u32, mut b: u32) -> u32 {
     let (mut product, mut bit) = (0, ONE);
     while bit != 0 {
         // `b` is its first value times the power of x that `bit` stands for.
-        product ^= b & (a & bit != 0) as u32 * u32::MAX;
-        b = b >> 1 ^ (b & 1) * POLYNOMIAL;
+        product ^= if a & bit != 0 { b } else { 0 };
+        b = (b >> 1) ^ if b & 1 == 1 { POLYNOMIAL } else { 0 };
         bit >>= 1;
     }
     product
@@ -61,7 +61,7 @@ mod tests {
         for byte in bytes {
             crc ^= u32::from(*byte);
             for _ in 0..8 {
-                crc = crc >> 1 ^ (crc & 1) * POLYNOMIAL;
+                crc = (crc >> 1) ^ if crc & 1 == 1 { POLYNOMIAL } else { 0 };
             }
         }
         !crc

@@ -77,7 +77,9 @@ class _Compressed(nn.Module):
                 if local_metadata.get("assign_to_params_buffers", False):
                     new, rows, cols = self._packed(given)
                     if (rows, cols) != (self._rows, self._cols):
-                        raise ValueError(f"weights of {rows} x {cols} do not fit a layer of {self._rows} x {self._cols}")
+                        raise ValueError(
+                            f"weights of {rows} x {cols} do not fit a layer of {self._rows} x {self._cols}"
+                        )
                     self.weight = _parameter(new)
                 else:
                     self.write(given)

@@ -137,9 +137,7 @@ def from_stored(stored: Tensor, device: torch.device | str | None = None) -> tup
         zipserv.Error: The bytes are damaged.
     """
     if stored.dtype != torch.uint8 or stored.dim() != 1:
-        raise TypeError(
-            f"stored weights are uint8 of one dimension, got {stored.dtype} of shape {tuple(stored.shape)}"
-        )
+        raise TypeError(f"stored weights are uint8 of one dimension, got {stored.dtype} of shape {tuple(stored.shape)}")
     host = stored.detach().cpu().contiguous()
     rows, cols, stored_bytes = _native.check(host.data_ptr(), host.numel())
     weight = torch.zeros(capacity(stored_bytes), dtype=torch.uint8, device=device or stored.device)

@@ -1,8 +1,8 @@
 """Linear layers and embeddings with compressed weights.
 
-Weights are created on the meta device, and vLLM materializes a layer when all of its weights have come: merged, as those
-of Q, K and V are, and this process's shard of them. Then the layer is encoded on the GPU, and its dense weight goes. So
-no more than one layer is dense at a time.
+Weights are created on the meta device, and vLLM materializes a layer when all of its weights have come: merged, as
+those of Q, K and V are, and this process's shard of them. Then the layer is encoded on the GPU, and its dense weight
+goes. So no more than one layer is dense at a time.
 """
 
 from __future__ import annotations
