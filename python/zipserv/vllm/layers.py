@@ -1,8 +1,9 @@
 """Linear layers and embeddings with compressed weights.
 
-Weights are created on the meta device, and vLLM materializes a layer when all of its weights have come: merged, as
-those of Q, K and V are, and this process's shard of them. Then the layer is encoded on the GPU, and its dense weight
-goes. So no more than one layer is dense at a time.
+Weights of linear layers are created on the meta device, and vLLM materializes a layer when all of its weights have
+come: merged, as those of Q, K and V are, and this process's shard of them. Then the layer is encoded on the GPU, and
+its dense weight goes. So no more than one of them is dense at a time. Tables of embeddings and heads, which models tie
+in ways of their own, are dense until all is loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info, initialize_online_processing
+from vllm.model_executor.model_loader.reload.layerwise import initialize_online_processing
 
 from zipserv.torch import ops
 
@@ -31,17 +32,6 @@ def stays_dense(what: str, why: str) -> None:
 
 class _Packing(QuantizeMethodBase):
     """What both kinds of layers do with their weight. The other base is the dense method."""
-
-    uses_meta_device = True
-
-    def create_weights(self, layer: nn.Module, *args, params_dtype: torch.dtype, **kwargs) -> None:
-        if params_dtype != torch.bfloat16:
-            stays_dense(f"weights of {params_dtype}", "only BF16 is compressed")
-            super().create_weights(layer, *args, params_dtype=params_dtype, **kwargs)
-            return
-        with torch.device("meta"):
-            super().create_weights(layer, *args, params_dtype=params_dtype, **kwargs)
-        initialize_online_processing(layer)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         dense = layer.weight
@@ -76,6 +66,17 @@ class _Packing(QuantizeMethodBase):
 class ZipservLinearMethod(_Packing, UnquantizedLinearMethod):
     """A linear layer."""
 
+    uses_meta_device = True
+
+    def create_weights(self, layer: nn.Module, *args, params_dtype: torch.dtype, **kwargs) -> None:
+        if params_dtype != torch.bfloat16:
+            stays_dense(f"weights of {params_dtype}", "only BF16 is compressed")
+            super().create_weights(layer, *args, params_dtype=params_dtype, **kwargs)
+            return
+        with torch.device("meta"):
+            super().create_weights(layer, *args, params_dtype=params_dtype, **kwargs)
+        initialize_online_processing(layer)
+
 
 class ZipservEmbeddingMethod(_Packing, UnquantizedEmbeddingMethod):
     """A table of embeddings, or the head of a language model, or one that is both."""
@@ -86,9 +87,8 @@ class ZipservEmbeddingMethod(_Packing, UnquantizedEmbeddingMethod):
         return ops.embedding(input_, layer.weight, *layer.zipserv_shape)
 
     def tie_weights(self, layer: nn.Module, embed_tokens: nn.Module) -> nn.Module:
-        # The table's weight becomes another parameter when it is packed. Until then the head has none, so that
-        # nothing is materialized for it; the tuple keeps the table from being a module of the head.
-        get_layerwise_info(layer).reset()
+        # The table's weight becomes another parameter when it is packed, and then the head's too. The tuple keeps the
+        # table from being a module of the head. A model that ties by assignment instead has both packed, each alone.
         layer.weight = embed_tokens.weight
         del layer.weight
         layer.zipserv_tied = (embed_tokens,)
