@@ -146,7 +146,7 @@ impl Device {
     }
 
     /// Compresses a matrix that was [measured](Self::measure_raw) to the first of `capacity` bytes at `out`, and makes
-    /// zeros of the rest.
+    /// zeros of the rest. Once for each measurement, which its checksum starts from.
     ///
     /// The call returns at once. None of its kernels lets the next one start early, so a product that is launched
     /// [plainly](super::Plan::with_pdl) next in the stream finds the new weights; a dependent launch need not.
