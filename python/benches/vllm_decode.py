@@ -4,18 +4,21 @@
     python benches/vllm_decode.py --commit $(git rev-parse HEAD) --json results/h200-DATE-vllm.json
 
 It writes a checkpoint of random weights like trained ones, compresses it, and starts vLLM on it, each time in a process
-of its own, in these forms, which take turns:
+of its own, in the forms that are asked for, which take turns:
 
-    dense       the checkpoint, as vLLM serves it
-    packed      the same with --quantization zipserv: packed on the GPU as it loads
-    compressed  the compressed folder
+    dense             the checkpoint, as vLLM serves it
+    packed            the same with --quantization zipserv: packed on the GPU as it loads
+    compressed        the compressed folder
+    dense-early       dense, with inductor's kernels releasing those behind them early, as the plug-in has them do
+    packed-late       packed, without that
+    dense-invariant   dense, in vLLM's own batch-invariant mode
+    packed-invariant  packed, in batch-invariant mode
 
 CUDA graphs and compilation are on. A step is the difference of two runs that differ in their number of tokens, divided
-by that; no prefix is cached. Checked are greedy tokens: where two forms part, the dense model's two best logits must be
-closer than rounding makes them differ.
-
-With --invariant, VLLM_BATCH_INVARIANT=1 is set for the compressed forms, and a request's tokens and log-probabilities
-must be the same to the bit alone and among 31 others, in two orders.
+by that; no prefix is cached. The first process of a form compiles, later ones find that in vLLM's cache. Checked are
+greedy tokens: where two forms part, the dense model's two best logits must be closer than rounding makes them differ.
+In batch-invariant mode a request's tokens and log-probabilities must be the same to the bit alone and among 31 others,
+in two orders.
 """
 
 import argparse
@@ -43,8 +46,17 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_DISABLE_COMPILE_CACHE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
+}
+#: What vLLM is told for each form, and what is set for it.
+FORMS = {
+    "dense": {"VLLM_PLUGINS": ""},
+    "packed": {},
+    "compressed": {},
+    "dense-early": {"VLLM_PLUGINS": "", "TORCHINDUCTOR_ENABLE_PDL": "1"},
+    "packed-late": {"TORCHINDUCTOR_ENABLE_PDL": "0"},
+    "dense-invariant": {"VLLM_PLUGINS": "", "VLLM_BATCH_INVARIANT": "1"},
+    "packed-invariant": {"VLLM_BATCH_INVARIANT": "1"},
 }
 CONTEXT = 512
 #: Log-probabilities of two tokens that are closer than this are equal but for rounding.
@@ -116,13 +128,30 @@ def checkpoint(folder, shape, tied):
 # In a process of its own
 
 
+def count_launches(captured):
+    """Counts products in captured graphs: those that may start early, and those that may not."""
+    from zipserv import _native
+
+    launch = _native.linear
+
+    def linear(*args):
+        is_captured = launch(*args)
+        if is_captured:
+            captured["early" if args[-1] else "late"] += 1
+        return is_captured
+
+    _native.linear = linear
+
+
 def work(options):
     """Starts vLLM once, and prints a row of JSON."""
     import torch
     from vllm import LLM, SamplingParams
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-    loading = {}
+    loading, captured = {}, {"early": 0, "late": 0}
+    if not options.form.startswith("dense"):
+        count_launches(captured)
     original = DefaultModelLoader.load_model
 
     def load_model(self, *args, **kwargs):
@@ -140,7 +169,7 @@ def work(options):
     start = time.perf_counter()
     llm = LLM(
         model=str(options.folder),
-        quantization="zipserv" if options.form == "packed" else None,
+        quantization="zipserv" if options.form.startswith("packed") else None,
         skip_tokenizer_init=True,
         dtype="bfloat16",
         max_model_len=2048,
@@ -157,6 +186,8 @@ def work(options):
         **loading,
         "cache_tokens": cache.num_gpu_blocks * cache.block_size,
     }
+    if sum(captured.values()):
+        row["captured_products"] = captured
     generator = torch.Generator().manual_seed(1)
 
     def prompts(batch):
@@ -200,7 +231,7 @@ def work(options):
     for answer in answers:
         best = [sorted((entry.logprob for entry in at.values()), reverse=True) for at in answer.logprobs]
         row["gaps"].append([round(first - second, 5) for first, second, *_ in best])
-    if options.invariant:
+    if options.form.endswith("-invariant"):
         alone = [generate([request])[0] for request in asked[:4]]
         together = generate(asked)[:4]
         reversed_order = generate(asked[::-1])[::-1][:4]
@@ -224,16 +255,12 @@ def parted(dense, other):
 
 def start(options, form, folder):
     """Runs `work` in a process, and gives its row."""
-    environment = {**os.environ, **ENVIRONMENT}
+    environment = {**os.environ, **ENVIRONMENT, **FORMS[form]}
+    # A cache for each setting that vLLM's does not see. Forms without one share theirs, as those of a user do.
+    environment["VLLM_CACHE_ROOT"] = str(folder.parent / "cache" / form.partition("-")[2])
     if options.tensor_parallel > 1:
         # A process for each GPU.
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
-    if form == "dense":
-        environment["VLLM_PLUGINS"] = ""
-    if options.invariant and (form != "dense" or options.dense_invariant):
-        environment["VLLM_BATCH_INVARIANT"] = "1"
-    if options.pdl:
-        environment["TORCHINDUCTOR_ENABLE_PDL"] = "1"
     command = [sys.executable, __file__, *sys.argv[1:], "--form", form, "--folder", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     rows = [line[4:] for line in done.stdout.splitlines() if line.startswith("ROW ")]
@@ -259,12 +286,12 @@ def machine(options):
         "shape": options.shape,
         "context": CONTEXT,
         "tensor_parallel": options.tensor_parallel,
-        "invariant": options.invariant,
-        "inductor_pdl": options.pdl,
     }
 
 
 def write(path, head, rows):
+    """All rows so far, without what they were checked by."""
+    rows = [{key: value for key, value in row.items() if key not in ("tokens", "gaps")} for row in rows]
     lines = [f'"{name}": {json.dumps(value)},' for name, value in head.items()]
     body = ",\n".join(json.dumps(row) for row in rows)
     path.write_text("{\n" + "\n".join(lines) + '\n"rows": [\n' + body + "\n]\n}\n")
@@ -295,15 +322,12 @@ def summary(rows):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.1-8b")
-    parser.add_argument("--forms", nargs="+", default=["dense", "packed", "compressed"])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=["dense", "packed", "compressed"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128])
     parser.add_argument("--tokens", type=int, default=128, help="tokens by which the two runs differ")
     parser.add_argument("--starts", type=int, default=3, help="processes of each form")
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--tied", action="store_true", help="one matrix for embeddings and head")
-    parser.add_argument("--invariant", action="store_true")
-    parser.add_argument("--dense-invariant", action="store_true", help="vLLM's own invariant mode, for the dense form")
-    parser.add_argument("--pdl", action="store_true", help="let inductor's kernels start early, and ours behind them")
     parser.add_argument("--memory", type=float, default=0.8, help="share of the GPU's memory that vLLM takes")
     parser.add_argument("--work", type=pathlib.Path, help="folder for the checkpoints, kept for the next run")
     parser.add_argument("--commit", help="of the package that is measured")
@@ -328,7 +352,7 @@ def main():
             checkpoint(dense, options.shape, options.tied)
         if not compressed.exists():
             print(zipserv.compress(dense, compressed, progress=False))
-        rows = []
+        head, rows = machine(options), []
         for process in range(options.starts):
             for form in options.forms:
                 row = {"process": process, **start(options, form, compressed if form == "compressed" else dense)}
@@ -337,11 +361,8 @@ def main():
                     row["requests_that_differ"], row["without_a_tie"] = parted(first, row)
                 rows.append(row)
                 print({key: value for key, value in row.items() if key not in ("tokens", "gaps")}, flush=True)
-        for row in rows:
-            row.pop("tokens")
-            row.pop("gaps")
-        if options.json:
-            write(options.json, machine(options), rows)
+                if options.json:
+                    write(options.json, head, rows)
         summary(rows)
         if any(row.get("without_a_tie") or row.get("is_invariant") is False for row in rows):
             sys.exit("outputs differ")

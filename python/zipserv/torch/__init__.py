@@ -9,7 +9,7 @@
 """
 
 from zipserv.torch.modules import Embedding, Linear, compress
-from zipserv.torch.ops import capacity, decompress, embedding, encode, encode_, from_stored, linear, shape
+from zipserv.torch.ops import capacity, decompress, embedding, encode, encode_, from_stored, linear, prefix, shape
 
 __all__ = [
     "Embedding",
@@ -22,5 +22,6 @@ __all__ = [
     "encode_",
     "from_stored",
     "linear",
+    "prefix",
     "shape",
 ]

@@ -2,8 +2,8 @@
 
 A compressed weight is a contiguous ``uint8`` tensor of one dimension. It starts with a matrix in the stored form
 (docs/FORMAT.md), and zeros follow: 64 bytes that kernels may read, and any spare room. Its shape, ``rows`` output by
-``cols`` input features, goes along as numbers. All else is read from the tensor itself when a kernel runs, so it may
-be overwritten with other weights at any time, also under a captured CUDA graph.
+``cols`` input features, goes along as numbers. All else is read from the tensor's memory when a kernel runs, so it may
+be overwritten with other weights at any time, also under a captured CUDA graph, and :func:`prefix` can stand for it.
 
 The operators are ``torch.ops.zipserv.*``, with fake and CPU implementations, so ``torch.compile(fullgraph=True)``, CUDA
 graphs and ``torch.library.opcheck`` take them. The functions here check their arguments and call them.
@@ -119,6 +119,15 @@ def capacity(stored_bytes: int) -> int:
     return -(-_native.capacity(stored_bytes) // _UNIT) * _UNIT
 
 
+def prefix(weight: Tensor) -> Tensor:
+    """A view of the first bytes of a weight, which operators take in its place: they read on in its memory.
+
+    Compiled code depends on the lengths of tensors, and those of weights on their values. Prefixes are of one length,
+    so the code is the same for all layers of a shape, and for other weights.
+    """
+    return weight[:_UNIT]
+
+
 def shape(weight: Tensor) -> tuple[int, int]:
     """Rows and columns of compressed weights, from their header. Of a CUDA tensor the header is copied."""
     head = weight[:128].cpu()
@@ -148,12 +157,18 @@ def from_stored(stored: Tensor, device: torch.device | str | None = None) -> tup
 # CPU
 
 
+def _memory(weight: Tensor) -> tuple[int, int]:
+    """Where a weight starts, and how many bytes it may have from there."""
+    return weight.data_ptr(), weight.untyped_storage().nbytes() - weight.storage_offset()
+
+
 def _cpu_weight(weight: Tensor, rows: int, cols: int) -> tuple[int, int]:
     _check_weight(weight, rows, cols)
-    found = _native.shape(weight.data_ptr(), weight.numel())[:2]
+    memory = _memory(weight)
+    found = _native.shape(*memory)[:2]
     if found != (rows, cols):
         raise ValueError(f"the weights are {found[0]} x {found[1]}, not {rows} x {cols}")
-    return weight.data_ptr(), weight.numel()
+    return memory
 
 
 def _decompress_cpu(weight: Tensor, rows: int, cols: int) -> Tensor:
@@ -212,7 +227,7 @@ def _stream(device: torch.device) -> tuple[int, int]:
 
 
 def _cuda_weight(weight: Tensor, rows: int, cols: int) -> tuple[int, int, int, int]:
-    return weight.data_ptr(), weight.numel(), rows, cols
+    return *_memory(weight), rows, cols
 
 
 def _aligned_rows(x: Tensor, cols: int) -> Tensor:

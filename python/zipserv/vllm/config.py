@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from fnmatch import fnmatch
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import nn
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
-from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
+from vllm.platforms import current_platform
 
 import zipserv
 from zipserv.vllm.layers import ZipservEmbeddingMethod, ZipservLinearMethod, stays_dense
@@ -26,6 +33,8 @@ class ZipservConfig(QuantizationConfig):
     def __init__(self, modules_to_not_convert: list[str] | None = None) -> None:
         super().__init__()
         self.modules_to_not_convert = modules_to_not_convert or []
+        # Until the model's configuration is known.
+        self._may_tie = True
 
     @classmethod
     def get_name(cls) -> str:
@@ -49,16 +58,30 @@ class ZipservConfig(QuantizationConfig):
         return cls(config.get("modules_to_not_convert"))
 
     def maybe_update_config(self, model_name: str, hf_config=None, revision: str | None = None) -> None:
-        # vLLM keeps compiled code by what it knows of a model, which is its configuration.
+        if not current_platform.is_cuda():
+            raise ValueError(f"zipserv serves on NVIDIA GPUs, not on {current_platform.device_name}")
         if hf_config is not None:
+            # vLLM keeps compiled code by what it knows of a model, which is its configuration.
             hf_config.zipserv_version = zipserv.__version__
+            text_config = hf_config.get_text_config()
+            self._may_tie = any(getattr(config, "tie_word_embeddings", True) for config in (hf_config, text_config))
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        _let_kernels_start_early()
         skipped = any(fnmatch(prefix, pattern) for pattern in self.modules_to_not_convert)
         if isinstance(layer, LinearBase):
-            return UnquantizedLinearMethod() if skipped else ZipservLinearMethod()
+            return UnquantizedLinearMethod() if skipped else ZipservLinearMethod(prefix)
         if isinstance(layer, VocabParallelEmbedding):
-            return UnquantizedEmbeddingMethod() if skipped else ZipservEmbeddingMethod()
+            if skipped:
+                return UnquantizedEmbeddingMethod()
+            is_untied_head = isinstance(layer, ParallelLMHead) and not self._may_tie
+            return ZipservEmbeddingMethod(prefix, is_untied_head=is_untied_head)
         if isinstance(layer, RoutedExperts):
             stays_dense("routed experts", "there are no kernels for them yet")
         return None
+
+
+def _let_kernels_start_early() -> None:
+    """Has inductor's kernels release those behind them early: products read weights meanwhile."""
+    if "TORCHINDUCTOR_ENABLE_PDL" not in os.environ:
+        torch._inductor.config.triton.enable_pdl = True

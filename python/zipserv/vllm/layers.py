@@ -1,9 +1,9 @@
 """Linear layers and embeddings with compressed weights.
 
-Weights of linear layers are created on the meta device, and vLLM materializes a layer when all of its weights have
-come: merged, as those of Q, K and V are, and this process's shard of them. Then the layer is encoded on the GPU, and
-its dense weight goes. So no more than one of them is dense at a time. Tables of embeddings and heads, which models tie
-in ways of their own, are dense until all is loaded.
+Weights of linear layers and heads are created on the meta device, and vLLM materializes a layer when all of its weights
+have come: merged, as those of Q, K and V are, and this process's shard of them. Then the layer is encoded on the GPU,
+and its dense weight goes. So no more than one of them is dense at a time. A table of embeddings, to which models tie
+their head in ways of their own, is dense until all is loaded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from vllm import envs
 from vllm.logger import init_logger
-from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload.layerwise import initialize_online_processing
@@ -30,61 +30,96 @@ def stays_dense(what: str, why: str) -> None:
     logger.info_once("zipserv: %s stay dense: %s", what, why)
 
 
-class _Packing(QuantizeMethodBase):
-    """What both kinds of layers do with their weight. The other base is the dense method."""
+class Packing(QuantizeMethodBase):
+    """What both kinds of layers do.
+
+    The method for dense weights is kept, not inherited: vLLM takes a layer for dense by the type of its method.
+    """
+
+    def __init__(self, name: str, dense: QuantizeMethodBase, *, uses_meta_device: bool) -> None:
+        self._name = name
+        self._dense = dense
+        self.uses_meta_device = uses_meta_device
+
+    def create_weights(
+        self,
+        layer: nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs,
+    ) -> None:
+        sizes = input_size_per_partition, output_partition_sizes, input_size, output_size
+        if params_dtype != torch.bfloat16:
+            stays_dense(f"weights of {params_dtype}", "only BF16 is compressed")
+        if params_dtype != torch.bfloat16 or not self.uses_meta_device:
+            self._dense.create_weights(layer, *sizes, params_dtype, **extra_weight_attrs)
+            return
+        with torch.device("meta"):
+            self._dense.create_weights(layer, *sizes, params_dtype, **extra_weight_attrs)
+        initialize_online_processing(layer)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         dense = layer.weight
         if dense.dtype != torch.bfloat16 or getattr(layer, "zipserv_dense", False):
             return
+        if dense.is_meta:
+            raise ValueError(f"zipserv: no weights of {self._name} have come")
         if dense.numel() < _LEAST_WEIGHTS:
-            stays_dense("small layers", f"less than {_LEAST_WEIGHTS} weights")
-            layer.zipserv_dense = True
+            self._keep_dense(layer, "small layers", f"less than {_LEAST_WEIGHTS} weights")
             return
         # Tensors of inference mode have no version, by which launches tell new weights from old ones.
         with torch.inference_mode(False), torch.no_grad():
             weight = ops.encode(dense.detach())
             if weight.numel() >= dense.nbytes:
-                stays_dense("some layers", "they would not shrink")
-                layer.zipserv_dense = True
+                self._keep_dense(layer, "some layers", "they would not shrink")
                 return
             # A reload goes to where the old weights are.
-            room = getattr(layer, "zipserv_bytes", 0)
-            if weight.numel() < room:
-                weight = torch.cat([weight, weight.new_zeros(room - weight.numel())])
-            layer.zipserv_bytes = weight.numel()
+            room = getattr(layer, "zipserv_bytes", weight.numel())
+            if weight.numel() > room:
+                raise ValueError(f"zipserv: the new weights of {self._name} take more than the {room} bytes of the old")
+            layer.zipserv_bytes = room
             layer.zipserv_shape = tuple(dense.shape)
+            weight = torch.cat([weight, weight.new_zeros(room - weight.numel())]) if weight.numel() < room else weight
             layer.weight = nn.Parameter(weight, requires_grad=False)
+            # The same memory, of a length that does not depend on weights, for vLLM's compiled graphs.
+            layer.zipserv_weight = nn.Parameter(ops.prefix(weight), requires_grad=False)
+
+    def _keep_dense(self, layer: nn.Module, what: str, why: str) -> None:
+        stays_dense(what, why)
+        layer.zipserv_dense = True
+        self._dense.process_weights_after_loading(layer)
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        if layer.weight.dtype != torch.uint8:
-            return super().apply(layer, x, bias)
+        if not hasattr(layer, "zipserv_shape"):
+            return self._dense.apply(layer, x, bias)
         rows, cols = layer.zipserv_shape
-        return ops.linear(x, layer.weight, rows, cols, bias, batch_invariant=bool(envs.VLLM_BATCH_INVARIANT))
+        return ops.linear(x, layer.zipserv_weight, rows, cols, bias, batch_invariant=bool(envs.VLLM_BATCH_INVARIANT))
 
 
-class ZipservLinearMethod(_Packing, UnquantizedLinearMethod):
+class ZipservLinearMethod(Packing, LinearMethodBase):
     """A linear layer."""
 
-    uses_meta_device = True
-
-    def create_weights(self, layer: nn.Module, *args, params_dtype: torch.dtype, **kwargs) -> None:
-        if params_dtype != torch.bfloat16:
-            stays_dense(f"weights of {params_dtype}", "only BF16 is compressed")
-            super().create_weights(layer, *args, params_dtype=params_dtype, **kwargs)
-            return
-        with torch.device("meta"):
-            super().create_weights(layer, *args, params_dtype=params_dtype, **kwargs)
-        initialize_online_processing(layer)
+    def __init__(self, name: str) -> None:
+        super().__init__(name, UnquantizedLinearMethod(), uses_meta_device=True)
 
 
-class ZipservEmbeddingMethod(_Packing, UnquantizedEmbeddingMethod):
-    """A table of embeddings, or the head of a language model, or one that is both."""
+class ZipservEmbeddingMethod(Packing):
+    """A table of embeddings, or the head of a language model, or one that is both.
+
+    Args:
+        is_untied_head: Nothing shares its weights, so it is packed as soon as they have come.
+    """
+
+    def __init__(self, name: str, *, is_untied_head: bool) -> None:
+        super().__init__(name, UnquantizedEmbeddingMethod(), uses_meta_device=is_untied_head)
 
     def embedding(self, layer: nn.Module, input_: Tensor) -> Tensor:
-        if layer.weight.dtype != torch.uint8:
-            return super().embedding(layer, input_)
-        return ops.embedding(input_, layer.weight, *layer.zipserv_shape)
+        if not hasattr(layer, "zipserv_shape"):
+            return self._dense.embedding(layer, input_)
+        return ops.embedding(input_, layer.zipserv_weight, *layer.zipserv_shape)
 
     def tie_weights(self, layer: nn.Module, embed_tokens: nn.Module) -> nn.Module:
         # The table's weight becomes another parameter when it is packed, and then the head's too. The tuple keeps the
@@ -102,4 +137,5 @@ class ZipservEmbeddingMethod(_Packing, UnquantizedEmbeddingMethod):
         table.quant_method.process_weights_after_loading(table)
         layer.weight = table.weight
         if hasattr(table, "zipserv_shape"):
+            layer.zipserv_weight = table.zipserv_weight
             layer.zipserv_shape = table.zipserv_shape

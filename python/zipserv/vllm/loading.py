@@ -1,4 +1,4 @@
-"""Weights of compressed folders, decoded on the GPU before vLLM's loaders see them."""
+"""Between files and layers: weights of compressed folders are decoded on the GPU before vLLM's loaders see them."""
 
 from __future__ import annotations
 
@@ -6,29 +6,53 @@ import functools
 import json
 from collections.abc import Iterator
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info, initialize_online_processing
 from vllm.platforms import current_platform
 
 import zipserv
 from zipserv.torch import ops
+from zipserv.vllm.layers import Packing
 
 
 def install() -> None:
-    """Has vLLM's loader decode what is stored compressed. Other files are read as ever."""
-    original = DefaultModelLoader._get_weights_iterator
-    if hasattr(original, "__wrapped__"):
+    """Has vLLM's loader decode what is stored compressed, and see that no layer is left out. It may be called again."""
+    original_iterator = DefaultModelLoader._get_weights_iterator
+    if hasattr(original_iterator, "__wrapped__"):
         return
 
-    @functools.wraps(original)
+    @functools.wraps(original_iterator)
     def weights_iterator(self, source):
         shapes = _stored(self, source)
-        weights = original(self, source)
+        weights = original_iterator(self, source)
         return _decoded(weights, shapes, source.prefix) if shapes else weights
 
     DefaultModelLoader._get_weights_iterator = weights_iterator
+
+    original_load = DefaultModelLoader.load_weights
+
+    @functools.wraps(original_load)
+    def load_weights(self, model, model_config):
+        waiting = list(_waiting(model))
+        for _, layer in waiting:
+            # Again, for what came after the layer's own weights: its bias, and loaders that models have set.
+            initialize_online_processing(layer)
+        original_load(self, model, model_config)
+        for name, layer in waiting:
+            if layer.weight.is_meta and not get_layerwise_info(layer).load_numel:
+                raise ValueError(f"no weights of {name} in {model_config.model}")
+
+    DefaultModelLoader.load_weights = load_weights
+
+
+def _waiting(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Names and layers that are packed once their weights have come."""
+    for name, layer in model.named_modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(getattr(layer, "quant_method", None), Packing) and weight is not None and weight.is_meta:
+            yield name, layer
 
 
 def _stored(loader: DefaultModelLoader, source) -> dict[str, tuple[str, str, list[int]]]:
@@ -56,14 +80,17 @@ def _stored(loader: DefaultModelLoader, source) -> dict[str, tuple[str, str, lis
 
 
 def _decoded(weights: Iterator[tuple[str, Tensor]], stored: dict, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    device = torch.device(current_platform.device_type)
     for name, tensor in weights:
         if (found := stored.get(name.removeprefix(prefix))) is None:
             yield name, tensor
             continue
         file, original, shape = found
-        try:
-            weight, rows, cols = ops.from_stored(tensor, device)
-        except zipserv.Error as error:
-            raise zipserv.Error(f"{file}: tensor `{original}`: {error}", file, original) from error
-        yield prefix + original, ops.decompress(weight, rows, cols).view(shape)
+        # Nothing here keeps what is handed on, or two of them would be on the GPU at a time.
+        yield prefix + original, _decode(tensor, file, original).view(shape)
+
+
+def _decode(stored: Tensor, file: str, name: str) -> Tensor:
+    try:
+        return ops.decompress(*ops.from_stored(stored, current_platform.device_type))
+    except zipserv.Error as error:
+        raise zipserv.Error(f"{file}: tensor `{name}`: {error}", file, name) from error
