@@ -10,18 +10,21 @@ from weights import bits, like_trained
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-import zipserv
-import zipserv.vllm
 from safetensors.torch import save_file
 from vllm.config import DeviceConfig, LoadConfig, VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
+from vllm.model_executor import parameter
 from vllm.model_executor.layers import linear as layers
+from vllm.model_executor.layers import vocab_parallel_embedding as embeddings
 from vllm.model_executor.layers.quantization import get_quantization_config
 from vllm.model_executor.layers.quantization.utils.quant_utils import get_and_maybe_dequant_weights
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_processing
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
+
+import zipserv
+import zipserv.vllm
 from zipserv.torch import ops
 from zipserv.vllm import config, loading
 
@@ -189,6 +192,28 @@ def test_a_loader_that_a_model_sets_is_used():
     model.down_proj.weight.weight_loader = reversed_rows
     load(model, weights)
     assert torch.equal(bits(decoded(model.down_proj)), bits(weights["down_proj.weight"].flip(0)))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_packs_its_shard(rank, monkeypatch):
+    """With tensor parallelism: rows of layers that split their outputs, columns of those that split their inputs."""
+    for module in (layers, embeddings, parameter):
+        monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: 2)
+        monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: rank)
+    monkeypatch.setattr("zipserv.vllm.layers._LEAST_WEIGHTS", 1)
+    weights = dense_weights()
+    model = load(Model(), weights)
+
+    def shard(name, dim=0):
+        return weights[f"{name}.weight"].chunk(2, dim)[rank]
+
+    def rows(*names):
+        return torch.cat([shard(name) for name in names])
+
+    assert torch.equal(bits(decoded(model.qkv_proj)), bits(rows("q_proj", "k_proj", "v_proj")))
+    assert torch.equal(bits(decoded(model.gate_up_proj)), bits(rows("gate_proj", "up_proj")))
+    assert torch.equal(bits(decoded(model.down_proj)), bits(shard("down_proj", 1)))
+    assert torch.equal(bits(decoded(model.embed)), bits(shard("embed")))
 
 
 def test_layers_whose_weights_do_not_come_are_an_error():
