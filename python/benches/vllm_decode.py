@@ -22,8 +22,6 @@ in two orders.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import math
 import os
@@ -33,6 +31,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from results import head, write
 
 SHAPES = {
     "llama-3.1-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
@@ -58,7 +58,6 @@ FORMS = {
     "dense-invariant": {"VLLM_PLUGINS": "", "VLLM_BATCH_INVARIANT": "1"},
     "packed-invariant": {"VLLM_BATCH_INVARIANT": "1"},
 }
-CONTEXT = 512
 #: Log-probabilities of two tokens that are closer than this are equal but for rounding.
 TIE = 0.05
 
@@ -191,7 +190,7 @@ def work(options):
     generator = torch.Generator().manual_seed(1)
 
     def prompts(batch):
-        rows = torch.randint(0, 128000, (batch, CONTEXT), generator=generator).tolist()
+        rows = torch.randint(0, 128000, (batch, options.context), generator=generator).tolist()
         return [{"prompt_token_ids": row} for row in rows]
 
     def run(batch, tokens):
@@ -269,34 +268,6 @@ def start(options, form, folder):
     return json.loads(rows[0])
 
 
-def machine(options):
-    import torch
-
-    names = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True
-    ).stdout.splitlines()
-    versions = {name: importlib.metadata.version(name) for name in ("zipserv", "torch", "vllm", "transformers")}
-    return {
-        "what": "vllm decode",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": options.commit,
-        "devices": names,
-        "cuda": torch.version.cuda,
-        **versions,
-        "shape": options.shape,
-        "context": CONTEXT,
-        "tensor_parallel": options.tensor_parallel,
-    }
-
-
-def write(path, head, rows):
-    """All rows so far, without what they were checked by."""
-    rows = [{key: value for key, value in row.items() if key not in ("tokens", "gaps")} for row in rows]
-    lines = [f'"{name}": {json.dumps(value)},' for name, value in head.items()]
-    body = ",\n".join(json.dumps(row) for row in rows)
-    path.write_text("{\n" + "\n".join(lines) + '\n"rows": [\n' + body + "\n]\n}\n")
-
-
 def summary(rows):
     """Medians over the starts, and ratios to dense ones."""
     forms = list(dict.fromkeys(row["form"] for row in rows))
@@ -324,6 +295,7 @@ def arguments():
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.1-8b")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["dense", "packed", "compressed"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128])
+    parser.add_argument("--context", type=int, default=512, help="tokens of a prompt")
     parser.add_argument("--tokens", type=int, default=128, help="tokens by which the two runs differ")
     parser.add_argument("--starts", type=int, default=3, help="processes of each form")
     parser.add_argument("--tensor-parallel", type=int, default=1)
@@ -352,7 +324,7 @@ def main():
             checkpoint(dense, options.shape, options.tied)
         if not compressed.exists():
             print(zipserv.compress(dense, compressed, progress=False))
-        head, rows = machine(options), []
+        of, rows = head("vllm", options, tensor_parallel=options.tensor_parallel, is_tied=options.tied), []
         for process in range(options.starts):
             for form in options.forms:
                 row = {"process": process, **start(options, form, compressed if form == "compressed" else dense)}
@@ -360,9 +332,11 @@ def main():
                 if first and form != "dense":
                     row["requests_that_differ"], row["without_a_tie"] = parted(first, row)
                 rows.append(row)
-                print({key: value for key, value in row.items() if key not in ("tokens", "gaps")}, flush=True)
+                # Without what it is checked by.
+                figures = [{key: row[key] for key in row if key not in ("tokens", "gaps")} for row in rows]
+                print(figures[-1], flush=True)
                 if options.json:
-                    write(options.json, head, rows)
+                    write(options.json, of, figures)
         summary(rows)
         if any(row.get("without_a_tie") or row.get("is_invariant") is False for row in rows):
             sys.exit("outputs differ")

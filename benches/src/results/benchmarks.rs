@@ -29,6 +29,14 @@ Made from [results](../results) by `cargo run -p zipserv-bench -- results --writ
 - Decompression is told in TB/s of bytes read and written, and as a share of the read ceiling.
 ";
 
+const SERVING: &str = "
+## Whole models
+
+By the harnesses in `python/benches`, with graphs and compilation on, dense and compressed in turn, each start in a
+process of its own. Weights are random, like trained ones. Outputs are checked: where greedy tokens part, the dense
+model's two best logits must be a tie but for rounding.
+";
+
 /// The document on all GPUs that the files are of, each on the kernels that are built in: a file that does
 /// not tell its PTX is of others, and left out.
 ///
@@ -56,6 +64,12 @@ pub fn benchmarks(paths: &[PathBuf]) -> Result<String, Box<dyn Error>> {
         files.push(path.clone());
     }
     let mut document = METHOD.to_owned();
+    if !inputs.serving.is_empty() {
+        document += SERVING;
+    }
+    for (_, serving) in &inputs.serving {
+        document += &format!("\n{}", serving.section());
+    }
     for gpu in &gpus {
         document += &format!("\n{}", gpu.section(&inputs)?);
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use zipserv::gpu::tuning::TuningTable;
 
-use super::Steps;
+use super::{Serving, Steps};
 
 /// What was read; that of `gemm --json` is for [`Measured`](super::measured::Measured).
 #[derive(Default)]
@@ -24,6 +24,8 @@ pub struct Inputs {
     pub steps: Vec<(PathBuf, Steps)>,
     /// What `benches/peers/compare.py` wrote.
     pub peers: Vec<(PathBuf, Peers)>,
+    /// What `python/benches` wrote of whole models.
+    pub serving: Vec<(PathBuf, Serving)>,
 }
 
 /// What `benches/peers/compare.py` writes: decompression beside other codecs.
@@ -108,6 +110,10 @@ impl Inputs {
         // What is no JSON is reported as a broken file of `gemm`.
         let value: Value = serde_json::from_slice(&json).unwrap_or_default();
         let has = |name| value.get(name).is_some();
+        if has("server") {
+            self.serving.push((path, parse(value, "python/benches")?));
+            return Ok(());
+        }
         // Of the codec, and of a checkpoint: nothing of a GPU.
         if has("zipserv") || has("compressed_tensors") {
             return Ok(());

@@ -8,6 +8,7 @@ mod inputs;
 pub mod markdown;
 mod measured;
 mod report;
+mod serving;
 mod steps;
 mod table;
 
@@ -20,4 +21,5 @@ pub use report::{
     DecompressRow, Decoupled, Dispatch, GemmRow, Invariant, InvariantMean, KernelRow, LayerInfo,
     MEMORY_BOUND, Mean, Published, PublishedDecompress, PublishedMean, Report, means,
 };
+pub use serving::{Figures, Serving, Start};
 pub use steps::{Point, Step, StepRow, Steps};
