@@ -4,11 +4,12 @@
 //! contiguous *run* of it, which falls into *work tiles*, one for each output tile that it touches.
 //! Where an output tile is shared, the block that has its last k-tiles reduces the others' partial sums.
 
-/// The decomposition: the first `extra` blocks take one k-tile more.
+/// The decomposition: the first `extra` blocks take one `unit` of k-tiles more.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamK {
     each: u32,
     extra: u32,
+    unit: u32,
 }
 
 impl StreamK {
@@ -19,16 +20,29 @@ impl StreamK {
         Self {
             each,
             extra: total - each * blocks,
+            unit: 1,
+        }
+    }
+
+    /// Deals whole output tiles of `k_tiles` each, so that none is shared: the sums of each are then added in an order
+    /// that depends on nothing else.
+    #[inline(always)]
+    pub fn whole(output_tiles: u32, blocks: u32, k_tiles: u32) -> Self {
+        let Self { each, extra, .. } = Self::new(output_tiles, blocks);
+        Self {
+            each: each * k_tiles,
+            extra,
+            unit: k_tiles,
         }
     }
 
     /// First k-tile of `block`.
     #[inline(always)]
     fn start(self, block: u32) -> u32 {
-        block * self.each + block.min(self.extra)
+        block * self.each + block.min(self.extra) * self.unit
     }
 
-    /// The block that takes `k_tile`.
+    /// The block that takes `k_tile`, where output tiles are shared.
     #[inline(always)]
     pub fn block_of(self, k_tile: u32) -> u32 {
         let large = self.extra * (self.each + 1);
@@ -214,6 +228,29 @@ mod tests {
                     assert_eq!(work_tiles.k_blocks(2), in_blocks);
                 }
                 assert_eq!(next, total);
+            }
+        }
+    }
+
+    #[test]
+    fn whole_tiles_are_dealt_once_and_evenly() {
+        for (k_tiles, output_tiles) in [(1, 1), (1, 9), (7, 1), (64, 5), (3, 40), (10, 33), (4, 0)]
+        {
+            for blocks in [1, 2, 3, 7, 32, 33] {
+                let work = StreamK::whole(output_tiles, blocks, k_tiles);
+                let mut taken = [0; 64];
+                for block in 0..blocks {
+                    let own = work.work_tiles(block, k_tiles);
+                    assert!(own.clone().count() as u32 <= output_tiles.div_ceil(blocks));
+                    for WorkTile { tile, from, to } in own {
+                        assert_eq!((from, to), (0, k_tiles));
+                        taken[tile as usize] += 1;
+                    }
+                }
+                let (dealt, rest) = taken.split_at(output_tiles as usize);
+                assert!(
+                    dealt.iter().all(|&times| times == 1) && rest.iter().all(|&times| times == 0)
+                );
             }
         }
     }
