@@ -126,7 +126,7 @@ fn measure(tools: Versions, kernel: Option<&str>) -> Result<Budget> {
         let mut figures = BTreeMap::new();
         // Of the others `read` handles no weights, and memory alone sets the pace of the rest.
         let is_counted = |name: &str| {
-            !["read", "gather", "encode_"]
+            !["read", "gather", "encode_", "route", "combine"]
                 .iter()
                 .any(|start| name.starts_with(start))
         };

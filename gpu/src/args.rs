@@ -45,6 +45,89 @@ pub struct GemmArgs {
     pub x_stride: u32,
 }
 
+/// Tokens of one expert that are multiplied at once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// The expert.
+    pub expert: u32,
+    /// The first of the tokens, in the order of experts.
+    pub first: u32,
+    /// How many there are, at least one.
+    pub tokens: u32,
+}
+
+/// The operands of one `zipgemm_grouped`: tokens in the order of their experts, as `route` leaves them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct GroupedArgs {
+    /// Of all experts, but for `n`, which is not used: `m` output features of each, whose matrices follow one another,
+    /// each from a strip of its own on.
+    pub gemm: GemmArgs,
+    /// The row of activations of each token; the token's own if null.
+    pub rows: *const u32,
+    /// Groups of tokens.
+    pub groups: *const Group,
+    /// How many there are.
+    pub group_count: *const u32,
+    /// Whether outputs are silu(first half) x (second half) of an expert's features, each of whole strips.
+    pub is_gated: bool,
+    /// Whether the kernel ahead may be the one that routes.
+    pub follows_routing: bool,
+    /// Whether blocks take whole output tiles, so that the sums of a token do not depend on the others.
+    pub is_batch_invariant: bool,
+}
+
+/// The operands of one `route`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RouteArgs {
+    /// The expert of each assignment, token after token: 64-bit numbers if `is_64_bit`, else 32-bit ones, with a sign.
+    /// Those of no expert are left out.
+    pub experts_of: *const u8,
+    /// The token of each assignment in the order of experts.
+    pub rows: *mut u32,
+    /// Where each assignment is in that order; [`NOWHERE`] if it is left out.
+    pub places: *mut u32,
+    /// Groups of up to `group_tokens`.
+    pub groups: *mut Group,
+    /// How many there are.
+    pub group_count: *mut u32,
+    /// Assignments.
+    pub assignments: u32,
+    /// Assignments of a token.
+    pub top_k: u32,
+    /// Experts.
+    pub experts: u32,
+    /// Tokens of a group, at most.
+    pub group_tokens: u32,
+    /// Whether numbers have 64 bits.
+    pub is_64_bit: bool,
+}
+
+/// The place of an assignment that is left out.
+pub const NOWHERE: u32 = u32::MAX;
+
+/// The operands of one `combine`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CombineArgs {
+    /// Outputs, a row of `features` BF16 for each token.
+    pub y: *mut u16,
+    /// Outputs of experts, FP32, a row for each assignment in the order of experts.
+    pub parts: *const f32,
+    /// Where each assignment is in it.
+    pub places: *const u32,
+    /// What each assignment is multiplied by, FP32.
+    pub weights: *const f32,
+    /// Tokens.
+    pub tokens: u32,
+    /// Assignments of a token.
+    pub top_k: u32,
+    /// Features.
+    pub features: u32,
+}
+
 /// A `CUtensorMap`: how a bulk copy finds a box of a tensor. It wants 64 bytes of alignment, but
 /// rustc takes no kernel parameter of more than 16; the builder writes the 64 into the PTX.
 #[repr(C, align(16))]

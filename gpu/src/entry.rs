@@ -23,6 +23,49 @@ macro_rules! zipgemm {
 
 crate::gemm_kernels!(zipgemm);
 
+macro_rules! zipgemm_grouped {
+    ($($sm:literal: $($name:ident: {
+        n_tiles: $n_tiles:literal, warps_m: $warps_m:literal, warps_k: $warps_k:literal,
+        consumer_groups: $consumer_groups:literal, stages: $stages:literal, sum_stages: $sum_stages:literal, blocks: $blocks:literal
+    };)*)*) => {$($(
+        kernel! {
+            /// `zipgemm_grouped` of one shape, see [`crate::launch::Gemm`].
+            ///
+            /// # Safety
+            /// As [`crate::kernels::mma::zipgemm_grouped`].
+            #[cfg(zipserv_sm = $sm)]
+            fn $name(args: crate::args::GroupedArgs) {
+                // SAFETY: the caller's promise.
+                unsafe { crate::kernels::mma::zipgemm_grouped::<$n_tiles, $warps_m, $warps_k, $consumer_groups, $stages, $sum_stages>(&args) }
+            }
+        }
+    )*)*};
+}
+
+crate::grouped_kernels!(zipgemm_grouped);
+
+kernel! {
+    /// Sorts assignments by expert, see [`crate::kernels::experts`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::experts::route`].
+    fn route(args: crate::args::RouteArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::experts::route::route(&args) }
+    }
+}
+
+kernel! {
+    /// Adds up the outputs of a token's experts, see [`crate::kernels::experts`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::experts::combine`].
+    fn combine(args: crate::args::CombineArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::experts::combine::combine(&args) }
+    }
+}
+
 macro_rules! prefill {
     ($($name:ident: { tokens: $tokens:literal, stages: $stages:literal, cluster: $cluster:literal };)*) => {$(
         kernel! {

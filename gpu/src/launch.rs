@@ -365,6 +365,35 @@ macro_rules! tables {
 }
 gemm_kernels!(tables);
 
+/// Every `zipgemm_grouped` kernel, as in [`gemm_kernels`]. A row block of a gated product has the gate's features in its
+/// first strips and those that they are multiplied by in the others, so there are two strips at least.
+#[macro_export]
+macro_rules! grouped_kernels {
+    ($use:ident) => {
+        $use! {
+            "90a":
+            zipgemm_grouped_n8_2x4x2: { n_tiles: 1, warps_m: 2, warps_k: 4, consumer_groups: 2, stages: 4, sum_stages: 1, blocks: 1 };
+            zipgemm_grouped_n16_2x2x2: { n_tiles: 2, warps_m: 2, warps_k: 2, consumer_groups: 2, stages: 8, sum_stages: 2, blocks: 1 };
+            zipgemm_grouped_n32_2x2x2: { n_tiles: 4, warps_m: 2, warps_k: 2, consumer_groups: 2, stages: 8, sum_stages: 2, blocks: 1 };
+            zipgemm_grouped_n64_4x2x1: { n_tiles: 8, warps_m: 4, warps_k: 2, consumer_groups: 1, stages: 3, sum_stages: 2, blocks: 1 };
+            "80":
+            zipgemm_grouped_sm80_n8_2x2x2: { n_tiles: 1, warps_m: 2, warps_k: 2, consumer_groups: 2, stages: 4, sum_stages: 1, blocks: 2 };
+            zipgemm_grouped_sm80_n32_4x1x1: { n_tiles: 4, warps_m: 4, warps_k: 1, consumer_groups: 1, stages: 3, sum_stages: 1, blocks: 2 };
+        }
+    };
+}
+
+macro_rules! grouped_tables {
+    ($($sm:literal: $($name:ident: $shape:tt;)*)*) => {
+        /// Every `zipgemm_grouped` kernel and its shape.
+        pub const GROUPED: &[(&str, Gemm)] = &[$($((stringify!($name), Gemm $shape),)*)*];
+
+        const GROUPED_LAUNCHES: &[Launch] =
+            &[$($((Gemm $shape).launch(stringify!($name), $sm),)*)*];
+    };
+}
+grouped_kernels!(grouped_tables);
+
 /// Every `prefill` kernel: name, then [`Prefill`]'s fields. `$use` as in [`gemm_kernels`].
 #[macro_export]
 macro_rules! prefill_kernels {
@@ -394,12 +423,14 @@ macro_rules! prefills {
 prefill_kernels!(prefills);
 
 /// Every kernel's launch.
-pub const KERNELS: &[Launch] = &concat::<{ 3 + ENCODE.len() + GEMMS.len() + PREFILLS.len() }>(&[
-    &[DECOMPRESS, GATHER, READ],
-    ENCODE,
-    GEMM_LAUNCHES,
-    PREFILL_LAUNCHES,
-]);
+pub const KERNELS: &[Launch] =
+    &concat::<{ 5 + ENCODE.len() + GEMMS.len() + GROUPED.len() + PREFILLS.len() }>(&[
+        &[DECOMPRESS, GATHER, READ, ROUTE, COMBINE],
+        ENCODE,
+        GEMM_LAUNCHES,
+        GROUPED_LAUNCHES,
+        PREFILL_LAUNCHES,
+    ]);
 
 /// All `N` launches of some lists. (Iterators are not for constants.)
 const fn concat<const N: usize>(lists: &[&[Launch]]) -> [Launch; N] {
@@ -485,6 +516,27 @@ const READ: Launch = Launch {
     shared_bytes: 0,
     cluster: 1,
 };
+
+const ROUTE: Launch = Launch {
+    name: "route",
+    threads: ROUTE_THREADS,
+    min_blocks: 1,
+    shared_bytes: 4 * (ROUTE_THREADS / 32 + MAX_EXPERTS),
+    cluster: 1,
+};
+
+const COMBINE: Launch = Launch {
+    name: "combine",
+    threads: 256,
+    min_blocks: 4,
+    shared_bytes: 0,
+    cluster: 1,
+};
+
+/// Threads of the block of `route`, one an expert.
+pub const ROUTE_THREADS: usize = MAX_EXPERTS;
+/// Experts of a layer, at most.
+pub const MAX_EXPERTS: usize = 1024;
 
 /// Shared memory of one warp of `decompress`: a tile, its rows 16 bytes apart in banks.
 pub const DECOMPRESS_WARP_BYTES: usize = TILE_ROWS * (2 * TILE_COLS + 16);

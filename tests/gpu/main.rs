@@ -25,6 +25,7 @@ mod decompress;
 mod decoupled;
 mod encode;
 mod epilogue;
+mod experts;
 mod gather;
 mod gemm;
 mod invariant;

@@ -8,6 +8,7 @@ pub mod barrier;
 pub mod cluster;
 pub mod copy;
 pub mod grid;
+pub mod math;
 pub mod memory;
 pub mod mma;
 pub mod thread;

@@ -34,8 +34,10 @@ pub unsafe fn base(dense: *const u8) -> u8 {
 pub mod decompress;
 pub mod encode;
 pub mod epilogue;
+pub mod experts;
 pub mod fixup;
 pub mod gather;
 pub mod mma;
 pub mod read;
+pub mod scan;
 pub mod wgmma;

@@ -90,6 +90,28 @@ pub enum GpuError {
         /// The largest.
         most: usize,
     },
+    /// More than routing takes.
+    #[error(
+        "{tokens} tokens of {top_k} experts each, of {experts}: there can be {most} experts, and 2^31 - 1 assignments"
+    )]
+    Routing {
+        /// Tokens.
+        tokens: usize,
+        /// Experts of a token.
+        top_k: usize,
+        /// Experts of the layer.
+        experts: usize,
+        /// Experts, at most.
+        most: usize,
+    },
+    /// A matrix is no stack of experts' matrices.
+    #[error("{rows} rows are not those of {experts} matrices of whole strips of 32")]
+    Experts {
+        /// Rows of all.
+        rows: usize,
+        /// Experts, or twice as many halves.
+        experts: usize,
+    },
     /// A kernel does not take so many input features.
     #[error("{kernel} takes multiples of 8 input features, not {cols}")]
     Columns {
@@ -243,6 +265,8 @@ pub enum Operand {
     Weights,
     /// Dense weights, to be compressed.
     Dense,
+    /// Where tokens go.
+    Routing,
     /// The workspace.
     Workspace,
     /// The workspace's memory for dense weights.
@@ -261,6 +285,7 @@ impl fmt::Display for Operand {
             Self::Bias => "the bias",
             Self::Weights => "the weights",
             Self::Dense => "the dense weights",
+            Self::Routing => "the routing",
             Self::Workspace => "the workspace",
             Self::DenseMemory => "the memory for dense weights",
             Self::Stream => "the stream",

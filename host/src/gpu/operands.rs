@@ -219,10 +219,18 @@ impl Lengths {
 }
 
 impl Outputs<'_> {
-    fn device(&self) -> &Device {
+    pub(super) fn device(&self) -> &Device {
         match self {
             Self::Bf16(y) => y.device(),
             Self::F32(y) => y.device(),
+        }
+    }
+
+    /// Address, values, and what they are.
+    pub(super) fn parts(&self) -> (u64, usize, OutputType) {
+        match self {
+            Self::Bf16(y) => (y.as_view().address(), y.as_view().len(), OutputType::Bf16),
+            Self::F32(y) => (y.as_view().address(), y.as_view().len(), OutputType::F32),
         }
     }
 }

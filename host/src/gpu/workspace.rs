@@ -1,4 +1,4 @@
-use zipserv_gpu::launch::{GEMMS, Gemm, PREFILLS};
+use zipserv_gpu::launch::{GEMMS, GROUPED, Gemm, PREFILLS};
 
 use super::{
     buffer::{Buffer, same_context},
@@ -68,7 +68,8 @@ impl Workspace {
         // A stream that is captured may be the first that wants one.
         let _relaxed = device.enter_relaxed()?;
         let sms = device.sms() as usize;
-        let gemms = GEMMS.iter().filter(|(name, _)| device.has(name));
+        let gemms = GEMMS.iter().chain(GROUPED);
+        let gemms = gemms.filter(|(name, _)| device.has(name));
         let partials = gemms.map(|(_, shape)| {
             let blocks = shape.blocks.max(BLOCKS_PER_SM);
             blocks * sms * shape.partial_bytes()

@@ -17,29 +17,7 @@ pub mod checksum;
 pub mod histogram;
 pub mod tiles;
 
-use crate::{arch::thread, args::EncodeArgs};
-
-/// The sum of a value over the lanes of a warp.
-#[inline(always)]
-fn warp_sum(mut value: u32) -> u32 {
-    let lane = thread::lane();
-    for distance in [16, 8, 4, 2, 1] {
-        value += thread::shuffle(value, lane ^ distance);
-    }
-    value
-}
-
-/// The sum of a value over the lanes before this one.
-#[inline(always)]
-fn warp_sum_before(value: u32) -> u32 {
-    let lane = thread::lane();
-    let mut sum = value;
-    for distance in [1, 2, 4, 8, 16] {
-        let other = thread::shuffle(sum, lane.wrapping_sub(distance) % 32);
-        sum += if lane >= distance { other } else { 0 };
-    }
-    sum - value
-}
+use crate::args::EncodeArgs;
 
 /// One weight.
 ///

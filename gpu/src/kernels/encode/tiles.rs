@@ -8,7 +8,8 @@
 //!
 //! One warp a tile. A lane has the pairs that it would have if it multiplied, so what it makes is what it stores.
 
-use super::{warp_sum, warp_sum_before, weight};
+use super::weight;
+use crate::kernels::scan::{block_sum_before, warp_sum, warp_sum_before};
 use crate::{
     arch::{memory, thread},
     args::EncodeArgs,
@@ -111,7 +112,6 @@ pub unsafe fn encode_counts(args: &EncodeArgs) {
 pub unsafe fn encode_offsets(args: &EncodeArgs) {
     const WARPS: u32 = ENCODE_SCAN_THREADS as u32 / LANES as u32;
     let shared = memory::shared();
-    let (lane, warp) = (thread::lane(), thread::warp());
     let tiles = args.tiles as usize;
     // SAFETY: there are so many offsets; shared addresses lie in the block's; all threads meet at its barriers.
     unsafe {
@@ -131,20 +131,8 @@ pub unsafe fn encode_offsets(args: &EncodeArgs) {
             let sum = run
                 .iter()
                 .fold(0, |sum: u32, count| sum.wrapping_add(*count));
-            let earlier = warp_sum_before(sum);
-            if lane == LANES as u32 - 1 {
-                memory::store_u32(shared + 4 * warp, earlier.wrapping_add(sum));
-            }
-            thread::sync_block();
-            let of_warps = if lane < WARPS {
-                memory::load_u32(shared + 4 * lane)
-            } else {
-                0
-            };
-            let earlier_warps = thread::shuffle(warp_sum_before(of_warps), warp);
-            let all = warp_sum(of_warps);
-            thread::sync_block();
-            let mut offset = before.wrapping_add(earlier_warps).wrapping_add(earlier);
+            let (earlier, all) = block_sum_before::<WARPS>(shared, sum);
+            let mut offset = before.wrapping_add(earlier);
             for (i, count) in run.into_iter().enumerate() {
                 offset = offset.wrapping_add(count);
                 if first + i < tiles {

@@ -24,16 +24,20 @@
 //! N = 8, 149 of `1x8x2`; 2.4 for each of a lane's 64 weights, where 132 SMs at 3 TB/s leave 13.6 issue slots.
 
 pub mod fetch;
+pub mod problem;
 pub mod tile;
 
-use self::tile::{Patches, Tile};
+use self::{
+    problem::{Experts, Problem, Single},
+    tile::{Patches, Tile},
+};
 use super::{
     epilogue::Epilogue,
     fixup::{self, sentinel},
 };
 use crate::{
-    arch::{barrier, copy, grid, memory, thread},
-    args::GemmArgs,
+    arch::{barrier, copy, grid, math, memory, thread},
+    args::{GemmArgs, GroupedArgs},
     launch::Gemm,
     layout::*,
     sched::{
@@ -66,7 +70,36 @@ pub unsafe fn zipgemm<
 >(
     args: &GemmArgs,
 ) {
-    let block = Block::<N_TILES, WARPS_M, WARPS_K, CONSUMER_GROUPS, STAGES, SUM_STAGES>::new(args);
+    let problem = Single::new(args);
+    let block = Block::<_, N_TILES, WARPS_M, WARPS_K, CONSUMER_GROUPS, STAGES, SUM_STAGES>::new(
+        &problem, true,
+    );
+    // SAFETY: the caller's promise, passed on.
+    unsafe { block.run() }
+}
+
+/// The kernel of one [`Gemm`] shape for the tokens of a mixture's experts: Y[t] = X[t] W[e(t)]^T, for all experts that
+/// have tokens. Output tiles of all of them make one line of k-tiles, so blocks have the same work, however tokens are
+/// dealt. Which there are the kernel reads from what routing has left; nothing waits for the host.
+///
+/// # Safety
+/// As [`zipgemm`], of the matrices of all experts; routing has written what `args` point to.
+#[inline(always)]
+pub unsafe fn zipgemm_grouped<
+    const N_TILES: usize,
+    const WARPS_M: usize,
+    const WARPS_K: usize,
+    const CONSUMER_GROUPS: usize,
+    const STAGES: usize,
+    const SUM_STAGES: usize,
+>(
+    args: &GroupedArgs,
+) {
+    let problem = Experts::new(args);
+    let block = Block::<_, N_TILES, WARPS_M, WARPS_K, CONSUMER_GROUPS, STAGES, SUM_STAGES>::new(
+        &problem,
+        !args.is_batch_invariant,
+    );
     // SAFETY: the caller's promise, passed on.
     unsafe { block.run() }
 }
@@ -77,6 +110,7 @@ const FOURS_AT_MOST: usize = 8;
 /// A thread's view of its block.
 struct Block<
     'a,
+    P: Problem,
     const N_TILES: usize,
     const WARPS_M: usize,
     const WARPS_K: usize,
@@ -84,27 +118,28 @@ struct Block<
     const STAGES: usize,
     const SUM_STAGES: usize,
 > {
+    problem: &'a P,
     args: &'a GemmArgs,
     shared: u32,
     lane: u32,
     warp: u32,
     block: u32,
-    /// Tiles along K, and strips of the matrix.
+    /// Tiles along K.
     k_tiles: u32,
-    strips: u32,
     work: StreamK,
     work_tiles: WorkTiles,
 }
 
 impl<
     'a,
+    P: Problem,
     const N_TILES: usize,
     const WARPS_M: usize,
     const WARPS_K: usize,
     const CONSUMER_GROUPS: usize,
     const STAGES: usize,
     const SUM_STAGES: usize,
-> Block<'a, N_TILES, WARPS_M, WARPS_K, CONSUMER_GROUPS, STAGES, SUM_STAGES>
+> Block<'a, P, N_TILES, WARPS_M, WARPS_K, CONSUMER_GROUPS, STAGES, SUM_STAGES>
 {
     const SHAPE: Gemm = Gemm {
         n_tiles: N_TILES,
@@ -120,21 +155,26 @@ impl<
     const BATCH: u32 = LANES as u32 / WARPS_M as u32;
     const ROWS: u32 = Self::SHAPE.rows() as u32;
 
+    /// With `shares`, blocks share output tiles along K.
     #[inline(always)]
-    fn new(args: &'a GemmArgs) -> Self {
+    fn new(problem: &'a P, shares: bool) -> Self {
+        let args = problem.gemm();
         let k_tiles = args.k.div_ceil(TILE_COLS as u32);
-        let strips = args.m.div_ceil(TILE_ROWS as u32);
         // SAFETY: every thread has a place in the grid.
         let (block, blocks) = unsafe { (thread::block() as u32, thread::blocks() as u32) };
-        let work = StreamK::new(strips.div_ceil(WARPS_M as u32) * k_tiles, blocks);
+        let tiles = problem.tiles::<WARPS_M>();
+        let work = match shares {
+            true => StreamK::new(tiles * k_tiles, blocks),
+            false => StreamK::whole(tiles, blocks, k_tiles),
+        };
         Self {
+            problem,
             args,
             shared: memory::shared(),
             lane: thread::lane(),
             warp: thread::warp(),
             block,
             k_tiles,
-            strips,
             work,
             work_tiles: work.work_tiles(block, k_tiles),
         }
@@ -303,19 +343,23 @@ impl<
             // SAFETY: `run`'s.
             unsafe {
                 barrier::wait(self.empty(ring.stage), ring.parity);
-                self.copy_x(at.k_block().1, ring.stage);
+                let (output_tile, col, _) = at.k_block();
+                self.copy_x(self.problem.tokens::<WARPS_M>(output_tile), col, ring.stage);
             }
             at = at.after(1);
             ring.advance();
         }
     }
 
-    /// First of the k-block's tiles in a strip of its row block, if there are any.
+    /// First of the k-block's tiles in a strip of its output tile, if there are any.
     #[inline(always)]
     fn first_tile(&self, cursor: &Cursor<WARPS_K>, strip: u32) -> Option<u32> {
-        let (row_block, col, tiles) = cursor.k_block();
-        let strip = row_block * WARPS_M as u32 + strip;
-        (tiles > 0 && strip < self.strips).then(|| strip * self.k_tiles + col)
+        let (output_tile, col, tiles) = cursor.k_block();
+        if tiles == 0 {
+            return None;
+        }
+        let strip = self.problem.strip::<WARPS_M>(output_tile, strip)?;
+        Some(strip * self.k_tiles + col)
     }
 
     /// The patches of the k-block's tiles in a strip.
@@ -389,30 +433,39 @@ impl<
     /// Where an activation is.
     #[inline(always)]
     fn x(&self, token: u32, column: u32) -> *const u16 {
-        let index = token as usize * self.args.x_stride as usize + column as usize;
+        let row = self.problem.row(token);
+        let index = row as usize * self.args.x_stride as usize + column as usize;
         self.args.x.wrapping_add(index)
     }
 
     /// Brings a k-block's activations to the L2 cache, without any promise about what they hold.
     #[inline(always)]
     fn prefetch_x(&self, cursor: &Cursor<WARPS_K>) {
-        let (_, col, tiles) = cursor.k_block();
+        let (output_tile, col, tiles) = cursor.k_block();
+        if P::GROUPED {
+            // Where they are is not known as early.
+            return;
+        }
+        let (first, n) = self.problem.tokens::<WARPS_M>(output_tile);
         let mut index = self.lane;
-        while index < WARPS_K as u32 * self.args.n {
+        while index < WARPS_K as u32 * n {
             let (token, tile) = (index / WARPS_K as u32, index % WARPS_K as u32);
             if tile < tiles {
-                copy::prefetch(self.x(token, (col + tile) * TILE_COLS as u32).cast());
+                copy::prefetch(
+                    self.x(first + token, (col + tile) * TILE_COLS as u32)
+                        .cast(),
+                );
             }
             index += LANES as u32;
         }
     }
 
-    /// Starts the copies of the activations from k-tile `col`. Columns past K and tokens past
-    /// N become zeros.
+    /// Starts the copies of the activations of `n` tokens from k-tile `col`. Columns past K and tokens past
+    /// those become zeros.
     #[inline(always)]
-    unsafe fn copy_x(&self, col: u32, stage: u32) {
+    unsafe fn copy_x(&self, (first_token, n): (u32, u32), col: u32, stage: u32) {
         const CHUNK: u32 = 8;
-        let (k, n) = (self.args.k, self.args.n);
+        let k = self.args.k;
         let (at, full) = (
             self.stage(stage) + Self::SHAPE.x_at() as u32,
             self.full(stage),
@@ -428,7 +481,10 @@ impl<
                     let (token, c) = (index / chunks, index % chunks * CHUNK);
                     let columns = k.saturating_sub(first + c).min(CHUNK);
                     let bytes = if token < n { 2 * columns } else { 0 };
-                    let from = self.x(token, first + c);
+                    let from = match P::GROUPED && bytes == 0 {
+                        true => self.args.x,
+                        false => self.x(first_token + token, first + c),
+                    };
                     copy::chunk(at + token * stride + 2 * c, from.cast(), bytes);
                 }
                 copy::arrive_after_chunks(full);
@@ -438,7 +494,7 @@ impl<
                     while c < (WARPS_K * TILE_COLS) as u32 {
                         let mut value = 0;
                         if token < n && first + c < k {
-                            value = *self.x(token, first + c);
+                            value = *self.x(first_token + token, first + c);
                         }
                         memory::store_u16(at + token * stride + 2 * c, value);
                         c += LANES as u32;
@@ -473,12 +529,12 @@ impl<
         // The group's next k-block, counted from where the work tile starts.
         let mut k_block = group;
         while let Some(WorkTile {
-            tile: row_block,
+            tile: output_tile,
             from,
             to,
         }) = work_tiles.next()
         {
-            let matrix_strip = row_block * WARPS_M as u32 + strip;
+            let matrix_strip = self.problem.strip::<WARPS_M>(output_tile, strip);
             let k_blocks = (to - from).div_ceil(WARPS_K as u32);
             let mut acc = [[[0f32; 4]; N_TILES]; BANDS];
             while k_block < k_blocks {
@@ -487,7 +543,9 @@ impl<
                 unsafe {
                     barrier::wait(self.full(ring.stage), ring.parity);
                     let stage = self.stage(ring.stage);
-                    if col < to && matrix_strip < self.strips {
+                    if let Some(matrix_strip) = matrix_strip
+                        && col < to
+                    {
                         let tile = matrix_strip * self.k_tiles + col;
                         let patches = self.patches(stage, strip, k_warp, tile);
                         let place = Tile {
@@ -581,15 +639,17 @@ impl<
         let mut work_tiles = self.work_tiles;
         let mut ring = PipelineState::<SUM_STAGES>::CONSUMER;
         while let Some(work_tile) = work_tiles.next() {
-            let epilogue = Epilogue::new(&self.args.output, self.args.m, self.args.n);
+            let mut own = None;
+            let (output, features, tokens, first_row) =
+                self.problem.output::<WARPS_M>(work_tile.tile, &mut own);
+            let epilogue = Epilogue::new(output, features, tokens);
             let finishes = work_tile.to == self.k_tiles;
             let peers = if work_tile.from > 0 && finishes {
-                let row_block_start = work_tile.tile * self.k_tiles;
-                self.work.block_of(row_block_start)..self.block
+                let output_tile_start = work_tile.tile * self.k_tiles;
+                self.work.block_of(output_tile_start)..self.block
             } else {
                 0..0
             };
-            let first_row = work_tile.tile * Self::ROWS;
             let mut bias = [0; 4];
             unroll!(E < 4 => {
                 // SAFETY: `run`'s.
@@ -630,8 +690,22 @@ impl<
                         });
                         barrier::arrive(self.sums_empty(ring.stage));
                         ring.advance();
+                        if P::GROUPED && self.problem.is_gated() && finishes {
+                            unroll!(I < Self::fours() => {
+                                // Of the same four features in the second half, from the thread that has them.
+                                let up = sums[J][I].map(|sum| {
+                                    let other = self.lane ^ (Self::ROWS / 8);
+                                    f32::from_bits(thread::shuffle(sum.to_bits(), other))
+                                });
+                                unroll!(E < 4 => { sums[J][I][E] = math::silu(sums[J][I][E]) * up[E]; });
+                            });
+                        }
                         unroll!(I < Self::fours() => {
-                            let (token, row) = Self::four(I, thread);
+                            let (mut token, row) = Self::four(I, thread);
+                            if P::GROUPED && self.problem.is_gated() && finishes && row >= Self::ROWS / 2 {
+                                // It has no outputs.
+                                token = 8;
+                            }
                             if token < 8 {
                                 if finishes {
                                     let (token, row) = (8 * j + token, first_row + row);

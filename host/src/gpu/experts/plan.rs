@@ -1,0 +1,264 @@
+use std::fmt;
+
+use zipserv_gpu::{
+    args::{GemmArgs, Group, GroupedArgs, Output},
+    launch::{GROUPED, Gemm},
+    layout::TILE_ROWS,
+};
+
+use super::routing::{RawRouting, check_aligned};
+use crate::gpu::{
+    driver::RawStream,
+    error::{GpuError, Operand},
+    family::Family,
+    matrix::DeviceMatrix,
+    operands::OutputType,
+    workspace::Workspace,
+};
+
+/// Which kernel multiplies tokens by the matrices of their experts, of a stack whose matrices follow one another: one
+/// compressed matrix of E x M rows, of M a multiple of 32.
+///
+/// A plan is for one number of assignments of tokens to experts, more or less: any plan is right for any number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupedPlan {
+    device: u64,
+    kernel: &'static str,
+    shape: Gemm,
+    blocks: u32,
+    experts: usize,
+    rows: usize,
+    pdl: bool,
+    is_batch_invariant: bool,
+}
+
+/// Operands of [`GroupedPlan::run_raw`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawGrouped {
+    /// Activations: rows of K BF16.
+    pub x: u64,
+    /// Activations from the start of a row to that of the next.
+    pub x_stride: usize,
+    /// Whether rows of activations are those of assignments, in the order of experts; else those of tokens.
+    pub x_by_expert: bool,
+    /// Outputs, a row for each assignment, in the order of experts.
+    pub y: u64,
+    /// Outputs from the start of a row to that of the next.
+    pub y_stride: usize,
+    /// What outputs are.
+    pub output: OutputType,
+    /// Whether outputs are silu(first half) x (second half) of an expert's M features, M / 2 of them.
+    pub is_gated: bool,
+    /// Whether the kernel ahead in the stream may be that of [`Device::route_raw`](crate::gpu::Device::route_raw). If it
+    /// is another one of this plan's kind, weights are asked for before that has finished.
+    pub follows_routing: bool,
+}
+
+/// Assignments for each expert up to which groups of 8, 16 and 32 tokens are taken. Not measured: an expert that is
+/// asked for at random has half as many again often enough.
+const GROUPS: [(usize, usize); 3] = [(4, 8), (10, 16), (24, 32)];
+
+impl GroupedPlan {
+    /// A plan for `weights` of so many experts, and so many assignments: tokens times the experts of each.
+    ///
+    /// # Errors
+    /// [`GpuError::Experts`] when the rows are not those of so many experts; [`GpuError::EmptyWeights`];
+    /// [`GpuError::NoKernel`], and what loading a kernel fails with.
+    pub fn new(
+        weights: &DeviceMatrix,
+        experts: usize,
+        assignments: usize,
+    ) -> Result<Self, GpuError> {
+        let each = assignments.checked_div(experts).unwrap_or(0);
+        let fits = GROUPS.iter().find(|(most, _)| each <= *most);
+        Self::with_groups(weights, experts, fits.map_or(64, |&(_, tokens)| tokens))
+    }
+
+    /// The same, with the sums of a token in an order that does not depend on how many others there are.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn batch_invariant(weights: &DeviceMatrix, experts: usize) -> Result<Self, GpuError> {
+        Ok(Self {
+            is_batch_invariant: true,
+            ..Self::with_groups(weights, experts, 16)?
+        })
+    }
+
+    /// One with groups of up to `tokens` tokens, or what the device has nearest above.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_groups(
+        weights: &DeviceMatrix,
+        experts: usize,
+        tokens: usize,
+    ) -> Result<Self, GpuError> {
+        let (device, all, cols) = (weights.device(), weights.rows(), weights.cols());
+        let rows = all.checked_div(experts).unwrap_or(0);
+        if experts == 0 || rows * experts != all || (experts > 1 && !rows.is_multiple_of(TILE_ROWS))
+        {
+            return Err(GpuError::Experts { rows: all, experts });
+        }
+        if all == 0 || cols == 0 {
+            return Err(GpuError::EmptyWeights { rows: all, cols });
+        }
+        let kernels = || GROUPED.iter().filter(|(name, _)| device.has(name));
+        let (kernel, shape) = *kernels()
+            .find(|(_, shape)| tokens <= 8 * shape.n_tiles)
+            .or_else(|| kernels().next_back())
+            .ok_or_else(|| device.no_kernel("zipgemm_grouped"))?;
+        Ok(Self {
+            device: device.id(),
+            kernel,
+            shape,
+            blocks: device.resident_blocks(kernel)?,
+            experts,
+            rows,
+            pdl: device.family() == Family::Hopper,
+            is_batch_invariant: false,
+        })
+    }
+
+    /// The same with or without programmatic dependent launch.
+    #[must_use]
+    pub fn with_pdl(self, pdl: bool) -> Self {
+        Self { pdl, ..self }
+    }
+
+    /// The kernel's name.
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// Tokens of an expert that are multiplied at once, at most: routing makes groups of as many.
+    pub fn group_tokens(&self) -> usize {
+        8 * self.shape.n_tiles
+    }
+
+    /// Y[a] = X[t(a)] W[e(a)]^T for each assignment a of a token to an expert, in the order of experts that `routing`
+    /// has; with `is_gated`, silu of the first half of that times the second half. Sums are FP32. It is one launch, which
+    /// can be captured.
+    ///
+    /// # Errors
+    /// [`GpuError::PlanMismatch`] when weights or routing are others than the plan's; [`GpuError::Experts`] when a gated
+    /// half is no multiple of 32 features; [`GpuError::Stride`], [`GpuError::Alignment`]; [`GpuError::WorkspaceTooSmall`];
+    /// [`GpuError::Driver`].
+    ///
+    /// # Safety
+    /// - When the kernel runs, `x` and `y` have their rows, in the context of the weights' device, which `stream` is of
+    ///   too, and `routing` holds what [`Device::route_raw`](crate::gpu::Device::route_raw) has left.
+    /// - `y` overlaps nothing else. No other kernel uses `workspace` at the same time. Weights, workspace and device live
+    ///   until the kernel has run.
+    /// - Unless `follows_routing`, the kernel ahead in the stream is one of a grouped plan that did.
+    pub unsafe fn run_raw(
+        &self,
+        stream: RawStream,
+        weights: &DeviceMatrix,
+        operands: &RawGrouped,
+        routing: &RawRouting,
+        workspace: &Workspace,
+    ) -> Result<(), GpuError> {
+        let device = weights.device();
+        weights.check_context(workspace.device())?;
+        routing.check()?;
+        for (what, expected, got) in [
+            (
+                "the device of number",
+                self.device as usize,
+                device.id() as usize,
+            ),
+            ("so many rows:", self.rows * self.experts, weights.rows()),
+            ("so many experts:", self.experts, routing.experts),
+            (
+                "groups of tokens:",
+                self.group_tokens(),
+                routing.group_tokens,
+            ),
+        ] {
+            if expected != got {
+                return Err(GpuError::mismatch(what, expected, got));
+            }
+        }
+        if operands.is_gated && !self.rows.is_multiple_of(2 * TILE_ROWS) {
+            return Err(GpuError::Experts {
+                rows: weights.rows(),
+                experts: 2 * self.experts,
+            });
+        }
+        let (bytes, k) = (operands.output.bytes(), weights.cols());
+        let features = self.rows >> u32::from(operands.is_gated);
+        for (operand, stride, least, bytes) in [
+            (Operand::Activations, operands.x_stride, k, 2),
+            (Operand::Outputs, operands.y_stride, features, bytes),
+        ] {
+            let most = u32::MAX as usize / bytes;
+            if !(least..=most).contains(&stride) {
+                return Err(GpuError::Stride {
+                    operand,
+                    stride,
+                    least,
+                    most,
+                });
+            }
+        }
+        check_aligned(Operand::Activations, operands.x, 2)?;
+        check_aligned(Operand::Outputs, operands.y, bytes)?;
+        if routing.assignments() == 0 {
+            return Ok(());
+        }
+        let needed = self.blocks as usize * self.shape.partial_bytes();
+        Workspace::check_room("bytes for partial sums", needed, workspace.partial_bytes())?;
+        let (dense, offsets, patches) = weights.addresses();
+        let rows = match operands.x_by_expert {
+            true => 0,
+            false => routing.rows(),
+        };
+        let args = GroupedArgs {
+            gemm: GemmArgs {
+                output: Output {
+                    y: operands.y as *mut u8,
+                    bias: std::ptr::null(),
+                    pitch: (operands.y_stride * bytes) as u32,
+                    is_f32: operands.output == OutputType::F32,
+                    accumulate: false,
+                },
+                x: operands.x as *const u16,
+                dense,
+                offsets,
+                patches,
+                partials: workspace.partials.address() as *mut f32,
+                m: self.rows as u32,
+                n: 0,
+                k: k as u32,
+                x_stride: operands.x_stride as u32,
+            },
+            rows: rows as *const u32,
+            groups: routing.groups_at() as *const Group,
+            group_count: routing.group_count() as *const u32,
+            is_gated: operands.is_gated,
+            follows_routing: operands.follows_routing,
+            is_batch_invariant: self.is_batch_invariant,
+        };
+        let pdl = self.pdl && device.family() == Family::Hopper;
+        // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
+        unsafe { device.launch(self.kernel, self.blocks, stream, pdl, args) }
+    }
+}
+
+impl fmt::Display for GroupedPlan {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self {
+            kernel,
+            blocks,
+            experts,
+            rows,
+            ..
+        } = self;
+        let tokens = self.group_tokens();
+        write!(
+            f,
+            "{kernel}: {experts} experts of {rows} rows, groups of up to {tokens} tokens, over {blocks} blocks"
+        )
+    }
+}

@@ -1,0 +1,319 @@
+use half::bf16;
+use zipserv_gpu::{
+    args::{CombineArgs, Group, NOWHERE, RouteArgs},
+    launch::MAX_EXPERTS,
+};
+
+use crate::gpu::{
+    buffer::{Buffer, View, ViewMut, check_len, same_context},
+    device::Device,
+    driver::RawStream,
+    error::{GpuError, Need, Operand},
+    family::Family,
+    stream::Stream,
+};
+
+/// Memory in which [`Device::route_raw`] leaves where tokens go, and for how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawRouting {
+    /// Address of [`bytes`](Self::bytes) of device memory, aligned to 16.
+    pub address: u64,
+    /// Tokens.
+    pub tokens: usize,
+    /// Experts of a token.
+    pub top_k: usize,
+    /// Experts of the layer.
+    pub experts: usize,
+    /// Tokens that are multiplied at once, [`GroupedPlan::group_tokens`](super::GroupedPlan::group_tokens).
+    pub group_tokens: usize,
+}
+
+/// The number of groups has so many bytes to itself.
+const COUNT_BYTES: usize = 16;
+
+impl RawRouting {
+    /// Assignments of tokens to experts.
+    pub fn assignments(&self) -> usize {
+        self.tokens.saturating_mul(self.top_k)
+    }
+
+    /// Groups, at most: each expert has one that is not full.
+    fn groups(&self) -> usize {
+        let assignments = self.assignments();
+        assignments / self.group_tokens.max(1) + assignments.min(self.experts)
+    }
+
+    /// Bytes of device memory.
+    pub fn bytes(&self) -> usize {
+        COUNT_BYTES + size_of::<Group>() * self.groups() + 8 * self.assignments()
+    }
+
+    pub(super) fn group_count(&self) -> u64 {
+        self.address
+    }
+
+    pub(super) fn groups_at(&self) -> u64 {
+        self.address + COUNT_BYTES as u64
+    }
+
+    pub(super) fn rows(&self) -> u64 {
+        self.groups_at() + (size_of::<Group>() * self.groups()) as u64
+    }
+
+    fn places(&self) -> u64 {
+        self.rows() + 4 * self.assignments() as u64
+    }
+
+    pub(super) fn check(&self) -> Result<(), GpuError> {
+        let assignments = self.tokens.checked_mul(self.top_k);
+        let most = i32::MAX as usize;
+        if self.experts > MAX_EXPERTS || assignments.is_none_or(|all| all > most) {
+            return Err(GpuError::Routing {
+                tokens: self.tokens,
+                top_k: self.top_k,
+                experts: self.experts,
+                most: MAX_EXPERTS,
+            });
+        }
+        check_aligned(Operand::Routing, self.address, 16)
+    }
+}
+
+pub(super) fn check_aligned(operand: Operand, address: u64, align: usize) -> Result<(), GpuError> {
+    match address.is_multiple_of(align as u64) {
+        true => Ok(()),
+        false => Err(GpuError::Alignment {
+            operand,
+            align,
+            address,
+            pitch: 0,
+        }),
+    }
+}
+
+impl Device {
+    /// Sorts assignments by expert: `experts_of` has the numbers of each token's `top_k` experts, token after token,
+    /// in 32 or 64 bits with a sign. Numbers of no expert are left out. It is one launch, which can be captured.
+    ///
+    /// # Errors
+    /// [`GpuError::Routing`] when there are too many, [`GpuError::Alignment`], [`GpuError::Load`], [`GpuError::Driver`].
+    ///
+    /// # Safety
+    /// When the kernel runs, the numbers and the memory of `routing` are there, in the device's context, which
+    /// `stream` is of too, and nothing else uses that memory.
+    pub unsafe fn route_raw(
+        &self,
+        stream: RawStream,
+        experts_of: u64,
+        is_64_bit: bool,
+        routing: &RawRouting,
+    ) -> Result<(), GpuError> {
+        routing.check()?;
+        check_aligned(Operand::Data, experts_of, if is_64_bit { 8 } else { 4 })?;
+        let args = RouteArgs {
+            experts_of: experts_of as *const u8,
+            rows: routing.rows() as *mut u32,
+            places: routing.places() as *mut u32,
+            groups: routing.groups_at() as *mut Group,
+            group_count: routing.group_count() as *mut u32,
+            assignments: routing.assignments() as u32,
+            top_k: routing.top_k as u32,
+            experts: routing.experts as u32,
+            group_tokens: routing.group_tokens as u32,
+            is_64_bit,
+        };
+        let pdl = self.family() == Family::Hopper;
+        // SAFETY: the caller's promise.
+        unsafe { self.launch("route", 1, stream, pdl, args) }
+    }
+
+    /// Y[t] = sum over a token's experts of weight x outputs: `parts` are FP32, a row of `features` for each assignment
+    /// in the order of experts, `weights` FP32, one for each assignment, and Y BF16. Sums are FP32, in the order of
+    /// assignments.
+    ///
+    /// # Errors
+    /// [`GpuError::Routing`], [`GpuError::Alignment`], [`GpuError::Columns`] for features that are no multiple of 4;
+    /// [`GpuError::Load`], [`GpuError::Driver`].
+    ///
+    /// # Safety
+    /// As [`route_raw`](Self::route_raw), which has been called for `routing` before on this stream, of all operands.
+    pub unsafe fn combine_raw(
+        &self,
+        stream: RawStream,
+        parts: u64,
+        weights: u64,
+        y: u64,
+        features: usize,
+        routing: &RawRouting,
+    ) -> Result<(), GpuError> {
+        const KERNEL: &str = "combine";
+        routing.check()?;
+        check_aligned(Operand::Data, parts, 16)?;
+        check_aligned(Operand::Data, weights, 4)?;
+        check_aligned(Operand::Outputs, y, 8)?;
+        if !features.is_multiple_of(4) {
+            return Err(GpuError::Columns {
+                kernel: KERNEL,
+                cols: features,
+            });
+        }
+        if routing.tokens == 0 || features == 0 {
+            return Ok(());
+        }
+        let args = CombineArgs {
+            y: y as *mut u16,
+            parts: parts as *const f32,
+            places: routing.places() as *const u32,
+            weights: weights as *const f32,
+            tokens: routing.tokens as u32,
+            top_k: routing.top_k as u32,
+            features: features as u32,
+        };
+        let pdl = self.family() == Family::Hopper;
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(KERNEL, routing.tokens as u32, stream, pdl, args) }
+    }
+}
+
+/// Where the tokens of a call go, on the device.
+#[derive(Debug)]
+pub struct Routing {
+    memory: Buffer<u8>,
+    raw: RawRouting,
+}
+
+impl Routing {
+    /// Room for `tokens` tokens of `top_k` experts each, of `experts`, and groups of a
+    /// [plan's](super::GroupedPlan::group_tokens) size.
+    ///
+    /// # Errors
+    /// [`GpuError::Routing`] and [`GpuError::Driver`].
+    pub fn new(
+        device: &Device,
+        tokens: usize,
+        top_k: usize,
+        experts: usize,
+        group_tokens: usize,
+    ) -> Result<Self, GpuError> {
+        let mut raw = RawRouting {
+            address: 0,
+            tokens,
+            top_k,
+            experts,
+            group_tokens,
+        };
+        raw.check()?;
+        let memory = Buffer::zeroed(device, raw.bytes())?;
+        raw.address = memory.address();
+        Ok(Self { memory, raw })
+    }
+
+    /// Sorts by the numbers of each token's experts, token after token; see [`Device::route_raw`].
+    ///
+    /// # Errors
+    /// As that; [`GpuError::Length`] and [`GpuError::Context`].
+    pub fn route<'a>(
+        &mut self,
+        stream: &Stream,
+        experts_of: impl Into<View<'a, i32>>,
+    ) -> Result<(), GpuError> {
+        let experts_of = experts_of.into();
+        let expected = Need::Exactly(self.raw.assignments());
+        check_len(Operand::Data, expected, experts_of.len())?;
+        let device = self.memory.device();
+        same_context(device, stream.device(), Operand::Stream)?;
+        same_context(device, experts_of.device(), Operand::Data)?;
+        let from = experts_of.address();
+        // SAFETY: lengths and context are right; memory that is freed waits for kernels that use it.
+        unsafe { device.route_raw(stream.raw(), from, false, &self.raw) }
+    }
+
+    /// Adds up what a token's experts made of it; see [`Device::combine_raw`].
+    ///
+    /// # Errors
+    /// As that; [`GpuError::Length`] and [`GpuError::Context`].
+    pub fn combine<'a>(
+        &self,
+        stream: &Stream,
+        parts: impl Into<View<'a, f32>>,
+        weights: impl Into<View<'a, f32>>,
+        y: impl Into<ViewMut<'a, bf16>>,
+    ) -> Result<(), GpuError> {
+        let (parts, weights, y) = (parts.into(), weights.into(), y.into());
+        let RawRouting { tokens, .. } = self.raw;
+        let assignments = self.raw.assignments();
+        let features = y.as_view().len().checked_div(tokens).unwrap_or(0);
+        let outputs = Need::Exactly(tokens * features);
+        check_len(Operand::Outputs, outputs, y.as_view().len())?;
+        let needed = (assignments.checked_mul(features)).map_or(Need::Overflow, Need::Exactly);
+        check_len(Operand::Data, needed, parts.len())?;
+        check_len(Operand::Data, Need::Exactly(assignments), weights.len())?;
+        let device = self.memory.device();
+        same_context(device, stream.device(), Operand::Stream)?;
+        same_context(device, parts.device(), Operand::Data)?;
+        same_context(device, weights.device(), Operand::Data)?;
+        same_context(device, y.device(), Operand::Outputs)?;
+        let (parts, weights) = (parts.address(), weights.address());
+        let y = y.as_view().address();
+        // SAFETY: lengths and context are right; the output is borrowed alone.
+        unsafe { device.combine_raw(stream.raw(), parts, weights, y, features, &self.raw) }
+    }
+
+    /// The place of each assignment in the order of experts, which is its row in the outputs of a
+    /// [`GroupedLinear`](super::GroupedLinear); none of those that are left out. It waits for `stream`.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`].
+    pub fn places(&self, stream: &Stream) -> Result<Vec<Option<u32>>, GpuError> {
+        let bytes = self.memory.to_vec(stream)?;
+        let from = (self.raw.places() - self.raw.address) as usize;
+        let words = bytes[from..].chunks_exact(4).map(|word| {
+            let place = u32::from_le_bytes(word.try_into().expect("four bytes"));
+            (place != NOWHERE).then_some(place)
+        });
+        Ok(words.collect())
+    }
+
+    /// Where it is, for calls on pointers.
+    pub fn raw(&self) -> &RawRouting {
+        &self.raw
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        self.memory.device()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_all_groups_there_can_be() {
+        for (tokens, top_k, experts, group_tokens) in [
+            (1, 1, 1, 8),
+            (1, 8, 128, 8),
+            (33, 8, 128, 16),
+            (4096, 2, 8, 64),
+            (0, 8, 128, 8),
+        ] {
+            let routing = RawRouting {
+                address: 0,
+                tokens,
+                top_k,
+                experts,
+                group_tokens,
+            };
+            let all = tokens * top_k;
+            // All to one, one to each, and as many as can be that are not full.
+            let uneven = |full: usize| {
+                let others = (experts - 1).min(all - full);
+                full.div_ceil(group_tokens) + others
+            };
+            let most = (0..=all).map(uneven).max().unwrap();
+            assert!(routing.groups() >= most.min(all), "{routing:?}");
+            assert_eq!(routing.places() + 4 * all as u64, routing.bytes() as u64);
+        }
+    }
+}

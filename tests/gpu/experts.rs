@@ -1,0 +1,411 @@
+//! Tokens of a mixture's experts are multiplied by the matrices that they were sent to.
+
+use half::bf16;
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use zipserv::gpu::{Buffer, ExpertInputs, GpuError, GroupedLinear, GroupedPlan, Routing};
+
+use crate::{
+    data::{KINDS, Kind, Product},
+    lab::{Lab, compressed, quick, refused},
+};
+
+/// How tokens choose their experts.
+#[derive(Clone, Copy, Debug)]
+enum Choice {
+    Uniform,
+    /// Most take the first few.
+    Skewed,
+    /// All take one.
+    One,
+    /// Some experts are none.
+    Invalid,
+}
+
+impl Choice {
+    fn experts_of(self, tokens: usize, top_k: usize, experts: usize) -> Vec<i32> {
+        let mut rng = SmallRng::seed_from_u64((tokens * 7 + top_k * 3 + experts) as u64);
+        let all = tokens * top_k;
+        let any = |rng: &mut SmallRng| rng.random_range(0..experts as i32);
+        let choose = |_| match self {
+            Self::Uniform => any(&mut rng),
+            Self::Skewed => any(&mut rng).min(any(&mut rng)).min(any(&mut rng)),
+            Self::One => experts as i32 - 1,
+            Self::Invalid => [any(&mut rng), -1, experts as i32, i32::MAX][rng.random_range(0..4)],
+        };
+        (0..all).map(choose).collect()
+    }
+}
+
+/// A layer's matrices, and activations.
+struct Layer {
+    experts: usize,
+    m: usize,
+    k: usize,
+    bits: Vec<u16>,
+}
+
+impl Layer {
+    fn new(kind: Kind, experts: usize, m: usize, k: usize) -> Self {
+        let bits = kind.weights(experts * m, k);
+        Self {
+            experts,
+            m,
+            k,
+            bits,
+        }
+    }
+
+    fn linear(&self, lab: &Lab) -> GroupedLinear {
+        let matrix = compressed(self.experts * self.m, self.k, &self.bits);
+        GroupedLinear::new(lab.device, &matrix, self.experts).unwrap()
+    }
+
+    fn expert(&self, expert: usize) -> &[u16] {
+        &self.bits[expert * self.m * self.k..][..self.m * self.k]
+    }
+}
+
+/// The outputs of each assignment, by its place; NaN where there was none.
+fn multiply(
+    lab: &mut Lab,
+    linear: &GroupedLinear,
+    routing: &Routing,
+    x: &[u16],
+    by_expert: bool,
+) -> Vec<u16> {
+    let rows = routing.raw().assignments();
+    let x = lab.buffer(x);
+    let mut y = lab.buffer(&vec![crate::lab::NAN; rows * linear.features()]);
+    let inputs = match by_expert {
+        true => ExpertInputs::ByExpert((&x).into()),
+        false => ExpertInputs::OfTokens((&x).into()),
+    };
+    linear
+        .forward(&lab.stream, inputs, routing, &mut y, &mut lab.workspace)
+        .unwrap();
+    lab.bits(&y)
+}
+
+/// Routes, and gives the place of each assignment once it is checked: places are those of a sort by expert.
+fn route(lab: &Lab, routing: &mut Routing, experts_of: &[i32]) -> Vec<Option<u32>> {
+    let ids = Buffer::from_slice(lab.device, experts_of).unwrap();
+    routing.route(&lab.stream, &ids).unwrap();
+    let places = routing.places(&lab.stream).unwrap();
+    let experts = routing.raw().experts as i32;
+    let mut order: Vec<(u32, i32)> = Vec::new();
+    for (&place, &expert) in places.iter().zip(experts_of) {
+        assert_eq!(place.is_some(), (0..experts).contains(&expert));
+        order.extend(place.map(|place| (place, expert)));
+    }
+    order.sort_unstable();
+    assert!(
+        order
+            .iter()
+            .map(|&(place, _)| place)
+            .eq(0..order.len() as u32)
+    );
+    assert!(order.is_sorted_by_key(|&(_, expert)| expert));
+    places
+}
+
+/// Checks each assignment's outputs against sums in FP64.
+fn check(
+    lab: &mut Lab,
+    layer: &Layer,
+    choice: Choice,
+    (tokens, top_k): (usize, usize),
+    group_tokens: usize,
+) {
+    let what = format!(
+        "{choice:?}, {} experts of {} x {}, {tokens} tokens of {top_k}, groups of {group_tokens}",
+        layer.experts, layer.m, layer.k
+    );
+    let linear = layer.linear(lab);
+    let experts_of = choice.experts_of(tokens, top_k, layer.experts);
+    let mut routing = Routing::new(lab.device, tokens, top_k, layer.experts, group_tokens).unwrap();
+    let places = route(lab, &mut routing, &experts_of);
+    let x = Kind::Gaussian.activations(tokens, layer.k);
+    let y = multiply(lab, &linear, &routing, &x, false);
+    for (at, place) in places.iter().enumerate() {
+        let Some(place) = *place else { continue };
+        let x = &x[at / top_k * layer.k..][..layer.k];
+        let product = Product::new(x, layer.expert(experts_of[at] as usize), layer.k);
+        let y = &y[place as usize * layer.m..][..layer.m];
+        product.check(y, &format_args!("{what}, assignment {at}"));
+    }
+    // What no assignment has is left alone.
+    let used = places.iter().flatten().count();
+    assert!(
+        y[used * layer.m..]
+            .iter()
+            .all(|&bits| bits == crate::lab::NAN),
+        "{what}"
+    );
+}
+
+/// Sizes of groups of the device's kernels.
+fn groups(lab: &Lab, layer: &Layer) -> Vec<usize> {
+    let linear = layer.linear(lab);
+    let plan = |tokens| GroupedPlan::with_groups(linear.weights(), layer.experts, tokens).unwrap();
+    let mut groups: Vec<usize> = [8, 16, 32, 64].map(|n| plan(n).group_tokens()).to_vec();
+    groups.dedup();
+    groups
+}
+
+#[test]
+fn every_kernel_and_choice() {
+    for mut lab in Lab::each() {
+        let layer = Layer::new(Kind::Gaussian, 8, 96, 200);
+        for group_tokens in groups(&lab, &layer) {
+            for choice in [
+                Choice::Uniform,
+                Choice::Skewed,
+                Choice::One,
+                Choice::Invalid,
+            ] {
+                for tokens in [(1, 2), (3, 2), (17, 3), (70, 8)] {
+                    check(&mut lab, &layer, choice, tokens, group_tokens);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_and_numbers_of_experts() {
+    const SHAPES: [(usize, usize, usize); 7] = [
+        (1, 33, 65),
+        (3, 32, 1),
+        (256, 32, 64),
+        (64, 128, 520),
+        (5, 64, 2048),
+        (2, 1024, 72),
+        (1024, 32, 8),
+    ];
+    for mut lab in Lab::each() {
+        let shapes = if quick() { &SHAPES[..3] } else { &SHAPES };
+        for &(experts, m, k) in shapes {
+            let layer = Layer::new(Kind::Gaussian, experts, m, k);
+            for group_tokens in groups(&lab, &layer) {
+                for tokens in [(1, 1), (9, 2), (130, 1)] {
+                    check(&mut lab, &layer, Choice::Uniform, tokens, group_tokens);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_of_every_kind() {
+    for mut lab in Lab::each() {
+        for kind in KINDS {
+            let layer = Layer::new(kind, 4, 64, 192);
+            let linear = layer.linear(&lab);
+            let experts_of = Choice::Uniform.experts_of(9, 2, 4);
+            let mut routing = linear.routing(9, 2).unwrap();
+            let places = route(&lab, &mut routing, &experts_of);
+            let x = kind.activations(9, layer.k);
+            let y = multiply(&mut lab, &linear, &routing, &x, false);
+            for (at, place) in places.into_iter().enumerate() {
+                let x = &x[at / 2 * layer.k..][..layer.k];
+                let product = Product::new(x, layer.expert(experts_of[at] as usize), layer.k);
+                let y = &y[place.unwrap() as usize * layer.m..][..layer.m];
+                product.check(y, &format_args!("{kind:?}"));
+            }
+        }
+    }
+}
+
+/// Gate and up in one matrix, then down of what comes of it, then the sum over a token's experts.
+#[test]
+fn a_whole_layer() {
+    for mut lab in Lab::each() {
+        let (experts, hidden, inner, top_k) = (6, 192, 96, 3);
+        let up = Layer::new(Kind::Gaussian, experts, 2 * inner, hidden);
+        let down = Layer::new(Kind::Gaussian, experts, hidden, inner);
+        let (gated, plain) = (up.linear(&lab).gated(), down.linear(&lab));
+        for group_tokens in groups(&lab, &up) {
+            for tokens in [1, 5, 40] {
+                let what = format!("{tokens} tokens, groups of {group_tokens}");
+                let experts_of = Choice::Skewed.experts_of(tokens, top_k, experts);
+                let mut routing =
+                    Routing::new(lab.device, tokens, top_k, experts, group_tokens).unwrap();
+                let places = route(&lab, &mut routing, &experts_of);
+                let x = Kind::Gaussian.activations(tokens, hidden);
+                let inside = multiply(&mut lab, &gated, &routing, &x, false);
+                for (at, place) in places.iter().enumerate() {
+                    let expert = up.expert(experts_of[at] as usize);
+                    let x = &x[at / top_k * hidden..][..hidden];
+                    let sums = Product::new(x, expert, hidden);
+                    let (gate, up) = sums.sums().split_at(inner);
+                    let row = &inside[place.unwrap() as usize * inner..][..inner];
+                    for (feature, &bits) in row.iter().enumerate() {
+                        let (gate, up) = (gate[feature].0, up[feature].0);
+                        let expected = gate / (1.0 + (-gate).exp()) * up;
+                        let value = bf16::from_bits(bits).to_f64();
+                        let close = (value - expected).abs() <= expected.abs() / 150.0 + 1e-6;
+                        assert!(close, "{what}: {value:e}, not {expected:e}");
+                    }
+                }
+
+                // From here on what the device has made of it so far is taken as it is.
+                let weights: Vec<f32> = (0..tokens * top_k)
+                    .map(|at| 0.1 + at as f32 / 64.0)
+                    .collect();
+                let h = lab.buffer(&inside);
+                let mut parts = Buffer::<f32>::zeroed(lab.device, tokens * top_k * hidden).unwrap();
+                let inputs = ExpertInputs::ByExpert((&h).into());
+                plain
+                    .forward(
+                        &lab.stream,
+                        inputs,
+                        &routing,
+                        &mut parts,
+                        &mut lab.workspace,
+                    )
+                    .unwrap();
+                let scales = Buffer::from_slice(lab.device, &weights).unwrap();
+                let mut y = Buffer::<bf16>::zeroed(lab.device, tokens * hidden).unwrap();
+                routing
+                    .combine(&lab.stream, &parts, &scales, &mut y)
+                    .unwrap();
+                let y = lab.bits(&y);
+                for token in 0..tokens {
+                    let mut expected = vec![(0.0, 0.0); hidden];
+                    for at in token * top_k..(token + 1) * top_k {
+                        let row = &inside[places[at].unwrap() as usize * inner..][..inner];
+                        let sums = Product::new(row, down.expert(experts_of[at] as usize), inner);
+                        let weight = f64::from(weights[at]);
+                        for (all, one) in expected.iter_mut().zip(sums.sums()) {
+                            *all = (all.0 + weight * one.0, all.1 + weight * one.1);
+                        }
+                    }
+                    for (&bits, (exact, all)) in y[token * hidden..].iter().zip(expected) {
+                        let value = bf16::from_bits(bits).to_f64();
+                        let close = (value - exact).abs() <= exact.abs() / 200.0 + all * 2e-6;
+                        assert!(close, "{what}: {value:e}, not {exact:e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_expert_of_nans_reaches_its_own_tokens_only() {
+    for mut lab in Lab::each() {
+        let mut layer = Layer::new(Kind::Gaussian, 4, 64, 128);
+        layer.bits[64 * 128..2 * 64 * 128].fill(crate::lab::NAN);
+        let experts_of: Vec<i32> = (0..40).map(|at| at % 4).collect();
+        let linear = layer.linear(&lab);
+        let mut routing = linear.routing(40, 1).unwrap();
+        let places = route(&lab, &mut routing, &experts_of);
+        let x = Kind::Gaussian.activations(40, 128);
+        let y = multiply(&mut lab, &linear, &routing, &x, false);
+        for (at, place) in places.into_iter().enumerate() {
+            let row = &y[place.unwrap() as usize * 64..][..64];
+            let nans = row
+                .iter()
+                .filter(|&&bits| bf16::from_bits(bits).is_nan())
+                .count();
+            assert_eq!(nans, if experts_of[at] == 1 { 64 } else { 0 });
+        }
+    }
+}
+
+/// A token's outputs, by its assignments, alone and among others.
+#[test]
+fn batch_invariant_bits_do_not_depend_on_other_tokens() {
+    for mut lab in Lab::each() {
+        let layer = Layer::new(Kind::Gaussian, 8, 128, 1024);
+        let linear = layer.linear(&lab).batch_invariant();
+        let (most, top_k) = (300, 2);
+        let experts_of = Choice::Skewed.experts_of(most, top_k, 8);
+        let x = Kind::Gaussian.activations(most, layer.k);
+        let mut alone: Vec<Vec<u16>> = Vec::new();
+        for tokens in [most, 1, 2, 17, 64, 129] {
+            let mut routing = linear.routing(tokens, top_k).unwrap();
+            let places = route(&lab, &mut routing, &experts_of[..tokens * top_k]);
+            let y = multiply(&mut lab, &linear, &routing, &x[..tokens * layer.k], false);
+            for (at, place) in places.into_iter().enumerate() {
+                let row = &y[place.unwrap() as usize * layer.m..][..layer.m];
+                match alone.get(at) {
+                    Some(first) => assert!(first == row, "{tokens} tokens, assignment {at}"),
+                    None => alone.push(row.to_vec()),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_bits_in_a_hundred_runs() {
+    for mut lab in Lab::each() {
+        let layer = Layer::new(Kind::Gaussian, 16, 96, 1000);
+        let linear = layer.linear(&lab);
+        let experts_of = Choice::Skewed.experts_of(50, 4, 16);
+        let x = Kind::Gaussian.activations(50, layer.k);
+        let mut first: Option<Vec<u16>> = None;
+        for _ in 0..if quick() { 3 } else { 100 } {
+            let mut routing = linear.routing(50, 4).unwrap();
+            let places = route(&lab, &mut routing, &experts_of);
+            let y = multiply(&mut lab, &linear, &routing, &x, false);
+            // In the order of assignments, for places of an expert's tokens may differ.
+            let rows: Vec<u16> = places
+                .into_iter()
+                .flat_map(|place| y[place.unwrap() as usize * layer.m..][..layer.m].to_vec())
+                .collect();
+            assert!(*first.get_or_insert_with(|| rows.clone()) == rows);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    for mut lab in Lab::each() {
+        let matrix = compressed(96, 64, &[0; 96 * 64]);
+        // Of 48 rows each, an expert would start within a tile.
+        refused!(
+            GroupedLinear::new(lab.device, &matrix, 2).map(|_| ()),
+            GpuError::Experts {
+                rows: 96,
+                experts: 2
+            }
+        );
+        refused!(
+            GroupedLinear::new(lab.device, &matrix, 0).map(|_| ()),
+            GpuError::Experts { .. }
+        );
+        let linear = GroupedLinear::new(lab.device, &matrix, 3).unwrap();
+        refused!(
+            Routing::new(lab.device, 1, 1, 1025, 8).map(|_| ()),
+            GpuError::Routing { .. }
+        );
+        refused!(
+            Routing::new(lab.device, usize::MAX, 2, 8, 8).map(|_| ()),
+            GpuError::Routing { .. }
+        );
+        let routing = Routing::new(lab.device, 4, 1, 3, 8).unwrap();
+        let x = Buffer::<bf16>::zeroed(lab.device, 4 * 64).unwrap();
+        let mut y = Buffer::<bf16>::zeroed(lab.device, 4 * 32 - 1).unwrap();
+        let inputs = || ExpertInputs::OfTokens((&x).into());
+        let (stream, workspace) = (&lab.stream, &mut lab.workspace);
+        refused!(
+            linear.forward(stream, inputs(), &routing, &mut y, workspace),
+            GpuError::Length { got: 127, .. }
+        );
+        let other = Routing::new(lab.device, 4, 1, 4, 8).unwrap();
+        let mut y = Buffer::<bf16>::zeroed(lab.device, 4 * 32).unwrap();
+        refused!(
+            linear.forward(stream, inputs(), &other, &mut y, workspace),
+            GpuError::PlanMismatch { .. }
+        );
+        // Gate and up of 16 features each.
+        let gated = linear.gated();
+        let mut y = Buffer::<bf16>::zeroed(lab.device, 4 * 16).unwrap();
+        refused!(
+            gated.forward(stream, inputs(), &routing, &mut y, workspace),
+            GpuError::Experts { .. }
+        );
+    }
+}
