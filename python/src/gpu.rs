@@ -12,8 +12,9 @@ use std::{
 
 use pyo3::prelude::*;
 use zipserv::gpu::{
-    Buffer, Device, DeviceMatrix, ENCODE_SCRATCH_BYTES, GpuError, MAX_TOKENS, OutputType, Plan,
-    PlanOptions, RawDense, RawOperands, Stream, Tuning, Workspace,
+    Buffer, Device, DeviceMatrix, ENCODE_SCRATCH_BYTES, GpuError, GroupedPlan, MAX_TOKENS,
+    OutputType, Plan, PlanOptions, RawDense, RawGrouped, RawOperands, RawRouting, Stream, Tuning,
+    Workspace,
 };
 
 use crate::error;
@@ -26,6 +27,7 @@ struct Gpu {
     /// Weights by address, bytes and shape. What lies at an address may change, which makes no difference.
     weights: Kept<(usize, usize, usize, usize), DeviceMatrix>,
     plans: Kept<(usize, usize, usize, bool), Plan>,
+    grouped_plans: Kept<(usize, usize, usize, usize, bool), GroupedPlan>,
     /// What `zipserv tune` found here, if it was run.
     tuning: Option<Tuning>,
 }
@@ -76,6 +78,7 @@ impl Gpu {
             streams: Kept::new(),
             weights: Kept::new(),
             plans: Kept::new(),
+            grouped_plans: Kept::new(),
             tuning: Tuning::cached(&device).ok(),
             device,
         });
@@ -135,6 +138,37 @@ impl Gpu {
             (false, None) => PlanOptions::default(),
         };
         Ok(self.plans.insert(key, Plan::new(weights, n, &options)?))
+    }
+}
+
+impl Gpu {
+    fn grouped_plan(
+        &self,
+        lane: &Lane,
+        weights: &DeviceMatrix,
+        experts: usize,
+        assignments: usize,
+        is_invariant: bool,
+    ) -> Result<Arc<GroupedPlan>, GpuError> {
+        // The same for all numbers of assignments in a range.
+        let each = match is_invariant {
+            true => 0,
+            false => assignments.checked_div(experts).unwrap_or(0),
+        };
+        let key = (weights.rows(), weights.cols(), experts, each, is_invariant);
+        if let Some(plan) = self.grouped_plans.find(&key) {
+            return Ok(plan);
+        }
+        if lane.stream.is_capturing()? {
+            return Err(GpuError::NotPrepared {
+                tokens: assignments,
+            });
+        }
+        let plan = match is_invariant {
+            true => GroupedPlan::batch_invariant(weights, experts)?,
+            false => GroupedPlan::new(weights, experts, assignments)?,
+        };
+        Ok(self.grouped_plans.insert(key, plan))
     }
 }
 
@@ -303,6 +337,140 @@ pub fn gpu_encode(
         unsafe {
             gpu.device
                 .encode_raw(stream as *mut _, &measured.0, out, capacity)
+        }
+    })
+}
+
+/// Where the tokens of a call go: address of its memory, tokens, experts of each, of how many, tokens of a group.
+type RoutingKey = (u64, usize, usize, usize, usize);
+
+fn raw_routing((address, tokens, top_k, experts, group_tokens): RoutingKey) -> RawRouting {
+    RawRouting {
+        address,
+        tokens,
+        top_k,
+        experts,
+        group_tokens,
+    }
+}
+
+/// Tokens of a group, bytes of routing, and where in them places are. Weights are those of one of the layers.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "a tuple would be named nowhere")]
+pub fn routing(
+    py: Python,
+    device: u32,
+    stream: usize,
+    weight: Weight,
+    experts: usize,
+    tokens: usize,
+    top_k: usize,
+    batch_invariant: bool,
+) -> PyResult<(usize, usize, usize)> {
+    run(py, || {
+        let gpu = Gpu::open(device)?;
+        let (lane, weights) = (gpu.lane(stream)?, gpu.weights(weight)?);
+        let assignments = tokens.saturating_mul(top_k);
+        let plan = gpu.grouped_plan(&lane, &weights, experts, assignments, batch_invariant)?;
+        let raw = raw_routing((0, tokens, top_k, experts, plan.group_tokens()));
+        Ok((plan.group_tokens(), raw.bytes(), raw.places() as usize))
+    })
+}
+
+/// Sorts assignments of tokens to experts by expert.
+#[pyfunction]
+pub fn route(
+    py: Python,
+    device: u32,
+    stream: usize,
+    experts_of: u64,
+    is_64_bit: bool,
+    routing: RoutingKey,
+) -> PyResult<()> {
+    run(py, || {
+        let gpu = Gpu::open(device)?;
+        let routing = raw_routing(routing);
+        // SAFETY: tensors of Python's, which it has checked, on the stream that they are used on.
+        unsafe {
+            gpu.device
+                .route_raw(stream as *mut _, experts_of, is_64_bit, &routing)
+        }
+    })
+}
+
+/// Y[a] = X[t(a)] W[e(a)]^T for each assignment, in the order of experts, with as many rows as there are.
+///
+/// Kernels wait for those ahead of them before they read weights, so weights may be written by any of these.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "a tuple would be named nowhere")]
+pub fn grouped_linear(
+    py: Python,
+    device: u32,
+    stream: usize,
+    weight: Weight,
+    routing: RoutingKey,
+    x: u64,
+    x_stride: usize,
+    x_by_expert: bool,
+    y: u64,
+    y_stride: usize,
+    is_f32: bool,
+    is_gated: bool,
+    batch_invariant: bool,
+) -> PyResult<()> {
+    run(py, || {
+        let gpu = Gpu::open(device)?;
+        let (lane, weights) = (gpu.lane(stream)?, gpu.weights(weight)?);
+        let routing = raw_routing(routing);
+        let (experts, assignments) = (routing.experts, routing.assignments());
+        let plan = gpu.grouped_plan(&lane, &weights, experts, assignments, batch_invariant)?;
+        let operands = RawGrouped {
+            x,
+            x_stride,
+            x_by_expert,
+            y,
+            y_stride,
+            output: match is_f32 {
+                true => OutputType::F32,
+                false => OutputType::Bf16,
+            },
+            is_gated,
+            follows_routing: true,
+        };
+        // SAFETY: tensors of Python's, which it has checked, on the stream that they are used on; the workspace serves
+        // that stream alone.
+        unsafe {
+            plan.run_raw(
+                lane.stream.raw(),
+                &weights,
+                &operands,
+                &routing,
+                &lane.workspace,
+            )
+        }
+    })
+}
+
+/// Adds up the outputs of a token's experts.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "a tuple would be named nowhere")]
+pub fn combine(
+    py: Python,
+    device: u32,
+    stream: usize,
+    parts: u64,
+    weights: u64,
+    y: u64,
+    features: usize,
+    routing: RoutingKey,
+) -> PyResult<()> {
+    run(py, || {
+        let gpu = Gpu::open(device)?;
+        let (stream, routing) = (stream as *mut _, raw_routing(routing));
+        // SAFETY: as above.
+        unsafe {
+            gpu.device
+                .combine_raw(stream, parts, weights, y, features, &routing)
         }
     })
 }

@@ -20,7 +20,8 @@ mod _native {
     use crate::files::{compress, decompress, inspect, verify};
     #[pymodule_export]
     use crate::gpu::{
-        Measured, device_count, gather, gpu_decompress, gpu_encode, linear, measure, scratch_bytes,
+        Measured, combine, device_count, gather, gpu_decompress, gpu_encode, grouped_linear,
+        linear, measure, route, routing, scratch_bytes,
     };
     #[pymodule_export]
     use crate::matrix::{Encoded, capacity, check, decode, decode_rows, encode, shape, store};

@@ -8,6 +8,7 @@
 ...     assert torch.equal(zipserv.torch.compress(model)(x), expected)
 """
 
+from zipserv.torch.experts import encode_experts, experts_mlp, grouped_linear
 from zipserv.torch.modules import Embedding, Linear, compress
 from zipserv.torch.ops import capacity, decompress, embedding, encode, encode_, from_stored, linear, prefix, shape
 
@@ -20,7 +21,10 @@ __all__ = [
     "embedding",
     "encode",
     "encode_",
+    "encode_experts",
+    "experts_mlp",
     "from_stored",
+    "grouped_linear",
     "linear",
     "prefix",
     "shape",

@@ -60,7 +60,9 @@ impl RawRouting {
         self.groups_at() + (size_of::<Group>() * self.groups()) as u64
     }
 
-    fn places(&self) -> u64 {
+    /// Address of the places of assignments in the order of experts, 32 bits each: the rows of their outputs. All bits
+    /// are set where an assignment is left out.
+    pub fn places(&self) -> u64 {
         self.rows() + 4 * self.assignments() as u64
     }
 
