@@ -1,5 +1,6 @@
 """The plug-in for vLLM, as far as it goes without a GPU: its layers, loaded by vLLM's own loaders, on the CPU."""
 
+import contextlib
 import json
 import pathlib
 
@@ -16,6 +17,10 @@ from vllm.distributed import parallel_state
 from vllm.model_executor import parameter
 from vllm.model_executor.layers import linear as layers
 from vllm.model_executor.layers import vocab_parallel_embedding as embeddings
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
+from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.quantization import get_quantization_config
 from vllm.model_executor.layers.quantization.utils.quant_utils import get_and_maybe_dequant_weights
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
@@ -235,6 +240,80 @@ def test_layers_stay_dense_when_asked():
     weights = dense_weights()
     model = load(Model(modules_to_not_convert=["*down*"]), weights)
     assert torch.equal(model.down_proj.weight, weights["down_proj.weight"])
+
+
+def routed_experts(experts=4, inner=96, **options):
+    moe = FusedMoEConfig(
+        num_experts=experts,
+        experts_per_token=2,
+        hidden_dim=HIDDEN,
+        intermediate_size=inner,
+        num_local_experts=experts,
+        num_logical_experts=experts,
+        activation=MoEActivation.SILU,
+        device="cpu",
+        routing_method=RoutingMethodType.Renormalize,
+        moe_parallel_config=FusedMoEParallelConfig.make_no_parallel(),
+        in_dtype=torch.bfloat16,
+        **options,
+    )
+    place = ExpertMapManager(
+        max_num_batched_tokens=64,
+        top_k=2,
+        global_num_experts=experts,
+        num_redundant_experts=0,
+        num_expert_group=None,
+        moe_parallel_config=moe.moe_parallel_config,
+        placement_strategy="linear",
+        enable_eplb=False,
+    )
+    return RoutedExperts("experts", torch.bfloat16, moe, config.ZipservConfig(), place)
+
+
+def test_routed_experts(monkeypatch):
+    monkeypatch.setenv("ZIPSERV_EXPERTS", "1")
+    experts, inner = 4, 96
+    layer = routed_experts(experts, inner)
+    model = nn.ModuleList([layer])
+    names = {"w1": (inner, HIDDEN), "w3": (inner, HIDDEN), "w2": (HIDDEN, inner)}
+    dense = {(e, name): like_trained(*shape) for e in range(experts) for name, shape in names.items()}
+    for (expert, name), weight in dense.items():
+        assert layer.w13_weight.is_meta
+        parameter = layer.w2_weight if name == "w2" else layer.w13_weight
+        parameter.weight_loader(parameter, weight, f"experts.{expert}.{name}.weight", name, expert)
+    assert layer.w13_weight.dtype == layer.w2_weight.dtype == torch.uint8
+    finalize_layerwise_processing(model, ModelConfig())
+    process_weights_after_loading(model, ModelConfig(), torch.device("cpu"))
+    gate_up = torch.stack([torch.cat([dense[e, "w1"], dense[e, "w3"]]) for e in range(experts)])
+    stored = ops.decompress(layer.w13_weight, experts * 2 * inner, HIDDEN)
+    assert torch.equal(bits(stored), bits(gate_up.flatten(0, 1)))
+
+    x, ids = torch.randn(5, HIDDEN).bfloat16(), torch.randint(experts, (5, 2), dtype=torch.int32)
+    scales = torch.rand(5, 2)
+    y = layer.quant_method.apply(layer, x, scales, ids, None, None)
+    for token in range(5):
+        expected = 0
+        for expert, scale in zip(ids[token].tolist(), scales[token], strict=True):
+            gate, up, down = (dense[expert, name].double() for name in ("w1", "w3", "w2"))
+            row = x[token].double()
+            # Rounded between the products, as the operator does.
+            inside = (nn.functional.silu(gate @ row) * (up @ row)).bfloat16().double()
+            expected += scale * (down @ inside)
+        assert torch.allclose(y[token].double(), expected, rtol=2.0**-7, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options, why",
+    [({"has_bias": True}, "biases"), ({"inner": 100}, "multiples of 32"), ({"is_lora_enabled": True}, "adapters")],
+)
+def test_experts_that_cannot_be_compressed(options, why, monkeypatch):
+    monkeypatch.setenv("ZIPSERV_EXPERTS", "1")
+    said = []
+    monkeypatch.setattr(config, "stays_dense", lambda what, why: said.append(why))
+    # There is no kernel for dense experts on a machine without a GPU.
+    with contextlib.suppress(Exception):
+        routed_experts(**options)
+    assert len(said) == 1 and why in said[0]
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.platforms import current_platform
 
 import zipserv
+from zipserv.vllm.experts import ZipservExpertsMethod, why_dense
 from zipserv.vllm.layers import ZipservEmbeddingMethod, ZipservLinearMethod, stays_dense
 
 
@@ -77,7 +78,10 @@ class ZipservConfig(QuantizationConfig):
             is_untied_head = isinstance(layer, ParallelLMHead) and not self._may_tie
             return ZipservEmbeddingMethod(prefix, is_untied_head=is_untied_head)
         if isinstance(layer, RoutedExperts):
-            stays_dense("routed experts", "there are no kernels for them yet")
+            why = "as asked for" if skipped else why_dense(layer)
+            if why is None:
+                return ZipservExpertsMethod(prefix, layer)
+            stays_dense("routed experts", why)
         return None
 
 

@@ -30,8 +30,33 @@ def stays_dense(what: str, why: str) -> None:
     logger.info_once("zipserv: %s stay dense: %s", what, why)
 
 
-class Packing(QuantizeMethodBase):
-    """What both kinds of layers do.
+def pack(layer: nn.Module, of: str, name: str, dense: Tensor) -> nn.Parameter:
+    """Compressed weights of a matrix. Those of a reload go to where the old ones are, if they are smaller.
+
+    Args:
+        layer: The layer, which keeps the number of bytes.
+        of: Which of its weights it is.
+        name: The layer's name.
+        dense: The matrix.
+    """
+    # Tensors of inference mode have no version, by which launches tell new weights from old ones.
+    with torch.inference_mode(False), torch.no_grad():
+        weight = ops.encode(dense.detach())
+        room = getattr(layer, f"zipserv_bytes_{of}", weight.numel())
+        if weight.numel() > room:
+            raise ValueError(f"zipserv: the new weights of {name} take more than the {room} bytes of the old")
+        setattr(layer, f"zipserv_bytes_{of}", room)
+        if weight.numel() < room:
+            weight = torch.cat([weight, weight.new_zeros(room - weight.numel())])
+        return nn.Parameter(weight, requires_grad=False)
+
+
+class OnlinePacking:
+    """Methods of layers that wait for their weights on the meta device."""
+
+
+class Packing(OnlinePacking, QuantizeMethodBase):
+    """What layers of one matrix do.
 
     The method for dense weights is kept, not inherited: vLLM takes a layer for dense by the type of its method.
     """
@@ -70,22 +95,14 @@ class Packing(QuantizeMethodBase):
         if dense.numel() < _LEAST_WEIGHTS:
             self._keep_dense(layer, "small layers", f"less than {_LEAST_WEIGHTS} weights")
             return
-        # Tensors of inference mode have no version, by which launches tell new weights from old ones.
-        with torch.inference_mode(False), torch.no_grad():
-            weight = ops.encode(dense.detach())
-            if weight.numel() >= dense.nbytes:
-                self._keep_dense(layer, "some layers", "they would not shrink")
-                return
-            # A reload goes to where the old weights are.
-            room = getattr(layer, "zipserv_bytes", weight.numel())
-            if weight.numel() > room:
-                raise ValueError(f"zipserv: the new weights of {self._name} take more than the {room} bytes of the old")
-            layer.zipserv_bytes = room
-            layer.zipserv_shape = tuple(dense.shape)
-            weight = torch.cat([weight, weight.new_zeros(room - weight.numel())]) if weight.numel() < room else weight
-            layer.weight = nn.Parameter(weight, requires_grad=False)
-            # The same memory, of a length that does not depend on weights, for vLLM's compiled graphs.
-            layer.zipserv_weight = nn.Parameter(ops.prefix(weight), requires_grad=False)
+        weight = pack(layer, "weight", self._name, dense)
+        if weight.numel() >= dense.nbytes:
+            self._keep_dense(layer, "some layers", "they would not shrink")
+            return
+        layer.zipserv_shape = tuple(dense.shape)
+        layer.weight = weight
+        # The same memory, of a length that does not depend on weights, for vLLM's compiled graphs.
+        layer.zipserv_weight = nn.Parameter(ops.prefix(weight), requires_grad=False)
 
     def _keep_dense(self, layer: nn.Module, what: str, why: str) -> None:
         stays_dense(what, why)

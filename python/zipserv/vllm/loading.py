@@ -14,7 +14,7 @@ from vllm.platforms import current_platform
 
 import zipserv
 from zipserv.torch import ops
-from zipserv.vllm.layers import Packing
+from zipserv.vllm.layers import OnlinePacking
 
 
 def install() -> None:
@@ -41,7 +41,7 @@ def install() -> None:
             initialize_online_processing(layer)
         original_load(self, model, model_config)
         for name, layer in waiting:
-            if layer.weight.is_meta and not get_layerwise_info(layer).load_numel:
+            if _is_waiting(layer) and not get_layerwise_info(layer).load_numel:
                 raise ValueError(f"no weights of {name} in {model_config.model}")
 
     DefaultModelLoader.load_weights = load_weights
@@ -50,9 +50,12 @@ def install() -> None:
 def _waiting(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Names and layers that are packed once their weights have come."""
     for name, layer in model.named_modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(getattr(layer, "quant_method", None), Packing) and weight is not None and weight.is_meta:
+        if isinstance(getattr(layer, "quant_method", None), OnlinePacking) and _is_waiting(layer):
             yield name, layer
+
+
+def _is_waiting(layer: nn.Module) -> bool:
+    return any(weight.is_meta for weight in layer.parameters(recurse=False))
 
 
 def _stored(loader: DefaultModelLoader, source) -> dict[str, tuple[str, str, list[int]]]:
