@@ -144,3 +144,33 @@ def test_what_does_not_fit_is_refused(device):
         zt.grouped_linear(x, weight, numbers, 2, 32, is_gated=True)
     with pytest.raises(TypeError, match="experts, rows, cols"):
         zt.encode_experts(x)
+
+
+def test_a_mixture_of_transformers(device):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=8,
+        num_experts_per_tok=2,
+        decoder_sparse_step=1,
+    )
+    model = transformers.Qwen3MoeForCausalLM(config).to(device, torch.bfloat16).eval()
+    ids = torch.randint(128, (2, 9)).to(device)
+    dense = {name: p.detach().clone() for name, p in model.named_parameters() if "experts" in name}
+    with torch.inference_mode():
+        expected = model(ids).logits.float()
+        zt.compress(model)
+        got = model(ids).logits.float()
+    for name, module in model.named_modules():
+        if name.endswith(".experts"):
+            assert isinstance(module, zt.Experts)
+            for stack, of in zip(module.dense(), ("gate_up_proj", "down_proj"), strict=True):
+                assert torch.equal(stack, dense[f"{name}.{of}"])
+    assert torch.allclose(got, expected, atol=0.03 * expected.abs().max().item())

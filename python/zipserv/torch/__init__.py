@@ -9,11 +9,12 @@
 """
 
 from zipserv.torch.experts import encode_experts, experts_mlp, grouped_linear
-from zipserv.torch.modules import Embedding, Linear, compress
+from zipserv.torch.modules import Embedding, Experts, Linear, compress
 from zipserv.torch.ops import capacity, decompress, embedding, encode, encode_, from_stored, linear, prefix, shape
 
 __all__ = [
     "Embedding",
+    "Experts",
     "Linear",
     "capacity",
     "compress",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zipserv.torch import ops
+from zipserv.torch.experts import encode_experts, experts_mlp
 
 logger = logging.getLogger("zipserv")
 
@@ -157,6 +158,75 @@ class Embedding(_Compressed):
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
+class Experts(nn.Module):
+    """The routed experts of a layer with compressed weights: ``down(silu(gate(x)) * up(x))`` of each, added up.
+
+    It takes the place of experts as transformers stacks them: ``gate_up_proj`` (experts, 2 * inner, hidden) and
+    ``down_proj`` (experts, hidden, inner), which become ``uint8`` parameters.
+    """
+
+    def __init__(self, experts: int, hidden: int, inner: int, gate_up: Tensor, down: Tensor) -> None:
+        super().__init__()
+        self.num_experts, self.hidden_dim, self.intermediate_dim = experts, hidden, inner
+        self.gate_up_proj, self.down_proj = _parameter(gate_up), _parameter(down)
+
+    @classmethod
+    @torch.no_grad()
+    def from_dense(cls, gate_up: Tensor, down: Tensor) -> Experts:
+        """Packs both stacks where they are."""
+        experts, hidden, inner = down.shape
+        return cls(experts, hidden, inner, encode_experts(gate_up.detach()), encode_experts(down.detach()))
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """The dense stacks, bit for bit."""
+        e, h, i = self.num_experts, self.hidden_dim, self.intermediate_dim
+        gate_up = ops.decompress(self.gate_up_proj, e * 2 * i, h).view(e, 2 * i, h)
+        return gate_up, ops.decompress(self.down_proj, e * h, i).view(e, h, i)
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """As the experts of transformers: (tokens, hidden), experts of each token, and what they are multiplied by."""
+        return experts_mlp(
+            hidden_states,
+            self.gate_up_proj,
+            self.down_proj,
+            top_k_index,
+            top_k_weights,
+            self.num_experts,
+            self.intermediate_dim,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.num_experts}, hidden_dim={self.hidden_dim}, intermediate_dim={self.intermediate_dim}"
+
+
+def _are_experts(module: nn.Module) -> bool:
+    """Whether a module is one of transformers' with stacked experts."""
+    stacks = [getattr(module, name, None) for name in ("gate_up_proj", "down_proj")]
+    return all(isinstance(stack, nn.Parameter) and stack.dim() == 3 for stack in stacks)
+
+
+def _reason_for_experts(name: str, module: nn.Module, skip: Collection[str]) -> str | None:
+    """Why experts stay dense, if they must."""
+    if any(fnmatch(name, pattern) for pattern in skip):
+        return "as asked for"
+    gate_up, down = module.gate_up_proj, module.down_proj
+    if gate_up.dtype != torch.bfloat16 or down.dtype != torch.bfloat16:
+        return f"{gate_up.dtype}, not BF16"
+    if getattr(module, "is_transposed", False) or getattr(module, "has_bias", False):
+        return "transposed, or with biases"
+    if not getattr(module, "is_concatenated", True) or not getattr(module, "has_gate", True):
+        return "gate and up are not stacked one after the other"
+    if "silu" not in type(getattr(module, "act_fn", None)).__name__.lower():
+        return "their activation is not silu(gate) * up"
+    apply_gate = getattr(type(module), "_apply_gate", None)
+    if apply_gate is not None and apply_gate.__name__ != "_default_apply_gate":
+        return "their gates are of their own"
+    experts, hidden, inner = down.shape
+    if gate_up.shape != (experts, 2 * inner, hidden) or hidden % 32 or inner % 32:
+        return f"stacks of shapes {tuple(gate_up.shape)} and {tuple(down.shape)}"
+    return None
+
+
 def _reason(name: str, module: nn.Module, skip: Collection[str]) -> str | None:
     """Why a layer stays dense, if it must."""
     if any(fnmatch(name, pattern) for pattern in skip):
@@ -171,7 +241,8 @@ def _reason(name: str, module: nn.Module, skip: Collection[str]) -> str | None:
 
 
 def compress(model: nn.Module, *, skip: Collection[str] = ()) -> nn.Module:
-    """Packs every ``nn.Linear`` and ``nn.Embedding`` of a model in place, bit for bit, where its weights are.
+    """Packs every ``nn.Linear`` and ``nn.Embedding`` of a model in place, bit for bit, where its weights are, and the
+    stacked experts of transformers' mixtures.
 
     Weights that several modules share are packed once and stay shared. Subclasses, other dtypes and what would not
     shrink stay dense, with a line at level INFO of the logger ``zipserv``.
@@ -187,6 +258,14 @@ def compress(model: nn.Module, *, skip: Collection[str] = ()) -> nn.Module:
     weights = [id(module.weight) for _, module in layers]
     # Packed weights of dense ones that are shared. These are kept, or their identity would be given to others.
     shared: dict[int, tuple[nn.Parameter, nn.Parameter | None]] = {}
+    for name, module in [(name, module) for name, module in model.named_modules() if _are_experts(module)]:
+        if reason := _reason_for_experts(name, module, skip):
+            logger.info("%s stay dense: %s", name, reason)
+            continue
+        packed = Experts.from_dense(module.gate_up_proj, module.down_proj).train(module.training)
+        if module is model:
+            return packed
+        model.set_submodule(name, packed)
     for name, module in layers:
         if reason := _reason(name, module, skip):
             logger.info("%s stays dense: %s", name, reason)
