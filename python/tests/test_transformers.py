@@ -18,7 +18,7 @@ transformers = pytest.importorskip("transformers", minversion="5.17")
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, StaticCache  # noqa: E402
 from transformers.distributed import DistributedConfig  # noqa: E402
 
-from zipserv.torch import Embedding, Linear  # noqa: E402
+from zipserv.torch import Embedding, Experts, Linear  # noqa: E402
 from zipserv.transformers import ZipservConfig  # noqa: E402
 
 SIZES = {
@@ -192,6 +192,24 @@ def test_what_stays_dense_is_said(folder, caplog):
         load(small)
     (record,) = [record for record in caplog.records if record.name == "zipserv"]
     assert "stay dense" in record.message and "experts" in record.message
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_experts(packing, folder, tmp_path):
+    dense, small = folder("qwen3-moe")
+    config = ZipservConfig(experts=True, modules_to_not_convert=["layers.1.mlp.experts"])
+    model = load(dense if packing else small, quantization_config=config)
+    expected = load(dense)
+    first, second = (layer.mlp.experts for layer in model.model.layers)
+    assert isinstance(first, Experts) and not isinstance(second, Experts)
+    stacks = expected.model.layers[0].mlp.experts
+    assert torch.equal(first.dense()[0], stacks.gate_up_proj) and torch.equal(first.dense()[1], stacks.down_proj)
+    with torch.no_grad():
+        logits, dense_logits = model(IDS).logits, expected(IDS).logits
+    # Sums are rounded once, and not at each step.
+    assert torch.allclose(logits, dense_logits, atol=0.03 * dense_logits.abs().max().item())
+    model.save_pretrained(tmp_path)
+    check_equal(load(tmp_path), expected)
 
 
 def test_other_dtypes_are_refused(folder):

@@ -11,6 +11,7 @@ An ordinary model is packed as it loads, layer by layer, on the device that each
 
 Every BF16 weight of an ``nn.Linear`` or ``nn.Embedding`` is compressed in the model, once if modules share it. Other
 weights are dense: those of other modules, and those that transformers merges while it loads, as routed experts are.
+``ZipservConfig(experts=True)`` packs these when all is loaded.
 
 How a weight gets there, where `rename` is what transformers does with names:
 
@@ -50,7 +51,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import zipserv
-from zipserv.torch import Embedding, Linear, ops
+from zipserv.torch import Embedding, Experts, Linear, compress_experts, ops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -73,6 +74,7 @@ class ZipservConfig(QuantizationConfigMixin):
         modules_to_not_convert: Names of modules, or regular expressions, whose weights are to be dense.
         batch_invariant: The bits of a token's outputs do not depend on the other tokens. For Hopper GPUs.
         dequantize: All weights are to be dense, so that a compressed folder becomes an ordinary model.
+        experts: Routed experts are to be compressed too. Their kernels were not run on a GPU yet.
         weights: The compressed folder's weights: a file, or its index. In `config.json` alone.
     """
 
@@ -81,6 +83,7 @@ class ZipservConfig(QuantizationConfigMixin):
         modules_to_not_convert: list[str] | None = None,
         batch_invariant: bool = False,
         dequantize: bool = False,
+        experts: bool = False,
         weights: str | None = None,
         **_,
     ) -> None:
@@ -88,11 +91,12 @@ class ZipservConfig(QuantizationConfigMixin):
         self.modules_to_not_convert = modules_to_not_convert
         self.batch_invariant = batch_invariant
         self.dequantize = dequantize
+        self.experts = experts
         self.weights = weights
 
     def get_loading_attributes(self) -> dict[str, object]:
         """What was asked for, which holds for a compressed folder too."""
-        names = "modules_to_not_convert", "batch_invariant", "dequantize"
+        names = "modules_to_not_convert", "batch_invariant", "dequantize", "experts"
         return {name: value for name in names if (value := getattr(self, name))}
 
 
@@ -429,6 +433,10 @@ class ZipservQuantizer(HfQuantizer):
                 layer.bias.data = layer.bias.data[: layer.out_features].clone()
         if self.quantization_config.dequantize:
             return model
+        if self.quantization_config.experts:
+            skipped = self.quantization_config.modules_to_not_convert
+            dense = [name for name, _ in model.named_modules() if not should_convert_module(name, skipped)]
+            compress_experts(model, skip=dense, batch_invariant=self.quantization_config.batch_invariant)
         dense = {name: weight for name, weight in model.named_parameters() if weight.dim() > 1}
         if dense:
             gigabytes = sum(weight.nbytes for weight in dense.values()) / 1e9
@@ -440,6 +448,11 @@ class ZipservQuantizer(HfQuantizer):
         """The dense weights. Those that are shared still are."""
         state, dense = model.state_dict(), {}
         for name, layer in model.named_modules(remove_duplicate=False):
+            if isinstance(layer, Experts):
+                if layer.down_proj.is_meta:
+                    raise ValueError(f"{name} is offloaded: load the model without offloading to save it")
+                gate_up, down = layer.dense()
+                state |= {f"{name}.gate_up_proj": gate_up.cpu(), f"{name}.down_proj": down.cpu()}
             if isinstance(layer, (Linear, Embedding)):
                 weight = layer.weight
                 if weight.is_meta:

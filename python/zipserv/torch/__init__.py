@@ -9,7 +9,7 @@
 """
 
 from zipserv.torch.experts import encode_experts, experts_mlp, grouped_linear
-from zipserv.torch.modules import Embedding, Experts, Linear, compress
+from zipserv.torch.modules import Embedding, Experts, Linear, compress, compress_experts
 from zipserv.torch.ops import capacity, decompress, embedding, encode, encode_, from_stored, linear, prefix, shape
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Linear",
     "capacity",
     "compress",
+    "compress_experts",
     "decompress",
     "embedding",
     "encode",

@@ -165,17 +165,28 @@ class Experts(nn.Module):
     ``down_proj`` (experts, hidden, inner), which become ``uint8`` parameters.
     """
 
-    def __init__(self, experts: int, hidden: int, inner: int, gate_up: Tensor, down: Tensor) -> None:
+    def __init__(
+        self,
+        experts: int,
+        hidden: int,
+        inner: int,
+        gate_up: Tensor,
+        down: Tensor,
+        *,
+        batch_invariant: bool = False,
+    ) -> None:
         super().__init__()
+        self.batch_invariant = batch_invariant
         self.num_experts, self.hidden_dim, self.intermediate_dim = experts, hidden, inner
         self.gate_up_proj, self.down_proj = _parameter(gate_up), _parameter(down)
 
     @classmethod
     @torch.no_grad()
-    def from_dense(cls, gate_up: Tensor, down: Tensor) -> Experts:
+    def from_dense(cls, gate_up: Tensor, down: Tensor, **options) -> Experts:
         """Packs both stacks where they are."""
         experts, hidden, inner = down.shape
-        return cls(experts, hidden, inner, encode_experts(gate_up.detach()), encode_experts(down.detach()))
+        packed = encode_experts(gate_up.detach()), encode_experts(down.detach())
+        return cls(experts, hidden, inner, *packed, **options)
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """The dense stacks, bit for bit."""
@@ -193,6 +204,7 @@ class Experts(nn.Module):
             top_k_weights,
             self.num_experts,
             self.intermediate_dim,
+            batch_invariant=self.batch_invariant,
         )
 
     def extra_repr(self) -> str:
@@ -240,9 +252,31 @@ def _reason(name: str, module: nn.Module, skip: Collection[str]) -> str | None:
     return None
 
 
-def compress(model: nn.Module, *, skip: Collection[str] = ()) -> nn.Module:
-    """Packs every ``nn.Linear`` and ``nn.Embedding`` of a model in place, bit for bit, where its weights are, and the
-    stacked experts of transformers' mixtures.
+def compress_experts(model: nn.Module, *, skip: Collection[str] = (), batch_invariant: bool = False) -> nn.Module:
+    """Packs the stacked experts of transformers' mixtures in place, where their weights are.
+
+    Args:
+        model: The model, or a single layer's experts, which are returned packed.
+        skip: Patterns of names that stay dense.
+        batch_invariant: The bits of a token's outputs do not depend on the other tokens.
+
+    Returns:
+        The model.
+    """
+    for name, module in [(name, module) for name, module in model.named_modules() if _are_experts(module)]:
+        if reason := _reason_for_experts(name, module, skip):
+            logger.info("%s stay dense: %s", name, reason)
+            continue
+        packed = Experts.from_dense(module.gate_up_proj, module.down_proj, batch_invariant=batch_invariant)
+        packed.train(module.training)
+        if module is model:
+            return packed
+        model.set_submodule(name, packed)
+    return model
+
+
+def compress(model: nn.Module, *, skip: Collection[str] = (), experts: bool = False) -> nn.Module:
+    """Packs every ``nn.Linear`` and ``nn.Embedding`` of a model in place, bit for bit, where its weights are.
 
     Weights that several modules share are packed once and stay shared. Subclasses, other dtypes and what would not
     shrink stay dense, with a line at level INFO of the logger ``zipserv``.
@@ -250,22 +284,20 @@ def compress(model: nn.Module, *, skip: Collection[str] = ()) -> nn.Module:
     Args:
         model: The model, or a single layer, which is returned packed.
         skip: Patterns of names, such as ``"lm_head"`` or ``"*.gate"``, that stay dense.
+        experts: Whether to pack stacked experts too, see :func:`compress_experts`. Their kernels were not run on a GPU
+            yet.
 
     Returns:
         The model.
     """
+    if experts:
+        packed = compress_experts(model, skip=skip)
+        if packed is not model:
+            return packed
     layers = [(name, module) for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Embedding)]
     weights = [id(module.weight) for _, module in layers]
     # Packed weights of dense ones that are shared. These are kept, or their identity would be given to others.
     shared: dict[int, tuple[nn.Parameter, nn.Parameter | None]] = {}
-    for name, module in [(name, module) for name, module in model.named_modules() if _are_experts(module)]:
-        if reason := _reason_for_experts(name, module, skip):
-            logger.info("%s stay dense: %s", name, reason)
-            continue
-        packed = Experts.from_dense(module.gate_up_proj, module.down_proj).train(module.training)
-        if module is model:
-            return packed
-        model.set_submodule(name, packed)
     for name, module in layers:
         if reason := _reason(name, module, skip):
             logger.info("%s stays dense: %s", name, reason)
