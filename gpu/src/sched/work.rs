@@ -241,7 +241,7 @@ mod tests {
                 let mut taken = [0; 64];
                 for block in 0..blocks {
                     let own = work.work_tiles(block, k_tiles);
-                    assert!(own.clone().count() as u32 <= output_tiles.div_ceil(blocks));
+                    assert!(own.count() as u32 <= output_tiles.div_ceil(blocks));
                     for WorkTile { tile, from, to } in own {
                         assert_eq!((from, to), (0, k_tiles));
                         taken[tile as usize] += 1;
