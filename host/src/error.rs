@@ -23,6 +23,18 @@ pub enum Error {
         /// Columns asked for.
         cols: usize,
     },
+    /// Matrices that are no stack of a mixture's experts.
+    #[error(
+        "{found} rows are not those of {experts} experts of {rows} rows, each of whole strips of 32"
+    )]
+    Experts {
+        /// Experts.
+        experts: usize,
+        /// Rows of each.
+        rows: usize,
+        /// Rows that there are.
+        found: usize,
+    },
     /// The bytes end before the header or a section that the header declares.
     #[error("compressed matrix of {found} bytes, but {expected} are needed")]
     Truncated {

@@ -146,7 +146,7 @@ impl Gpu {
         &self,
         lane: &Lane,
         weights: &DeviceMatrix,
-        experts: usize,
+        (experts, rows): (usize, usize),
         assignments: usize,
         is_invariant: bool,
     ) -> Result<Arc<GroupedPlan>, GpuError> {
@@ -155,7 +155,7 @@ impl Gpu {
             true => 0,
             false => assignments.checked_div(experts).unwrap_or(0),
         };
-        let key = (weights.rows(), weights.cols(), experts, each, is_invariant);
+        let key = (rows, weights.cols(), experts, each, is_invariant);
         if let Some(plan) = self.grouped_plans.find(&key) {
             return Ok(plan);
         }
@@ -165,8 +165,8 @@ impl Gpu {
             });
         }
         let plan = match is_invariant {
-            true => GroupedPlan::batch_invariant(weights, experts)?,
-            false => GroupedPlan::new(weights, experts, assignments)?,
+            true => GroupedPlan::batch_invariant(weights, experts, rows)?,
+            false => GroupedPlan::new(weights, experts, rows, assignments)?,
         };
         Ok(self.grouped_plans.insert(key, plan))
     }
@@ -363,6 +363,7 @@ pub fn routing(
     stream: usize,
     weight: Weight,
     experts: usize,
+    rows: usize,
     tokens: usize,
     top_k: usize,
     batch_invariant: bool,
@@ -371,7 +372,13 @@ pub fn routing(
         let gpu = Gpu::open(device)?;
         let (lane, weights) = (gpu.lane(stream)?, gpu.weights(weight)?);
         let assignments = tokens.saturating_mul(top_k);
-        let plan = gpu.grouped_plan(&lane, &weights, experts, assignments, batch_invariant)?;
+        let plan = gpu.grouped_plan(
+            &lane,
+            &weights,
+            (experts, rows),
+            assignments,
+            batch_invariant,
+        )?;
         let raw = raw_routing((0, tokens, top_k, experts, plan.group_tokens()));
         Ok((plan.group_tokens(), raw.bytes(), raw.places() as usize))
     })
@@ -408,6 +415,7 @@ pub fn grouped_linear(
     device: u32,
     stream: usize,
     weight: Weight,
+    rows: usize,
     routing: RoutingKey,
     x: u64,
     x_stride: usize,
@@ -423,7 +431,8 @@ pub fn grouped_linear(
         let (lane, weights) = (gpu.lane(stream)?, gpu.weights(weight)?);
         let routing = raw_routing(routing);
         let (experts, assignments) = (routing.experts, routing.assignments());
-        let plan = gpu.grouped_plan(&lane, &weights, experts, assignments, batch_invariant)?;
+        let of = (experts, rows);
+        let plan = gpu.grouped_plan(&lane, &weights, of, assignments, batch_invariant)?;
         let operands = RawGrouped {
             x,
             x_stride,

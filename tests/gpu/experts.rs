@@ -2,11 +2,14 @@
 
 use half::bf16;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
-use zipserv::gpu::{Buffer, ExpertInputs, GpuError, GroupedLinear, GroupedPlan, Routing};
+use zipserv::{
+    ExpertStack, Matrix,
+    gpu::{Buffer, ExpertInputs, GpuError, GroupedLinear, GroupedPlan, Routing},
+};
 
 use crate::{
     data::{KINDS, Kind, Product},
-    lab::{Lab, compressed, quick, refused},
+    lab::{Lab, quick, refused},
 };
 
 /// How tokens choose their experts.
@@ -56,8 +59,10 @@ impl Layer {
     }
 
     fn linear(&self, lab: &Lab) -> GroupedLinear {
-        let matrix = compressed(self.experts * self.m, self.k, &self.bits);
-        GroupedLinear::new(lab.device, &matrix, self.experts).unwrap()
+        let matrices = self.bits.chunks(self.m * self.k);
+        let matrices = matrices.map(|bits| Matrix::from_bits(self.m, self.k, bits).unwrap());
+        let stack = ExpertStack::encode(&matrices.collect::<Vec<_>>()).unwrap();
+        GroupedLinear::new(lab.device, &stack).unwrap()
     }
 
     fn expert(&self, expert: usize) -> &[u16] {
@@ -146,7 +151,9 @@ fn check(
 /// Sizes of groups of the device's kernels.
 fn groups(lab: &Lab, layer: &Layer) -> Vec<usize> {
     let linear = layer.linear(lab);
-    let plan = |tokens| GroupedPlan::with_groups(linear.weights(), layer.experts, tokens).unwrap();
+    let plan = |tokens| {
+        GroupedPlan::with_groups(linear.weights(), layer.experts, layer.m, tokens).unwrap()
+    };
     let mut groups: Vec<usize> = [8, 16, 32, 64].map(|n| plan(n).group_tokens()).to_vec();
     groups.dedup();
     groups
@@ -173,8 +180,10 @@ fn every_kernel_and_choice() {
 
 #[test]
 fn shapes_and_numbers_of_experts() {
-    const SHAPES: [(usize, usize, usize); 7] = [
+    const SHAPES: [(usize, usize, usize); 9] = [
         (1, 33, 65),
+        (4, 45, 100),
+        (3, 1, 7),
         (3, 32, 1),
         (256, 32, 64),
         (64, 128, 520),
@@ -363,20 +372,14 @@ fn the_same_bits_in_a_hundred_runs() {
 #[test]
 fn what_does_not_fit_is_refused() {
     for mut lab in Lab::each() {
-        let matrix = compressed(96, 64, &[0; 96 * 64]);
+        let linear = Layer::new(Kind::Gaussian, 3, 32, 64).linear(&lab);
         // Of 48 rows each, an expert would start within a tile.
-        refused!(
-            GroupedLinear::new(lab.device, &matrix, 2).map(|_| ()),
-            GpuError::Experts {
-                rows: 96,
-                experts: 2
-            }
-        );
-        refused!(
-            GroupedLinear::new(lab.device, &matrix, 0).map(|_| ()),
-            GpuError::Experts { .. }
-        );
-        let linear = GroupedLinear::new(lab.device, &matrix, 3).unwrap();
+        for (experts, rows) in [(2, 48), (0, 32), (3, 33), (usize::MAX, 32)] {
+            refused!(
+                GroupedPlan::new(linear.weights(), experts, rows, 8),
+                GpuError::Experts { found: 96, .. }
+            );
+        }
         refused!(
             Routing::new(lab.device, 1, 1, 1025, 8).map(|_| ()),
             GpuError::Routing { .. }

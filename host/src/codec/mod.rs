@@ -9,6 +9,7 @@
 mod compressed;
 mod decode;
 mod encode;
+mod experts;
 mod histogram;
 mod matrix;
 mod memory;
@@ -20,6 +21,7 @@ pub(crate) use decode::decode_panel;
 pub use decode::{decode, decode_into, decode_rows};
 pub use encode::encode;
 pub(crate) use encode::{Encoder, TileBuffer};
+pub use experts::ExpertStack;
 pub use histogram::{Histogram, Window};
 pub use matrix::Matrix;
 pub(crate) use memory::zeroed;

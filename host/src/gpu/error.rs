@@ -105,12 +105,16 @@ pub enum GpuError {
         most: usize,
     },
     /// A matrix is no stack of experts' matrices.
-    #[error("{rows} rows are not those of {experts} matrices of whole strips of 32")]
+    #[error(
+        "{found} rows are not those of {experts} matrices of {rows} rows, each of whole strips of 32"
+    )]
     Experts {
-        /// Rows of all.
-        rows: usize,
         /// Experts, or twice as many halves.
         experts: usize,
+        /// Rows of each.
+        rows: usize,
+        /// Rows that there are.
+        found: usize,
     },
     /// A kernel does not take so many input features.
     #[error("{kernel} takes multiples of 8 input features, not {cols}")]

@@ -1,9 +1,9 @@
 """Operators on the compressed weights of a mixture's experts.
 
-The matrices of a layer's experts are one compressed weight, see :mod:`zipserv.torch.ops`, of ``experts * rows`` rows: a
-stacked tensor (experts, rows, cols), packed as it is. ``rows`` is a multiple of 32, so that each expert starts with a
-tile. Which experts a token takes is told by ``experts_of``, (tokens, top_k) numbers, as routers leave them; a number of
-no expert, such as -1, is left out.
+The matrices of a layer's experts are one compressed weight, see :mod:`zipserv.torch.ops`: a stacked tensor (experts,
+rows, cols), each expert from a tile of 32 rows of its own on. Where ``rows`` is no multiple of that, the last one is
+there again until the tile is full. Which experts a token takes is told by ``experts_of``, (tokens, top_k) numbers, as
+routers leave them; a number of no expert, such as -1, is left out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,15 @@ def encode_experts(dense: Tensor) -> Tensor:
     """Compresses the stacked matrices of experts: (experts, rows, cols) BF16."""
     if dense.dim() != 3:
         raise TypeError(f"experts' matrices are (experts, rows, cols), got {tuple(dense.shape)}")
-    return ops.encode(dense.reshape(-1, dense.shape[-1]))
+    experts, rows, cols = dense.shape
+    if stride := _stride(rows) - rows:
+        dense = torch.cat([dense, dense[:, -1:].expand(experts, stride, cols)], 1)
+    return ops.encode(dense.reshape(-1, cols))
+
+
+def _stride(rows: int) -> int:
+    """Rows from the start of an expert to that of the next."""
+    return -(-rows // _TILE_ROWS) * _TILE_ROWS
 
 
 def grouped_linear(
@@ -107,19 +115,20 @@ def _check(x: Tensor, experts_of: Tensor, experts: int, rows: int, halves: int) 
     if experts_of.dim() != 2 or experts_of.shape[0] != x.shape[0]:
         raise ValueError(f"experts_of is ({x.shape[0]}, top_k), got {tuple(experts_of.shape)}")
     ops._check_device("experts_of", experts_of, x)
-    if experts < 1 or rows < 1 or rows % (_TILE_ROWS * halves):
-        raise ValueError(f"{experts} experts of {rows} rows: rows are a multiple of {_TILE_ROWS * halves}")
+    if experts < 1 or rows < 1:
+        raise ValueError(f"there are no {experts} experts of {rows} rows")
+    if halves > 1 and rows % (_TILE_ROWS * halves):
+        raise ValueError(f"{rows} rows of gates and what they multiply: they are a multiple of {_TILE_ROWS * halves}")
 
 
 def _check_linear(x, weight, experts_of, experts, rows, is_gated):
     _check(x, experts_of, experts, rows, 2 if is_gated else 1)
-    ops._check_weight(weight, experts * rows, x.shape[-1])
+    ops._check_weight(weight, experts * _stride(rows), x.shape[-1])
     ops._check_device("weight", weight, x)
 
 
 def _check_mlp(x, gate_up, down, experts_of, scales, experts, inner):
-    _check(x, experts_of, experts, inner, 1)
-    _check(x, experts_of, experts, x.shape[-1], 1)
+    _check(x, experts_of, experts, 2 * inner, 2)
     for name, weight in (("gate_up", gate_up), ("down", down)):
         ops._check_weight(weight, 0, 0)
         ops._check_device(name, weight, x)
@@ -135,12 +144,13 @@ def _check_mlp(x, gate_up, down, experts_of, scales, experts, inner):
 
 def _outputs_cpu(x, weight, experts_of, experts, rows, cols):
     """For each expert that tokens take: which assignments, and their FP32 outputs."""
-    address, length = ops._cpu_weight(weight, experts * rows, cols)
+    stride = _stride(rows)
+    address, length = ops._cpu_weight(weight, experts * stride, cols)
     for expert in experts_of.unique().tolist():
         if not 0 <= expert < experts:
             continue
         dense = torch.empty(rows, cols, dtype=torch.bfloat16)
-        numbers = list(range(expert * rows, (expert + 1) * rows))
+        numbers = list(range(expert * stride, expert * stride + rows))
         _native.decode_rows(address, length, numbers, dense.data_ptr(), 2 * dense.numel())
         tokens, which = torch.where(experts_of == expert)
         yield tokens, which, F.linear(x(tokens, which).float(), dense.float())
@@ -179,21 +189,24 @@ def _experts_mlp_cpu(x, gate_up, down, experts_of, scales, experts, inner, batch
 class _Routed:
     """Assignments sorted by expert, in memory of PyTorch's."""
 
-    def __init__(self, weight, experts_of, experts, batch_invariant):
+    def __init__(self, weight, rows, experts_of, experts, batch_invariant):
         self.at = ops._stream(weight[0].device)
         self.batch_invariant = batch_invariant
         tokens, top_k = experts_of.shape
         address = ops._cuda_weight(*weight)
-        group_tokens, size, self.places_at = _native.routing(*self.at, address, experts, tokens, top_k, batch_invariant)
+        group_tokens, size, self.places_at = _native.routing(
+            *self.at, address, experts, rows, tokens, top_k, batch_invariant
+        )
         self.memory = torch.empty(size, dtype=torch.uint8, device=experts_of.device)
         self.key = self.memory.data_ptr(), tokens, top_k, experts, group_tokens
         experts_of = experts_of.contiguous()
         _native.route(*self.at, experts_of.data_ptr(), experts_of.dtype == torch.int64, self.key)
 
-    def multiply(self, x, x_by_expert, weight, y, is_gated):
+    def multiply(self, x, x_by_expert, weight, rows, y, is_gated):
         _native.grouped_linear(
             *self.at,
             ops._cuda_weight(*weight),
+            rows,
             self.key,
             x.data_ptr(),
             x.stride(0),
@@ -213,10 +226,10 @@ def _grouped_linear_cuda(x, weight, experts_of, experts, rows, is_gated, batch_i
     if experts_of.numel() == 0:
         return out
     cols = x.shape[-1]
-    x, weight = ops._aligned_rows(x, cols), (weight, experts * rows, cols)
-    routed = _Routed(weight, experts_of, experts, batch_invariant)
+    x, weight = ops._aligned_rows(x, cols), (weight, experts * _stride(rows), cols)
+    routed = _Routed(weight, rows, experts_of, experts, batch_invariant)
     y = x.new_empty(experts_of.numel(), features)
-    routed.multiply(x, False, weight, y, is_gated)
+    routed.multiply(x, False, weight, rows, y, is_gated)
     places = routed.memory[routed.places_at :].view(torch.int32)
     rows_of = y.index_select(0, places.clamp(min=0))
     return torch.where((places >= 0)[:, None], rows_of, 0).view(*experts_of.shape, features)
@@ -226,16 +239,16 @@ def _experts_mlp_cuda(x, gate_up, down, experts_of, scales, experts, inner, batc
     _check_mlp(x, gate_up, down, experts_of, scales, experts, inner)
     (tokens, hidden), top_k = x.shape, experts_of.shape[1]
     out = x.new_empty(tokens, hidden)
-    gate_up, down = (gate_up, experts * 2 * inner, hidden), (down, experts * hidden, inner)
+    gate_up, down = (gate_up, experts * 2 * inner, hidden), (down, experts * _stride(hidden), inner)
     x, scales = ops._aligned_rows(x, hidden), scales.float().contiguous()
     for first in range(0, tokens if top_k else 0, _MOST_TOKENS):
         some = slice(first, first + _MOST_TOKENS)
         of, out_some = experts_of[some], out[some]
-        routed = _Routed(gate_up, of, experts, batch_invariant)
+        routed = _Routed(gate_up, 2 * inner, of, experts, batch_invariant)
         inside = x.new_empty(of.numel(), inner)
-        routed.multiply(x[some], False, gate_up, inside, True)
+        routed.multiply(x[some], False, gate_up, 2 * inner, inside, True)
         parts = x.new_empty(of.numel(), hidden, dtype=torch.float32)
-        routed.multiply(inside, True, down, parts, False)
+        routed.multiply(inside, True, down, hidden, parts, False)
         scale = scales[some]
         _native.combine(*routed.at, parts.data_ptr(), scale.data_ptr(), out_some.data_ptr(), hidden, routed.key)
     return out if top_k else out.zero_()

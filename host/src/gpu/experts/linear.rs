@@ -5,7 +5,7 @@ use super::{
     routing::Routing,
 };
 use crate::{
-    CompressedMatrix,
+    ExpertStack,
     gpu::{
         buffer::{View, check_len, same_context},
         device::Device,
@@ -17,19 +17,19 @@ use crate::{
     },
 };
 
-/// A linear layer of a mixture of experts: the compressed matrices of all of them on a device, as one of E x M rows.
+/// A linear layer of a mixture of experts: an [`ExpertStack`] on a device.
 ///
 /// ```no_run
 /// use half::bf16;
-/// use zipserv::{Matrix, encode, gpu::{Buffer, Device, ExpertInputs, GroupedLinear, Stream, Workspace}};
+/// use zipserv::{ExpertStack, Matrix, gpu::{Buffer, Device, ExpertInputs, GroupedLinear, Stream, Workspace}};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let (experts, m, k, tokens, top_k, w) = (4, 64, 64, 3, 2, vec![bf16::ONE; 4 * 64 * 64]);
 /// let device = Device::new(0)?;
 /// let stream = Stream::new(&device)?;
 /// let mut workspace = Workspace::new(&device)?;
-/// let weights = encode(&Matrix::from_bf16(experts * m, k, &w)?)?;
-/// let layer = GroupedLinear::new(&device, &weights, experts)?;
+/// let matrices: Vec<_> = w.chunks(m * k).map(|w| Matrix::from_bf16(m, k, w)).collect::<Result<_, _>>()?;
+/// let layer = GroupedLinear::new(&device, &ExpertStack::encode(&matrices)?)?;
 ///
 /// let mut routing = layer.routing(tokens, top_k)?;
 /// let experts_of = Buffer::from_slice(&device, &[0, 3, 1, 3, 3, 2])?;
@@ -44,6 +44,7 @@ use crate::{
 pub struct GroupedLinear {
     weights: DeviceMatrix,
     experts: usize,
+    rows: usize,
     is_gated: bool,
     is_batch_invariant: bool,
 }
@@ -57,20 +58,18 @@ pub enum ExpertInputs<'a> {
 }
 
 impl GroupedLinear {
-    /// Copies the compressed matrices of `experts` experts to `device`, each of a multiple of 32 rows.
+    /// Copies a stack to `device`.
     ///
     /// # Errors
     /// As [`DeviceMatrix::upload`] and [`GroupedPlan::new`].
-    pub fn new(
-        device: &Device,
-        weights: &CompressedMatrix,
-        experts: usize,
-    ) -> Result<Self, GpuError> {
-        let weights = DeviceMatrix::upload(device, weights)?;
-        GroupedPlan::new(&weights, experts, experts)?;
+    pub fn new(device: &Device, stack: &ExpertStack) -> Result<Self, GpuError> {
+        let weights = DeviceMatrix::upload(device, stack.matrix())?;
+        let (experts, rows) = (stack.experts(), stack.rows());
+        GroupedPlan::new(&weights, experts, rows, experts)?;
         Ok(Self {
             weights,
             experts,
+            rows,
             is_gated: false,
             is_batch_invariant: false,
         })
@@ -101,8 +100,7 @@ impl GroupedLinear {
 
     /// Output features of an assignment.
     pub fn features(&self) -> usize {
-        let rows = self.weights.rows().checked_div(self.experts).unwrap_or(0);
-        rows >> u32::from(self.is_gated)
+        self.rows >> u32::from(self.is_gated)
     }
 
     /// Room for where `tokens` tokens of `top_k` experts each go, for this layer and others of as many experts.
@@ -112,8 +110,8 @@ impl GroupedLinear {
     pub fn routing(&self, tokens: usize, top_k: usize) -> Result<Routing, GpuError> {
         let assignments = tokens.saturating_mul(top_k);
         let plan = match self.is_batch_invariant {
-            true => GroupedPlan::batch_invariant(&self.weights, self.experts)?,
-            false => GroupedPlan::new(&self.weights, self.experts, assignments)?,
+            true => GroupedPlan::batch_invariant(&self.weights, self.experts, self.rows)?,
+            false => GroupedPlan::new(&self.weights, self.experts, self.rows, assignments)?,
         };
         let device = self.weights.device();
         Routing::new(device, tokens, top_k, self.experts, plan.group_tokens())
@@ -153,8 +151,10 @@ impl GroupedLinear {
         same_context(device, routing.device(), Operand::Routing)?;
         workspace.claim(stream)?;
         let plan = match self.is_batch_invariant {
-            true => GroupedPlan::batch_invariant(&self.weights, self.experts)?,
-            false => GroupedPlan::with_groups(&self.weights, self.experts, raw.group_tokens)?,
+            true => GroupedPlan::batch_invariant(&self.weights, self.experts, self.rows)?,
+            false => {
+                GroupedPlan::with_groups(&self.weights, self.experts, self.rows, raw.group_tokens)?
+            }
         };
         let operands = RawGrouped {
             x: x.address(),

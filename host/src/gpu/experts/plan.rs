@@ -16,8 +16,7 @@ use crate::gpu::{
     workspace::Workspace,
 };
 
-/// Which kernel multiplies tokens by the matrices of their experts, of a stack whose matrices follow one another: one
-/// compressed matrix of E x M rows, of M a multiple of 32.
+/// Which kernel multiplies tokens by the matrices of their experts, of an [`ExpertStack`](crate::ExpertStack).
 ///
 /// A plan is for one number of assignments of tokens to experts, more or less: any plan is right for any number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +27,8 @@ pub struct GroupedPlan {
     blocks: u32,
     experts: usize,
     rows: usize,
+    /// Rows of all, as they are stored.
+    stored: usize,
     pdl: bool,
     is_batch_invariant: bool,
 }
@@ -59,7 +60,8 @@ pub struct RawGrouped {
 const GROUPS: [(usize, usize); 3] = [(4, 8), (10, 16), (24, 32)];
 
 impl GroupedPlan {
-    /// A plan for `weights` of so many experts, and so many assignments: tokens times the experts of each.
+    /// A plan for the stack of so many experts of `rows` features each, and so many assignments: tokens times the experts
+    /// of each.
     ///
     /// # Errors
     /// [`GpuError::Experts`] when the rows are not those of so many experts; [`GpuError::EmptyWeights`];
@@ -67,21 +69,31 @@ impl GroupedPlan {
     pub fn new(
         weights: &DeviceMatrix,
         experts: usize,
+        rows: usize,
         assignments: usize,
     ) -> Result<Self, GpuError> {
         let each = assignments.checked_div(experts).unwrap_or(0);
         let fits = GROUPS.iter().find(|(most, _)| each <= *most);
-        Self::with_groups(weights, experts, fits.map_or(64, |&(_, tokens)| tokens))
+        Self::with_groups(
+            weights,
+            experts,
+            rows,
+            fits.map_or(64, |&(_, tokens)| tokens),
+        )
     }
 
     /// The same, with the sums of a token in an order that does not depend on how many others there are.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn batch_invariant(weights: &DeviceMatrix, experts: usize) -> Result<Self, GpuError> {
+    pub fn batch_invariant(
+        weights: &DeviceMatrix,
+        experts: usize,
+        rows: usize,
+    ) -> Result<Self, GpuError> {
         Ok(Self {
             is_batch_invariant: true,
-            ..Self::with_groups(weights, experts, 16)?
+            ..Self::with_groups(weights, experts, rows, 16)?
         })
     }
 
@@ -92,13 +104,17 @@ impl GroupedPlan {
     pub fn with_groups(
         weights: &DeviceMatrix,
         experts: usize,
+        rows: usize,
         tokens: usize,
     ) -> Result<Self, GpuError> {
         let (device, all, cols) = (weights.device(), weights.rows(), weights.cols());
-        let rows = all.checked_div(experts).unwrap_or(0);
-        if experts == 0 || rows * experts != all || (experts > 1 && !rows.is_multiple_of(TILE_ROWS))
-        {
-            return Err(GpuError::Experts { rows: all, experts });
+        let stored = experts.checked_mul(rows.next_multiple_of(TILE_ROWS));
+        if experts == 0 || stored != Some(all) {
+            return Err(GpuError::Experts {
+                experts,
+                rows,
+                found: all,
+            });
         }
         if all == 0 || cols == 0 {
             return Err(GpuError::EmptyWeights { rows: all, cols });
@@ -115,6 +131,7 @@ impl GroupedPlan {
             blocks: device.resident_blocks(kernel)?,
             experts,
             rows,
+            stored: all,
             pdl: device.family() == Family::Hopper,
             is_batch_invariant: false,
         })
@@ -168,7 +185,7 @@ impl GroupedPlan {
                 self.device as usize,
                 device.id() as usize,
             ),
-            ("so many rows:", self.rows * self.experts, weights.rows()),
+            ("so many rows:", self.stored, weights.rows()),
             ("so many experts:", self.experts, routing.experts),
             (
                 "groups of tokens:",
@@ -182,8 +199,9 @@ impl GroupedPlan {
         }
         if operands.is_gated && !self.rows.is_multiple_of(2 * TILE_ROWS) {
             return Err(GpuError::Experts {
-                rows: weights.rows(),
                 experts: 2 * self.experts,
+                rows: self.rows / 2,
+                found: weights.rows(),
             });
         }
         let (bytes, k) = (operands.output.bytes(), weights.cols());
