@@ -13,6 +13,7 @@ of its own, in the forms that are asked for, which take turns:
     packed-late       packed, without that
     dense-invariant   dense, in vLLM's own batch-invariant mode
     packed-invariant  packed, in batch-invariant mode
+    packed-experts    packed, with routed experts
 
 CUDA graphs and compilation are on. A step is the difference of two runs that differ in their number of tokens, divided
 by that; no prefix is cached. The first process of a form compiles, later ones find that in vLLM's cache. Checked are
@@ -38,6 +39,33 @@ SHAPES = {
     "llama-3.1-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
     "llama-3.2-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
     "tiny": {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 2},
+    # A quarter of its layers, which are all alike: the checkpoint is 16 GB, not 61.
+    "qwen3-30b-a3b/4": {
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+    },
+    "tiny-moe": {
+        "hidden_size": 1024,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 2,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 256,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+    },
 }
 #: What vLLM needs to run without a network, and in the process that asks.
 ENVIRONMENT = {
@@ -57,6 +85,7 @@ FORMS = {
     "packed-late": {"TORCHINDUCTOR_ENABLE_PDL": "0"},
     "dense-invariant": {"VLLM_PLUGINS": "", "VLLM_BATCH_INVARIANT": "1"},
     "packed-invariant": {"VLLM_BATCH_INVARIANT": "1"},
+    "packed-experts": {"ZIPSERV_EXPERTS": "1"},
 }
 #: Log-probabilities of two tokens that are closer than this are equal but for rounding.
 TIE = 0.05
@@ -75,8 +104,9 @@ def checkpoint(folder, shape, tied):
         return (torch.randn(rows, cols, device=device, dtype=torch.bfloat16) * scale).cpu()
 
     hidden, inner, layers = (SHAPES[shape][key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    heads = hidden // 128
-    keys = max(heads // 4, 1)
+    heads = SHAPES[shape].get("num_attention_heads", hidden // 128)
+    keys = SHAPES[shape].get("num_key_value_heads", max(heads // 4, 1))
+    experts = SHAPES[shape].get("num_experts", 0)
     vocabulary = 128256
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -108,13 +138,19 @@ def checkpoint(folder, shape, tied):
             "self_attn.k_proj": (keys * 128, hidden),
             "self_attn.v_proj": (keys * 128, hidden),
             "self_attn.o_proj": (hidden, heads * 128),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
         }
+        mlps = {"mlp": inner}
+        norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+        if experts:
+            parts["mlp.gate"] = experts, hidden
+            mlps = {f"mlp.experts.{expert}": SHAPES[shape]["moe_intermediate_size"] for expert in range(experts)}
+            norms |= {"self_attn.q_norm": 128, "self_attn.k_norm": 128}
+        for mlp, size in mlps.items():
+            parts[f"{mlp}.gate_proj"] = parts[f"{mlp}.up_proj"] = size, hidden
+            parts[f"{mlp}.down_proj"] = hidden, size
         tensors = {f"model.layers.{layer}.{name}.weight": matrix(*size) for name, size in parts.items()}
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{layer}.{name}.weight"] = ones.clone()
+        for name, size in norms.items():
+            tensors[f"model.layers.{layer}.{name}.weight"] = torch.ones(size, dtype=torch.bfloat16)
         shards[f"{layer:05}"] = tensors
     index = {}
     for name, tensors in shards.items():
