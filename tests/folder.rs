@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File, FileTimes, Permissions},
+    os::unix::fs::PermissionsExt,
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, SystemTime},
 };
 
 use serde_json::{Value, json};
@@ -441,5 +443,103 @@ fn a_cancelled_job_leaves_nothing() {
         let _ = fs::remove_file(at("output"));
         let _ = fs::remove_dir_all(at("output"));
         fs::write(at("there"), b"precious").unwrap();
+    }
+}
+
+/// Mode and time of every file and folder, and of the root.
+fn attributes(root: &Path) -> BTreeMap<String, (u32, SystemTime)> {
+    let mut found = BTreeMap::new();
+    let mut left = vec![root.to_path_buf()];
+    while let Some(path) = left.pop() {
+        let metadata = path.metadata().unwrap();
+        if metadata.is_dir() {
+            left.extend(names(&path).into_iter().map(|name| path.join(name)));
+        }
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+        let mode = metadata.permissions().mode() & 0o7777;
+        found.insert(name.into(), (mode, metadata.modified().unwrap()));
+    }
+    found
+}
+
+#[test]
+fn modes_and_times_are_kept() {
+    let weights = checkpoint(&[matrix("a.weight", &[64, 128])]);
+    let config = br#"{"model_type": "llama"}"#;
+    let folder = model(&[
+        ("model.safetensors", &weights),
+        ("config.json", config),
+        ("token.txt", b"secret"),
+        ("bin/run.sh", b"#!/bin/sh"),
+    ]);
+    let at = |name: &str| folder.path().join(name);
+    let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let modes = [
+        ("model/model.safetensors", 0o600),
+        ("model/config.json", 0o640),
+        ("model/token.txt", 0o400),
+        ("model/bin/run.sh", 0o755),
+        ("model/bin", 0o750),
+        ("model", 0o700),
+    ];
+    for (index, (name, mode)) in modes.into_iter().enumerate() {
+        let path = File::open(at(name)).unwrap();
+        let time = old + Duration::from_secs(1000 * index as u64);
+        path.set_times(FileTimes::new().set_modified(time)).unwrap();
+        path.set_permissions(Permissions::from_mode(mode)).unwrap();
+    }
+    compress(at("model"), at("small"), &options()).unwrap();
+    let (model, small) = (attributes(&at("model")), attributes(&at("small")));
+    for (name, expected) in &model {
+        let stored = match &**name {
+            "model.safetensors" => "model.zipserv.safetensors",
+            name => name,
+        };
+        assert_eq!(small[stored], *expected, "{name}");
+    }
+    // It tells of both files that it is made of, so who may not read one of them may not read it.
+    assert_eq!(small["zipserv.json"].0, 0o600);
+    decompress(at("small"), at("restored"), &options()).unwrap();
+    assert_eq!(attributes(&at("restored")), model);
+
+    // A single file.
+    let (one, stored, again) = (at("model/model.safetensors"), at("one"), at("again"));
+    compress(&one, &stored, &options()).unwrap();
+    decompress(&stored, &again, &options()).unwrap();
+    for path in [stored, again] {
+        assert_eq!(attributes(&path)[""], model["model.safetensors"]);
+    }
+}
+
+/// While it is written, an output is its owner's alone.
+#[test]
+fn unfinished_outputs_are_private() {
+    struct Look<'a> {
+        folder: &'a Path,
+        seen: AtomicU64,
+    }
+    impl Progress for Look<'_> {
+        fn is_cancelled(&self) -> bool {
+            for name in names(self.folder) {
+                if name.starts_with(".zipserv-") {
+                    let metadata = self.folder.join(name).metadata().unwrap();
+                    assert_eq!(metadata.permissions().mode() & 0o077, 0);
+                    self.seen.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            false
+        }
+    }
+    let weights = checkpoint(&[matrix("a.weight", &[64, 128])]);
+    let folder = model(&[("model.safetensors", &weights)]);
+    let at = |name: &str| folder.path().join(name);
+    for (from, to) in [("model/model.safetensors", "one"), ("model", "small")] {
+        let seen = AtomicU64::new(0);
+        let look = Look {
+            folder: folder.path(),
+            seen,
+        };
+        compress(at(from), at(to), &options().progress(&look)).unwrap();
+        assert!(look.seen.into_inner() > 0);
     }
 }

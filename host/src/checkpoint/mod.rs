@@ -21,6 +21,7 @@
 //!
 //! [`open`] gives single tensors of a compressed checkpoint, for whoever loads a model from it.
 
+mod attributes;
 mod checksum;
 mod compress;
 mod container;

@@ -49,7 +49,7 @@ impl Target {
         })
     }
 
-    /// `mode` is subject to the umask, like that of any new file.
+    /// Until it is whole, it is its owner's alone.
     fn temporary<T>(
         &self,
         mode: u32,
@@ -86,7 +86,7 @@ impl OutputFile {
             return Err(Error::new(path, ErrorKind::OutputName("it is a folder")));
         }
         Ok(Self {
-            temporary: target.temporary(0o666, |builder, parent| builder.tempfile_in(parent))?,
+            temporary: target.temporary(0o600, |builder, parent| builder.tempfile_in(parent))?,
             target,
         })
     }
@@ -123,7 +123,7 @@ impl OutputFolder {
             check_replaceable(path, input)?;
         }
         Ok(Self {
-            temporary: target.temporary(0o777, |builder, parent| builder.tempdir_in(parent))?,
+            temporary: target.temporary(0o700, |builder, parent| builder.tempdir_in(parent))?,
             target,
         })
     }

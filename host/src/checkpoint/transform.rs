@@ -1,11 +1,12 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use super::{
     Error, ErrorKind, Options, Progress, Report,
+    attributes::Attributes,
     error::At,
     files::{Files, Renamed, Text},
     output::{OutputFile, OutputFolder},
@@ -51,11 +52,13 @@ pub(crate) fn transform<T: Transform>(
     if input.is_dir() {
         return transform_folder::<T>(input, output, options);
     }
+    let attributes = attributes(input)?;
     let job = T::open(input)?;
     let target = OutputFile::create(output, Some(input), options.force)?;
     options.progress.start(job.bytes());
     let report = job.write(target.file(), output, options.progress)?;
     options.progress.step(0).at(output)?;
+    attributes.give(target.file()).at(output)?;
     target.commit()?;
     Ok(Report {
         files: vec![report],
@@ -85,6 +88,7 @@ fn transform_folder<T: Transform>(
         let named = output.join(to);
         let file = File::create_new(target.path().join(to)).at(&named)?;
         let mut report = job.write(&file, &named, options.progress)?;
+        attributes(&input.join(from))?.give(&file).at(&named)?;
         file.sync_all().at(&named)?;
         report.path = from.clone();
         reports.push(report);
@@ -96,10 +100,44 @@ fn transform_folder<T: Transform>(
     }
     let other_files = files.copies.len() + files.texts.len();
     T::finish(&mut files, input, &reports)?;
-    for Text { to, text, .. } in &files.texts {
-        write(&target.path().join(to), text).at(&output.join(to))?;
+    let sources = files.checkpoints.iter().map(|file| &file.from);
+    let sources: Vec<_> = sources
+        .chain(files.texts.iter().map(|text| &text.from))
+        .collect();
+    for Text { from, to, text } in &files.texts {
+        let attributes = match input.join(from) {
+            from if from.exists() => attributes(&from)?,
+            // Made of several files, as a manifest is of all in its folder.
+            _ => {
+                let beside = sources
+                    .iter()
+                    .filter(|source| source.parent() == from.parent());
+                let beside = beside
+                    .map(|source| input.join(source))
+                    .filter(|source| source.exists());
+                Attributes::of_all(
+                    beside
+                        .map(|source| attributes(&source))
+                        .collect::<Result<Vec<_>, _>>()?,
+                )
+            }
+        };
+        write(&target.path().join(to), text, &attributes).at(&output.join(to))?;
     }
     options.progress.step(0).at(output)?;
+    // Those inside first: whoever may not write a folder cannot fill it, and what is written changes its time.
+    for folder in files
+        .folders
+        .iter()
+        .rev()
+        .map(PathBuf::as_path)
+        .chain([Path::new("")])
+    {
+        let made = File::open(target.path().join(folder)).at(&output.join(folder))?;
+        attributes(&input.join(folder))?
+            .give(&made)
+            .at(&output.join(folder))?;
+    }
     target.commit()?;
     Ok(Report {
         files: reports,
@@ -113,11 +151,17 @@ fn copy(from: &Path, to: &Path, progress: &dyn Progress) -> Result<(), ErrorKind
     while io::copy(&mut (&from).take(COPY_BYTES), &mut to)? > 0 {
         progress.step(0)?;
     }
+    Attributes::of(&from.metadata()?).give(&to)?;
     Ok(to.sync_all()?)
 }
 
-fn write(to: &Path, text: &str) -> io::Result<()> {
+fn write(to: &Path, text: &str, attributes: &Attributes) -> io::Result<()> {
     let mut file = File::create_new(to)?;
     file.write_all(text.as_bytes())?;
+    attributes.give(&file)?;
     file.sync_all()
+}
+
+fn attributes(path: &Path) -> Result<Attributes, Error> {
+    Ok(Attributes::of(&fs::metadata(path).at(path)?))
 }
