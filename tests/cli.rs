@@ -440,3 +440,82 @@ mod gpu {
         assert!(checks.iter().any(|check| check["weights"] == "outliers"));
     }
 }
+
+/// Names of tensors and files that would set the terminal's title, clear the screen, or forge a line.
+#[test]
+fn names_do_not_reach_the_terminal_as_they_are() {
+    let names = [
+        "w\u{1b}]0;owned\u{7}\u{1b}[2J\u{1b}[31m",
+        "b\r\nequal: 0 B",
+        "r\u{202e}txt.thgiew",
+        "l\u{2028}line",
+    ];
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let mut entries = Vec::new();
+    let mut data: Vec<u8> = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        // A matrix, which is compressed, and vectors of a dtype with an odd name.
+        let (dtype, shape, bytes) = match index {
+            0 => ("BF16", "[64,64]", vec![0x3F; 2 * 64 * 64]),
+            1 => ("U8\u{1b}[1m", "[3]", vec![1; 3]),
+            _ => ("U8", "[3]", vec![1; 3]),
+        };
+        let (name, dtype) = (
+            serde_json::to_string(name).unwrap(),
+            serde_json::to_string(dtype).unwrap(),
+        );
+        let (start, end) = (data.len(), data.len() + bytes.len());
+        data.extend(bytes);
+        entries.push(format!(
+            r#"{name}:{{"dtype":{dtype},"shape":{shape},"data_offsets":[{start},{end}]}}"#
+        ));
+    }
+    let header = format!("{{{}}}", entries.join(","));
+    let original = path("o\u{1b}[5m\n.safetensors");
+    let write = |data: &[u8]| {
+        let file = [
+            &(header.len() as u64).to_le_bytes(),
+            header.as_bytes(),
+            data,
+        ]
+        .concat();
+        fs::write(&original, file).unwrap();
+    };
+    write(&data);
+    let small = path("small\n.safetensors");
+    let absent = path("absent\u{1b}[5m");
+    let damaged = path("d\u{9b}1m.safetensors");
+    fs::write(&damaged, b"not one").unwrap();
+    let mut shown = String::new();
+    let mut run = |mut command: Command| {
+        let output = command.output().unwrap();
+        for text in [&output.stdout, &output.stderr] {
+            let text = String::from_utf8(text.clone()).unwrap();
+            let is_odd = |c: char| c != '\n' && (c.is_control() || "\u{202e}\u{2028}".contains(c));
+            assert!(!text.contains(is_odd), "{text:?}");
+            assert!(!text.lines().any(|line| line == "equal: 0 B"), "{text}");
+            shown += &text;
+        }
+    };
+    run(compress(&original, &small));
+    run(compress(&original, &small));
+    run(inspect(&small));
+    run(inspect(&original));
+    run(inspect(&absent));
+    run(inspect(&damaged));
+    run(verify(&small, &original));
+    // Another weight, then other bytes of a vector.
+    for at in [5, data.len() - 8] {
+        let mut other = data.clone();
+        other[at] ^= 1;
+        write(&other);
+        run(verify(&small, &original));
+    }
+    assert!(shown.contains(r"w\u{1b}]0;owned\u{7}\u{1b}[2J\u{1b}[31m"));
+    assert!(shown.contains(r"b\r\nequal: 0 B"));
+
+    // For programs names are exact.
+    let report = json(inspect(&small)).to_string();
+    assert!(report.contains(&serde_json::to_string(names[1]).unwrap()));
+}

@@ -10,7 +10,7 @@ use std::{
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
-use zipserv::checkpoint::{Options, Progress, Report, Storage, TensorReport};
+use zipserv::checkpoint::{Options, Progress, Report, Storage, TensorReport, shown};
 
 /// Prints a line of results.
 pub fn print(line: impl Display) -> io::Result<()> {
@@ -34,10 +34,10 @@ pub fn note(line: impl Display) {
 
 /// Prints an error and its causes.
 pub fn error(error: &dyn Error) {
-    note(format_args!("error: {error}"));
+    note(format_args!("error: {}", shown(error)));
     let mut cause = error.source();
     while let Some(error) = cause {
-        note(format_args!("  caused by: {error}"));
+        note(format_args!("  caused by: {}", shown(error)));
         cause = error.source();
     }
 }
@@ -103,7 +103,7 @@ pub fn sizes(report: &Report) -> String {
 pub fn reason(tensor: &TensorReport) -> Option<String> {
     match tensor.storage {
         Storage::Compressed => None,
-        Storage::Dtype => Some(format!("{}, not BF16", tensor.dtype)),
+        Storage::Dtype => Some(format!("{}, not BF16", shown(&tensor.dtype))),
         Storage::Shape => Some("fewer than two dimensions".into()),
         Storage::Incompressible => Some("would not shrink".into()),
     }
@@ -119,7 +119,7 @@ pub fn note_passed_through(report: &Report) {
     }
     for (reason, tensors) in groups {
         let bytes = DecimalBytes(tensors.iter().map(|tensor| tensor.original_bytes).sum());
-        let name = &tensors[0].name;
+        let name = shown(&tensors[0].name);
         match tensors.len() - 1 {
             0 => note(format_args!("passed through: {name} ({bytes}): {reason}")),
             more => note(format_args!(

@@ -1,7 +1,7 @@
 //! The table of `inspect`.
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
-use zipserv::checkpoint::{Report, Storage, TensorReport};
+use zipserv::checkpoint::{Report, Storage, TensorReport, shown};
 
 use super::console::{self, reason};
 
@@ -51,7 +51,7 @@ fn row(tensor: &TensorReport) -> [String; 7] {
         None => Default::default(),
     };
     [
-        tensor.name.clone(),
+        shown(&tensor.name).to_string(),
         shape.join(" x "),
         bits(tensor.bits_per_weight()),
         bound,

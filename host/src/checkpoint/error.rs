@@ -3,7 +3,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::header::LENGTH_BYTES;
+use super::{header::LENGTH_BYTES, shown::shown};
 
 /// What went wrong with a file or folder. Its [`source`](std::error::Error::source) is the cause
 /// below it, where there is one.
@@ -44,7 +44,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.kind)
+        write!(f, "{}: {}", shown(self.path.display()), shown(&self.kind))
     }
 }
 

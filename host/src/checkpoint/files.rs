@@ -14,6 +14,7 @@ use super::{
     manifest::{Entry, Manifest},
     names::{CONFIG, MANIFEST, QUANT_KEY, QUANT_METHOD, stored_name},
     report::FileReport,
+    shown::shown,
 };
 
 /// What the files of a folder become, with paths relative to it.
@@ -93,7 +94,7 @@ impl Files {
                     text,
                 }),
                 Err(why) => {
-                    let file = path.display();
+                    let file = shown(path.display()).to_string();
                     files
                         .warnings
                         .push(format!("{file} is left as it is: {why}"));

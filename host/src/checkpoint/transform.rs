@@ -11,6 +11,7 @@ use super::{
     files::{Files, Renamed, Text},
     output::{OutputFile, OutputFolder},
     report::FileReport,
+    shown::shown,
 };
 
 /// Bytes of a file that are copied at a time.
@@ -92,7 +93,7 @@ fn transform_folder<T: Transform>(
         file.sync_all().at(&named)?;
         report.path = from.clone();
         reports.push(report);
-        tracing::debug!(file = %to.display(), "written");
+        tracing::debug!(file = %shown(to.display()), "written");
     }
     for Renamed { from, to } in &files.copies {
         let from = input.join(from);

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Error, ErrorKind, Options, checksum::Checksum, container::Container, error::At, files::Files,
-    folder::Listing, input::Input, source::Source,
+    folder::Listing, input::Input, shown::shown, source::Source,
 };
 
 /// What a comparison found.
@@ -67,7 +67,7 @@ pub enum DifferenceKind {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}: ", self.file.display())?;
+        write!(f, "{}: ", shown(self.file.display()))?;
         match &self.kind {
             DifferenceKind::Header { offset } => write!(f, "header differs at offset {offset}"),
             DifferenceKind::Tensor {
@@ -76,7 +76,8 @@ impl fmt::Display for Difference {
                 coordinates,
             } => write!(
                 f,
-                "tensor `{name}` differs at index {index}, {coordinates:?}"
+                "tensor `{}` differs at index {index}, {coordinates:?}",
+                shown(name)
             ),
             DifferenceKind::Bytes { offset } => write!(f, "differs at offset {offset}"),
             DifferenceKind::Length { restored, original } => {
