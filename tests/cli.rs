@@ -519,3 +519,73 @@ fn names_do_not_reach_the_terminal_as_they_are() {
     let report = json(inspect(&small)).to_string();
     assert!(report.contains(&serde_json::to_string(names[1]).unwrap()));
 }
+
+/// The output that is being written goes, with one line and the exit code of the signal.
+#[test]
+fn signals_leave_nothing_behind() {
+    let folder = Folder::new();
+    let original = folder.path("large.safetensors");
+    let mut synth = zipserv();
+    synth
+        .args(["synth", "--size", "200MB"])
+        .arg(&original)
+        .assert()
+        .success();
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let mut child = Process::new(assert_cmd::cargo::cargo_bin("zipserv"))
+            .args(["--threads", "1", "compress"])
+            .arg(&original)
+            .arg("-o")
+            .arg(folder.path("output"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let partial = || {
+            let names = fs::read_dir(folder.0.path()).unwrap();
+            let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.ends_with(".partial")).count()
+        };
+        while partial() == 0 {
+            assert!(
+                child.try_wait().unwrap().is_none(),
+                "it ended before it was interrupted"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let kill = format!("kill -{signal} {}", child.id());
+        assert!(
+            Process::new("sh")
+                .args(["-c", &kill])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{signal}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(said, format!("interrupted by SIG{signal}\n"));
+        assert_eq!(partial(), 0);
+        assert!(!folder.path("output").exists());
+    }
+}
+
+/// `nohup` has SIGHUP ignored.
+#[test]
+fn ignored_signals_stay_ignored() {
+    let folder = Folder::new();
+    let program = assert_cmd::cargo::cargo_bin("zipserv");
+    let (program, original) = (program.display(), folder.original());
+    let (original, output) = (original.display(), folder.path("output"));
+    let script = format!(
+        "trap '' HUP; {program} compress {original} -o {} & kill -HUP $!; wait $!",
+        output.display()
+    );
+    let status = Process::new("sh")
+        .args(["-c", &script])
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
+    assert!(output.exists());
+}

@@ -12,6 +12,8 @@ use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use zipserv::checkpoint::{Options, Progress, Report, Storage, TensorReport, shown};
 
+use super::signals;
+
 /// Prints a line of results.
 pub fn print(line: impl Display) -> io::Result<()> {
     match writeln!(io::stdout(), "{line}") {
@@ -49,8 +51,9 @@ pub fn bar(name: &'static str, count: &str) -> ProgressBar {
     ProgressBar::no_length().with_style(style).with_prefix(name)
 }
 
-/// Runs a job with a progress bar, if standard error is a terminal, and times it.
+/// Runs a job with a progress bar, if standard error is a terminal, and times it. A signal cancels it.
 pub fn timed<T>(name: &'static str, force: bool, job: impl FnOnce(&Options) -> T) -> (T, Duration) {
+    signals::catch();
     let bar = bar(name, "{decimal_bytes}/{decimal_total_bytes}");
     let progress = Bar(&bar);
     let options = Options::default().force(force).progress(&progress);
@@ -70,6 +73,10 @@ impl Progress for Bar<'_> {
 
     fn advance(&self, bytes: u64) {
         self.0.inc(bytes);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        signals::received().is_some()
     }
 }
 

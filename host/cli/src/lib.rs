@@ -11,6 +11,7 @@ mod inspect;
 mod json;
 mod plot;
 mod self_test;
+mod signals;
 mod size;
 mod synth;
 mod table;
@@ -31,9 +32,13 @@ const DIFFERENT: u8 = 1;
 /// The exit code of bad input; clap gives it for bad usage too.
 const ERROR: u8 = 2;
 
+/// What is added to the number of a signal that has ended the program, as shells do.
+const SIGNALLED: u8 = 128;
+
 /// Lossless compression of BF16 LLM weights.
 ///
-/// Exit codes: 0 done, 1 difference found, 2 bad usage or input, or no GPU where one is needed.
+/// Exit codes: 0 done, 1 difference found, 2 bad usage or input, or no GPU where one is needed; 128 and the number of
+/// a signal that has interrupted a job.
 #[derive(Parser)]
 #[command(name = "zipserv", version)]
 struct Cli {
@@ -94,10 +99,16 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let Cli { common, command } = Cli::parse_from(arguments);
     match common.set_up().and_then(|()| command.run()) {
         Ok(code) => code,
-        Err(error) => {
-            console::error(&*error);
-            ExitCode::from(ERROR)
-        }
+        Err(error) => match signals::received() {
+            Some((number, name)) => {
+                console::note(format_args!("interrupted by {name}"));
+                ExitCode::from(SIGNALLED + number)
+            }
+            None => {
+                console::error(&*error);
+                ExitCode::from(ERROR)
+            }
+        },
     }
 }
 
