@@ -543,3 +543,44 @@ fn unfinished_outputs_are_private() {
         assert!(look.seen.into_inner() > 0);
     }
 }
+
+#[test]
+fn what_an_interrupted_run_has_left_goes() {
+    let weights = checkpoint(&[matrix("a.weight", &[64, 128])]);
+    let folder = model(&[("model.safetensors", &weights)]);
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at(".zipserv-old.partial"), b"half").unwrap();
+    fs::create_dir(at(".zipserv-dir.partial")).unwrap();
+    fs::write(at(".zipserv-dir.partial/model.safetensors"), b"half").unwrap();
+    // Another run may be about to lock this one.
+    fs::write(at(".zipserv-new.partial"), b"new").unwrap();
+    // This one is being written.
+    fs::write(at(".zipserv-live.partial"), b"live").unwrap();
+    let live = File::open(at(".zipserv-live.partial")).unwrap();
+    live.try_lock().unwrap();
+    // Not a run's: a link, and other names.
+    fs::write(at("precious"), b"precious").unwrap();
+    std::os::unix::fs::symlink(at("precious"), at(".zipserv-link.partial")).unwrap();
+    fs::write(at(".zipserv-notes.txt"), b"notes").unwrap();
+    let old = SystemTime::now() - Duration::from_secs(3600);
+    for name in ["old", "dir", "live"] {
+        let file = File::open(at(&format!(".zipserv-{name}.partial"))).unwrap();
+        file.set_times(FileTimes::new().set_modified(old)).unwrap();
+    }
+    let report = compress(at("model"), at("small"), &options()).unwrap();
+    let left: Vec<_> = names(folder.path())
+        .into_iter()
+        .filter(|name| name.starts_with('.'))
+        .collect();
+    let expected = ["link.partial", "live.partial", "new.partial", "notes.txt"];
+    assert_eq!(left, expected.map(|name| format!(".zipserv-{name}")));
+    assert_eq!(fs::read(at("precious")).unwrap(), b"precious");
+    let mut warnings = report.warnings;
+    warnings.sort();
+    for (warning, name) in warnings.iter().zip(["dir", "old"]) {
+        assert!(warning.contains(&format!(
+            ".zipserv-{name}.partial, which an interrupted run had left"
+        )));
+    }
+    assert_eq!(warnings.len(), 2);
+}

@@ -32,7 +32,7 @@ impl ReportFile {
             _ => Path::new("."),
         };
         let temporary = tempfile::Builder::new()
-            .prefix(".zipserv-")
+            .prefix(".results-")
             .suffix(".partial")
             .tempfile_in(folder);
         Ok(Self {

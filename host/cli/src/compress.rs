@@ -27,9 +27,7 @@ impl Compress {
         });
         let report = report?;
         console::note_passed_through(&report);
-        for warning in &report.warnings {
-            console::note(format_args!("warning: {warning}"));
-        }
+        console::note_warnings(&report);
         if self.format.json {
             console::print_json(&json::Job::new(&self.input, &self.output, &report, time))?;
         } else {

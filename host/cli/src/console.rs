@@ -116,6 +116,13 @@ pub fn reason(tensor: &TensorReport) -> Option<String> {
     }
 }
 
+/// Says what else a person should know of a job.
+pub fn note_warnings(report: &Report) {
+    for warning in &report.warnings {
+        note(format_args!("warning: {warning}"));
+    }
+}
+
 /// Says which tensors are stored as they were, and why: a line for each reason.
 pub fn note_passed_through(report: &Report) {
     let mut groups: BTreeMap<String, Vec<&TensorReport>> = BTreeMap::new();

@@ -23,6 +23,7 @@ impl Decompress {
             checkpoint::decompress(&self.input, &self.output, options)
         });
         let report = report?;
+        console::note_warnings(&report);
         if self.format.json {
             console::print_json(&json::Job::new(&self.input, &self.output, &report, time))?;
         } else {

@@ -1,15 +1,16 @@
 use std::{
     ffi::OsStr,
-    fs::{self, File, Permissions},
+    fs::{self, File, OpenOptions, Permissions},
     io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use tempfile::{Builder, NamedTempFile, TempDir};
 
-use super::{Error, ErrorKind, error::At, names};
+use super::{Error, ErrorKind, error::At, names, shown::shown};
 
 /// A file that appears under its name when it is whole. Until then, and if it never is, it has
 /// another name in the same folder, and is removed if the process lives to do so.
@@ -22,12 +23,16 @@ pub(crate) struct OutputFile {
 pub(crate) struct OutputFolder {
     temporary: TempDir,
     target: Target,
+    /// Holds the lock that says that it is being written.
+    _open: File,
 }
 
 struct Target {
     path: PathBuf,
     parent: PathBuf,
     force: bool,
+    /// What interrupted runs had left beside it.
+    removed: Vec<PathBuf>,
 }
 
 impl Target {
@@ -46,7 +51,17 @@ impl Target {
             path: path.into(),
             parent: parent.into(),
             force,
+            removed: remove_litter(parent),
         })
+    }
+
+    /// What a person should know of it.
+    fn warnings(&self) -> Vec<String> {
+        let line = |path: &PathBuf| {
+            let path = shown(path.display());
+            format!("removed {path}, which an interrupted run had left")
+        };
+        self.removed.iter().map(line).collect()
     }
 
     /// Until it is whole, it is its owner's alone.
@@ -85,10 +100,14 @@ impl OutputFile {
         if path.is_dir() {
             return Err(Error::new(path, ErrorKind::OutputName("it is a folder")));
         }
-        Ok(Self {
-            temporary: target.temporary(0o600, |builder, parent| builder.tempfile_in(parent))?,
-            target,
-        })
+        let temporary = target.temporary(0o600, |builder, parent| builder.tempfile_in(parent))?;
+        lock(temporary.as_file());
+        Ok(Self { temporary, target })
+    }
+
+    /// What a person should know.
+    pub fn warnings(&self) -> Vec<String> {
+        self.target.warnings()
     }
 
     pub fn file(&self) -> &File {
@@ -122,10 +141,19 @@ impl OutputFolder {
         if path.symlink_metadata().is_ok() {
             check_replaceable(path, input)?;
         }
+        let temporary = target.temporary(0o700, |builder, parent| builder.tempdir_in(parent))?;
+        let open = File::open(temporary.path()).at(path)?;
+        lock(&open);
         Ok(Self {
-            temporary: target.temporary(0o700, |builder, parent| builder.tempdir_in(parent))?,
+            temporary,
             target,
+            _open: open,
         })
+    }
+
+    /// What a person should know.
+    pub fn warnings(&self) -> Vec<String> {
+        self.target.warnings()
     }
 
     pub fn path(&self) -> &Path {
@@ -133,7 +161,9 @@ impl OutputFolder {
     }
 
     pub fn commit(self) -> Result<(), Error> {
-        let Self { temporary, target } = self;
+        let Self {
+            temporary, target, ..
+        } = self;
         sync_folders(temporary.path()).at(&target.path)?;
         // Swapped, the old folder goes away with the temporary name, and there is no moment
         // without one of the two.
@@ -170,6 +200,44 @@ fn check_replaceable(path: &Path, input: &Path) -> Result<(), Error> {
         return refuse("it is a folder without a .safetensors file");
     }
     Ok(())
+}
+
+/// Says that an output is being written, as long as it is open. Where there are no locks, it stays unsaid.
+fn lock(file: &File) {
+    let _ = flock(file, FlockOperation::NonBlockingLockExclusive);
+}
+
+/// An output is locked right after it is made, and never looks older than this before.
+const NEW: Duration = Duration::from_secs(10);
+
+/// Removes unfinished outputs that nobody writes any more, and says which.
+fn remove_litter(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let unfinished = entries.filter(|entry| names::is_unfinished(&entry.file_name()));
+    let litter = unfinished.map(|entry| entry.path()).filter(|path| {
+        let mut options = OpenOptions::new();
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        options.read(true).custom_flags(flags.bits() as i32);
+        let Ok(file) = options.open(path) else {
+            return false;
+        };
+        let Ok(metadata) = file.metadata() else {
+            return false;
+        };
+        let age = metadata
+            .modified()
+            .ok()
+            .and_then(|time| time.elapsed().ok());
+        // A process that is gone holds no lock.
+        let is_left = age.is_some_and(|age| age > NEW)
+            && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        match is_left {
+            true if metadata.is_dir() => fs::remove_dir_all(path).is_ok(),
+            true if metadata.is_file() => fs::remove_file(path).is_ok(),
+            _ => false,
+        }
+    });
+    litter.collect()
 }
 
 /// Makes the names in a folder last.

@@ -60,9 +60,11 @@ pub(crate) fn transform<T: Transform>(
     let report = job.write(target.file(), output, options.progress)?;
     options.progress.step(0).at(output)?;
     attributes.give(target.file()).at(output)?;
+    let warnings = target.warnings();
     target.commit()?;
     Ok(Report {
         files: vec![report],
+        warnings,
         ..Report::default()
     })
 }
@@ -139,6 +141,7 @@ fn transform_folder<T: Transform>(
             .give(&made)
             .at(&output.join(folder))?;
     }
+    files.warnings.extend(target.warnings());
     target.commit()?;
     Ok(Report {
         files: reports,
