@@ -405,7 +405,7 @@ pub fn route(
     })
 }
 
-/// Y[a] = X[t(a)] W[e(a)]^T for each assignment, in the order of experts, with as many rows as there are.
+/// `Y[a] = X[t(a)] W[e(a)]^T` for each assignment, in the order of experts, with as many rows as there are.
 ///
 /// Kernels wait for those ahead of them before they read weights, so weights may be written by any of these.
 #[pyfunction]

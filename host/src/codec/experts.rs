@@ -122,7 +122,7 @@ impl<'a> ExpertStack<'a> {
         Ok(bytes)
     }
 
-    /// Y[t, k] = X[t] W[e(t, k)]^T on the CPU, plainly: what the kernels are compared with. Of each token's `top_k`
+    /// `Y[t, k] = X[t] W[e(t, k)]^T` on the CPU, plainly: what the kernels are compared with. Of each token's `top_k`
     /// experts, token after token, those that are none give zeros. Sums are FP32.
     ///
     /// # Errors

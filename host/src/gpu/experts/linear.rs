@@ -117,7 +117,7 @@ impl GroupedLinear {
         Routing::new(device, tokens, top_k, self.experts, plan.group_tokens())
     }
 
-    /// Y[a] = X[t(a)] W[e(a)]^T for each assignment a of a token to an expert, in the order of experts, as
+    /// `Y[a] = X[t(a)] W[e(a)]^T` for each assignment a of a token to an expert, in the order of experts, as
     /// [`GroupedPlan::run_raw`] says. `routing` has been routed before on this stream.
     ///
     /// # Errors

@@ -153,7 +153,7 @@ impl GroupedPlan {
         8 * self.shape.n_tiles
     }
 
-    /// Y[a] = X[t(a)] W[e(a)]^T for each assignment a of a token to an expert, in the order of experts that `routing`
+    /// `Y[a] = X[t(a)] W[e(a)]^T` for each assignment a of a token to an expert, in the order of experts that `routing`
     /// has; with `is_gated`, silu of the first half of that times the second half. Sums are FP32. It is one launch, which
     /// can be captured.
     ///

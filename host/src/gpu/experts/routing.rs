@@ -129,7 +129,7 @@ impl Device {
         unsafe { self.launch("route", 1, stream, pdl, args) }
     }
 
-    /// Y[t] = sum over a token's experts of weight x outputs: `parts` are FP32, a row of `features` for each assignment
+    /// `Y[t]` = sum over a token's experts of weight x outputs: `parts` are FP32, a row of `features` for each assignment
     /// in the order of experts, `weights` FP32, one for each assignment, and Y BF16. Sums are FP32, in the order of
     /// assignments.
     ///
