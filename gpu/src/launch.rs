@@ -521,7 +521,7 @@ const ROUTE: Launch = Launch {
     name: "route",
     threads: ROUTE_THREADS,
     min_blocks: 1,
-    shared_bytes: 4 * (ROUTE_THREADS / 32 + MAX_EXPERTS),
+    shared_bytes: 4 * (ROUTE_THREADS / 32 + ROUTE_THREADS),
     cluster: 1,
 };
 

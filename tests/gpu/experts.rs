@@ -110,6 +110,14 @@ fn route(lab: &Lab, routing: &mut Routing, experts_of: &[i32]) -> Vec<Option<u32
             .eq(0..order.len() as u32)
     );
     assert!(order.is_sorted_by_key(|&(_, expert)| expert));
+    // Tokens of an expert are in their order, or they would be in other groups from run to run.
+    for expert in 0..experts {
+        let own = experts_of
+            .iter()
+            .zip(&places)
+            .filter(|(e, _)| **e == expert);
+        assert!(own.map(|(_, place)| place).is_sorted());
+    }
     places
 }
 
@@ -359,7 +367,6 @@ fn the_same_bits_in_a_hundred_runs() {
             let mut routing = linear.routing(50, 4).unwrap();
             let places = route(&lab, &mut routing, &experts_of);
             let y = multiply(&mut lab, &linear, &routing, &x, false);
-            // In the order of assignments, for places of an expert's tokens may differ.
             let rows: Vec<u16> = places
                 .into_iter()
                 .flat_map(|place| y[place.unwrap() as usize * layer.m..][..layer.m].to_vec())

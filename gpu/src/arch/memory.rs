@@ -360,22 +360,6 @@ pub unsafe fn leave_u32x4(address: *mut f32, [a, b, c, d]: [u32; 4]) {
     }
 }
 
-/// Adds `value` to a word of shared memory, as one, and gives what it was.
-///
-/// # Safety
-/// `address` is a word of the block's shared memory, and nothing accesses it meanwhile but by this function.
-#[inline(always)]
-pub unsafe fn add_u32(address: u32, value: u32) -> u32 {
-    let mut old: u32;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("atom.relaxed.cta.shared.add.u32 {}, [{}], {};",
-            out(reg32) old, in(reg32) address, in(reg32) value,
-            options(nostack, preserves_flags));
-    }
-    old
-}
-
 /// Adds `value` to 64 bits of global memory, as one.
 ///
 /// # Safety

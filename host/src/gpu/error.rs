@@ -90,7 +90,7 @@ pub enum GpuError {
         /// The largest.
         most: usize,
     },
-    /// More than routing takes.
+    /// More than routing takes, or groups of no tokens.
     #[error(
         "{tokens} tokens of {top_k} experts each, of {experts}: there can be {most} experts, and 2^31 - 1 assignments"
     )]

@@ -1,12 +1,13 @@
 //! Sorts the assignments of tokens to experts by expert.
 //!
 //! ```text
-//! experts --LDG--> count each (shared) --> sums before --> where experts start; groups
-//! experts --LDG--> next place of each (shared) ----------> place of each assignment, and the reverse
+//! experts --LDG--> shared --LDS--> count of each --> sums before --> where experts start; groups
+//! experts --LDG--> shared --LDS--> place of each assignment, and the reverse
 //! ```
 //!
-//! One block. The order of an expert's tokens is as it comes: outputs of a token do not depend on those beside it, nor
-//! on its place among them.
+//! One block, a thread for each expert, which goes through all assignments. So an expert's tokens are in their order,
+//! the groups that they fall into are always the same, and so are the bits that come of them. For 256 assignments that
+//! is 128 loads of four.
 
 use crate::{
     arch::{grid, memory, thread},
@@ -27,56 +28,73 @@ pub unsafe fn route(args: &RouteArgs) {
     const { assert!(MAX_EXPERTS == ROUTE_THREADS) };
     grid::launch_dependents();
     let sums = memory::shared();
-    let counts = sums + 4 * WARPS;
+    let staged = sums + 4 * WARPS;
     // SAFETY: shared addresses lie in the block's; all threads meet at its barriers; ranges are the caller's promise.
     unsafe {
-        let thread = thread::thread() as u32;
-        let own = counts + 4 * thread;
-        memory::store_u32(own, 0);
+        let own = thread::thread() as u32;
         grid::wait_dependencies();
-        thread::sync_block();
-        let mut at = thread;
-        while at < args.assignments {
-            if let Some(expert) = expert(args, at) {
-                memory::add_u32(counts + 4 * expert, 1);
-            }
-            at += ROUTE_THREADS as u32;
-        }
-        thread::sync_block();
-        // One expert a thread.
-        let count = memory::load_u32(own);
-        let own_groups = count
-            .wrapping_add(args.group_tokens - 1)
+        let mut count = 0;
+        for_each_own(args, staged, |_| count += 1);
+        let own_groups = (count + args.group_tokens)
+            .wrapping_sub(1)
             .checked_div(args.group_tokens)
             .unwrap_or(0);
         let (start, _) = block_sum_before::<WARPS>(sums, count);
         let (first_group, groups) = block_sum_before::<WARPS>(sums, own_groups);
-        memory::store_u32(own, start);
-        if thread == 0 {
+        if own == 0 {
             *args.group_count = groups;
         }
         for group in 0..own_groups {
             let done = group * args.group_tokens;
             *args.groups.add((first_group + group) as usize) = Group {
-                expert: thread,
+                expert: own,
                 first: start + done,
                 tokens: (count - done).min(args.group_tokens),
             };
         }
-        thread::sync_block();
-        let mut at = thread;
-        while at < args.assignments {
-            let place = match expert(args, at) {
-                Some(expert) => {
-                    let place = memory::add_u32(counts + 4 * expert, 1);
-                    let token = at.checked_div(args.top_k).unwrap_or(0);
-                    *args.rows.add(place as usize) = token;
-                    place
-                }
-                None => NOWHERE,
-            };
+        let mut place = start;
+        for_each_own(args, staged, |at| {
+            *args.rows.add(place as usize) = at.checked_div(args.top_k).unwrap_or(0);
             *args.places.add(at as usize) = place;
-            at += ROUTE_THREADS as u32;
+            place += 1;
+        });
+    }
+}
+
+/// Calls `each` with the assignments to this thread's expert, in their order, and has those to none be nowhere.
+///
+/// # Safety
+/// As [`route`]; at `staged` there is a word for each thread.
+#[inline(always)]
+unsafe fn for_each_own(args: &RouteArgs, staged: u32, mut each: impl FnMut(u32)) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let own = thread::thread() as u32;
+        let mut first = 0;
+        while first < args.assignments {
+            let at = first + own;
+            let mut expert = NOWHERE;
+            if at < args.assignments {
+                match self::expert(args, at) {
+                    Some(found) => expert = found,
+                    None => *args.places.add(at as usize) = NOWHERE,
+                }
+            }
+            memory::store_u32(staged + 4 * own, expert);
+            thread::sync_block();
+            let count = (args.assignments - first).min(ROUTE_THREADS as u32);
+            let mut index = 0;
+            while index < count {
+                let four = memory::load_u32x4(staged + 4 * index);
+                unroll!(E < 4 => {
+                    if four[E] == own {
+                        each(first + index + E as u32);
+                    }
+                });
+                index += 4;
+            }
+            thread::sync_block();
+            first += ROUTE_THREADS as u32;
         }
     }
 }

@@ -40,7 +40,8 @@ impl RawRouting {
     /// Groups, at most: each expert has one that is not full.
     fn groups(&self) -> usize {
         let assignments = self.assignments();
-        assignments / self.group_tokens.max(1) + assignments.min(self.experts)
+        let full = assignments.checked_div(self.group_tokens).unwrap_or(0);
+        full + assignments.min(self.experts)
     }
 
     /// Bytes of device memory.
@@ -69,7 +70,8 @@ impl RawRouting {
     pub(super) fn check(&self) -> Result<(), GpuError> {
         let assignments = self.tokens.checked_mul(self.top_k);
         let most = i32::MAX as usize;
-        if self.experts > MAX_EXPERTS || assignments.is_none_or(|all| all > most) {
+        let is_too_much = self.experts > MAX_EXPERTS || assignments.is_none_or(|all| all > most);
+        if is_too_much || self.group_tokens == 0 {
             return Err(GpuError::Routing {
                 tokens: self.tokens,
                 top_k: self.top_k,
