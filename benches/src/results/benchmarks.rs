@@ -33,8 +33,8 @@ const SERVING: &str = "
 ## Whole models
 
 By the harnesses in `python/benches`, with graphs and compilation on, dense and compressed in turn, each start in a
-process of its own. Weights are random, like trained ones. Outputs are checked: where greedy tokens part, the dense
-model's two best logits must be a tie but for rounding.
+process of its own. Weights are random, like trained ones. Outputs are checked: in vLLM, where greedy tokens part, the
+dense model's two best logits must be a tie but for rounding; in transformers, logits are compared with dense ones.
 ";
 
 /// The document on all GPUs that the files are of, each on the kernels that are built in: a file that does

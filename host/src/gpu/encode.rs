@@ -7,6 +7,7 @@ use super::{
     driver::{RawStream, check},
     error::{GpuError, Need, Operand},
     matrix::DeviceMatrix,
+    operands::check_aligned,
     stream::{Stream, is_capturing, synchronize},
 };
 use crate::MatrixHeader;
@@ -173,7 +174,7 @@ impl Device {
         } = measured;
         let needed = header.stored_bytes() + DeviceMatrix::TAIL_BYTES;
         check_len(Operand::Weights, Need::AtLeast(needed), capacity)?;
-        check_align(Operand::Weights, out, DeviceMatrix::ALIGN)?;
+        check_aligned(Operand::Weights, out, DeviceMatrix::ALIGN)?;
         let args = arguments(dense, *scratch, Some((header, out)));
         let zero = |from: usize, to: usize| match to - from {
             0 => Ok(()),
@@ -236,8 +237,8 @@ fn check_dense(dense: &RawDense, scratch: u64) -> Result<(), GpuError> {
         cols,
         stride,
     } = dense;
-    check_align(Operand::Dense, address, 2)?;
-    check_align(Operand::Workspace, scratch, 16)?;
+    check_aligned(Operand::Dense, address, 2)?;
+    check_aligned(Operand::Workspace, scratch, 16)?;
     let most = isize::MAX as usize / 2 / rows.max(1);
     if rows > 1 && !(cols..=most).contains(&stride) {
         return Err(GpuError::Stride {
@@ -248,16 +249,4 @@ fn check_dense(dense: &RawDense, scratch: u64) -> Result<(), GpuError> {
         });
     }
     Ok(())
-}
-
-fn check_align(operand: Operand, address: u64, align: usize) -> Result<(), GpuError> {
-    match address.is_multiple_of(align as u64) {
-        true => Ok(()),
-        false => Err(GpuError::Alignment {
-            operand,
-            align,
-            address,
-            pitch: 0,
-        }),
-    }
 }

@@ -6,6 +6,7 @@ use super::{
     driver::RawStream,
     error::{GpuError, Need, Operand},
     matrix::DeviceMatrix,
+    operands::check_aligned,
     stream::Stream,
 };
 
@@ -64,14 +65,7 @@ impl DeviceMatrix {
         for (operand, address, align) in
             [(Operand::Data, numbers, align), (Operand::Outputs, rows, 2)]
         {
-            if !address.is_multiple_of(align as u64) {
-                return Err(GpuError::Alignment {
-                    operand,
-                    align,
-                    address,
-                    pitch: 0,
-                });
-            }
+            check_aligned(operand, address, align)?;
         }
         let warps = count as u64 * self.cols().div_ceil(TILE_COLS) as u64;
         if warps == 0 {

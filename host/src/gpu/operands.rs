@@ -261,6 +261,38 @@ pub(super) fn check_tokens(tokens: usize) -> Result<(), GpuError> {
     }
 }
 
+/// Fails unless rows of at least `least` values of so many bytes can start `stride` apart: kernels count in 32 bits.
+pub(super) fn check_stride(
+    operand: Operand,
+    stride: usize,
+    least: usize,
+    bytes: usize,
+) -> Result<(), GpuError> {
+    let most = u32::MAX as usize / bytes;
+    match (least..=most).contains(&stride) {
+        true => Ok(()),
+        false => Err(GpuError::Stride {
+            operand,
+            stride,
+            least,
+            most,
+        }),
+    }
+}
+
+/// Fails for an address that is not aligned.
+pub(super) fn check_aligned(operand: Operand, address: u64, align: usize) -> Result<(), GpuError> {
+    match address.is_multiple_of(align as u64) {
+        true => Ok(()),
+        false => Err(GpuError::Alignment {
+            operand,
+            align,
+            address,
+            pitch: 0,
+        }),
+    }
+}
+
 /// Values from the start of the first of `rows` rows of `width` to the end of the last, if that
 /// many can be.
 fn span(rows: usize, stride: usize, width: usize) -> Option<usize> {
@@ -293,30 +325,15 @@ impl RawOperands {
             (Operand::Activations, self.x_stride, k, 2),
             (Operand::Outputs, self.y_stride, m, bytes),
         ] {
-            let most = u32::MAX as usize / bytes;
-            if !(least..=most).contains(&stride) {
-                return Err(GpuError::Stride {
-                    operand,
-                    stride,
-                    least,
-                    most,
-                });
-            }
+            check_stride(operand, stride, least, bytes)?;
         }
         for (operand, address, align) in [
             (Operand::Activations, Some(self.x), 2),
             (Operand::Outputs, Some(self.y), bytes),
             (Operand::Bias, self.bias, 2),
         ] {
-            if let Some(address) = address
-                && !address.is_multiple_of(align as u64)
-            {
-                return Err(GpuError::Alignment {
-                    operand,
-                    align,
-                    address,
-                    pitch: 0,
-                });
+            if let Some(address) = address {
+                check_aligned(operand, address, align)?;
             }
         }
         if k == 0 && self.bias.is_some() {

@@ -6,13 +6,13 @@ use zipserv_gpu::{
     layout::TILE_ROWS,
 };
 
-use super::routing::{RawRouting, check_aligned};
+use super::routing::RawRouting;
 use crate::gpu::{
     driver::RawStream,
     error::{GpuError, Operand},
     family::Family,
     matrix::DeviceMatrix,
-    operands::OutputType,
+    operands::{OutputType, check_aligned, check_stride},
     workspace::Workspace,
 };
 
@@ -206,20 +206,8 @@ impl GroupedPlan {
         }
         let (bytes, k) = (operands.output.bytes(), weights.cols());
         let features = self.rows >> u32::from(operands.is_gated);
-        for (operand, stride, least, bytes) in [
-            (Operand::Activations, operands.x_stride, k, 2),
-            (Operand::Outputs, operands.y_stride, features, bytes),
-        ] {
-            let most = u32::MAX as usize / bytes;
-            if !(least..=most).contains(&stride) {
-                return Err(GpuError::Stride {
-                    operand,
-                    stride,
-                    least,
-                    most,
-                });
-            }
-        }
+        check_stride(Operand::Activations, operands.x_stride, k, 2)?;
+        check_stride(Operand::Outputs, operands.y_stride, features, bytes)?;
         check_aligned(Operand::Activations, operands.x, 2)?;
         check_aligned(Operand::Outputs, operands.y, bytes)?;
         if routing.assignments() == 0 {

@@ -10,6 +10,7 @@ use crate::gpu::{
     driver::RawStream,
     error::{GpuError, Need, Operand},
     family::Family,
+    operands::check_aligned,
     stream::Stream,
 };
 
@@ -80,18 +81,6 @@ impl RawRouting {
             });
         }
         check_aligned(Operand::Routing, self.address, 16)
-    }
-}
-
-pub(super) fn check_aligned(operand: Operand, address: u64, align: usize) -> Result<(), GpuError> {
-    match address.is_multiple_of(align as u64) {
-        true => Ok(()),
-        false => Err(GpuError::Alignment {
-            operand,
-            align,
-            address,
-            pitch: 0,
-        }),
     }
 }
 
