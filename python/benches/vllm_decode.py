@@ -358,7 +358,7 @@ def main():
         if not dense.exists():
             dense.mkdir(parents=True)
             checkpoint(dense, options.shape, options.tied)
-        if not compressed.exists():
+        if "compressed" in options.forms and not compressed.exists():
             print(zipserv.compress(dense, compressed, progress=False))
         of, rows = head("vllm", options, tensor_parallel=options.tensor_parallel, is_tied=options.tied), []
         for process in range(options.starts):
