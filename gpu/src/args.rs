@@ -43,10 +43,12 @@ pub struct GemmArgs {
     pub k: u32,
     /// Activations between the starts of rows.
     pub x_stride: u32,
+    /// Whether outputs are silu(first half) x (second half) of the features, each of whole strips.
+    pub is_gated: bool,
 }
 
 /// Tokens of one expert that are multiplied at once.
-#[repr(C)]
+#[repr(C, align(16))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Group {
     /// The expert.
@@ -70,9 +72,7 @@ pub struct GroupedArgs {
     pub groups: *const Group,
     /// How many there are.
     pub group_count: *const u32,
-    /// Whether outputs are silu(first half) x (second half) of an expert's features, each of whole strips.
-    pub is_gated: bool,
-    /// Whether the kernel ahead may be the one that routes.
+    /// Whether the kernel ahead may be the one that routes. If it is not, that one has ended.
     pub follows_routing: bool,
     /// Whether blocks take whole output tiles, so that the sums of a token do not depend on the others.
     pub is_batch_invariant: bool,
@@ -184,6 +184,22 @@ pub struct DecompressArgs {
     pub m: u32,
     /// Input features.
     pub k: u32,
+}
+
+/// The operands of one `gate`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct GateArgs {
+    /// Outputs: rows of `features` BF16.
+    pub y: *mut u16,
+    /// Inputs: rows of twice as many.
+    pub x: *const u16,
+    /// Inputs between the starts of rows.
+    pub x_stride: u64,
+    /// Outputs between the starts of rows.
+    pub y_stride: u64,
+    /// Outputs of a row, a multiple of 8.
+    pub features: u32,
 }
 
 /// What encoding finds out about a matrix.

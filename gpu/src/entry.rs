@@ -176,6 +176,17 @@ kernel! {
 }
 
 kernel! {
+    /// Between the products of a gated MLP, see [`crate::kernels::gate`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::gate`].
+    fn gate(args: crate::args::GateArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::gate::gate(&args) }
+    }
+}
+
+kernel! {
     /// Rows of a matrix, see [`crate::kernels::gather`].
     ///
     /// # Safety

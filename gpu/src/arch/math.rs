@@ -28,6 +28,17 @@ fn reciprocal(x: f32) -> f32 {
 
 /// x / (1 + e^-x), to a few units in the last place.
 #[inline(always)]
-pub fn silu(x: f32) -> f32 {
+fn silu(x: f32) -> f32 {
     x * reciprocal(1.0 + exp2(-core::f32::consts::LOG2_E * x))
+}
+
+/// silu(gate) x up, of pairs of BF16: what a gated MLP has between its products.
+#[inline(always)]
+pub fn gated(gate: u32, up: u32) -> [f32; 2] {
+    // A BF16 is the upper half of an FP32.
+    let value = |bits: u32| f32::from_bits(bits & 0xFFFF_0000);
+    [
+        silu(value(gate << 16)) * value(up << 16),
+        silu(value(gate)) * value(up),
+    ]
 }

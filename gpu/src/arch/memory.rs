@@ -44,6 +44,19 @@ shared_access! {
     load_u32 store_u32 reg32 u32, "u32";
 }
 
+/// Adds `value` to a word of shared memory, as one.
+///
+/// # Safety
+/// `address` lies in the block's shared memory, aligned, and nothing accesses it meanwhile but by this function.
+#[inline(always)]
+pub unsafe fn add_u32(address: u32, value: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("red.shared.add.u32 [{}], {};", in(reg32) address, in(reg32) value,
+            options(nostack, preserves_flags));
+    }
+}
+
 /// Stores a float to shared memory.
 ///
 /// # Safety
@@ -343,6 +356,21 @@ pub unsafe fn observe_u32x4(address: *const f32) -> [u32; 4] {
             options(nostack, preserves_flags));
     }
     [a, b, c, d]
+}
+
+/// Loads a word of global memory as it is, whatever earlier loads have left in the first-level cache.
+///
+/// # Safety
+/// `address` is readable and aligned.
+#[inline(always)]
+pub unsafe fn observe_u32(address: *const u32) -> u32 {
+    let mut value: u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.relaxed.gpu.global.u32 {}, [{}];", out(reg32) value, in(reg64) address,
+            options(nostack, preserves_flags));
+    }
+    value
 }
 
 /// Stores four words to global memory, which another block may have bulk copies read after

@@ -67,6 +67,18 @@ pub fn any(so: bool) -> bool {
     any != 0
 }
 
+/// The lanes that have the same value, a bit each.
+#[inline(always)]
+pub fn lanes_with(value: u32) -> u32 {
+    let mut lanes: u32;
+    // SAFETY: all lanes of the warp run this.
+    unsafe {
+        asm!("match.any.sync.b32 {}, {}, 0xffffffff;", out(reg32) lanes, in(reg32) value,
+            options(nomem, nostack, preserves_flags));
+    }
+    lanes
+}
+
 /// [`lane`], for which the assembler, when it is short of registers, can ask again instead of keeping it.
 #[inline(always)]
 pub fn lane_id() -> u32 {

@@ -36,6 +36,7 @@ pub mod encode;
 pub mod epilogue;
 pub mod experts;
 pub mod fixup;
+pub mod gate;
 pub mod gather;
 pub mod mma;
 pub mod read;

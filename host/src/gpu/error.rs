@@ -116,6 +116,12 @@ pub enum GpuError {
         /// Rows that there are.
         found: usize,
     },
+    /// Weights that do not fall into two halves of whole strips.
+    #[error("the gate's half of {rows} output features is no multiple of 32 features")]
+    Gated {
+        /// Rows of the weights.
+        rows: usize,
+    },
     /// A kernel does not take so many input features.
     #[error("{kernel} takes multiples of 8 input features, not {cols}")]
     Columns {

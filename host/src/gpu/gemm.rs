@@ -104,7 +104,9 @@ impl Plan {
                 return write_empty_sums(stream, weights, operands);
             }
             match &self.kind {
-                Kind::Mma(plan) => run_mma(stream, plan, self.pdl, weights, operands, workspace),
+                Kind::Mma(plan) => {
+                    run_mma(stream, plan, self.pdl, weights, operands, false, workspace)
+                }
                 Kind::Wgmma(plan) if wgmma::can_read(operands.x, operands.x_stride) => {
                     run_wgmma(stream, plan, self.pdl, weights, operands, workspace)
                 }

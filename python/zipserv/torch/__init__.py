@@ -10,7 +10,18 @@
 
 from zipserv.torch.experts import encode_experts, experts_mlp, grouped_linear
 from zipserv.torch.modules import Embedding, Experts, Linear, compress, compress_experts
-from zipserv.torch.ops import capacity, decompress, embedding, encode, encode_, from_stored, linear, prefix, shape
+from zipserv.torch.ops import (
+    capacity,
+    decompress,
+    embedding,
+    encode,
+    encode_,
+    from_stored,
+    gated_linear,
+    linear,
+    prefix,
+    shape,
+)
 
 __all__ = [
     "Embedding",
@@ -26,6 +37,7 @@ __all__ = [
     "encode_experts",
     "experts_mlp",
     "from_stored",
+    "gated_linear",
     "grouped_linear",
     "linear",
     "prefix",

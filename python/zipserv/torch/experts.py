@@ -159,7 +159,8 @@ def _outputs_cpu(x, weight, experts_of, experts, rows, cols):
 def _activate(y: Tensor, is_gated: bool) -> Tensor:
     if not is_gated:
         return y
-    gate, up = y.chunk(2, -1)
+    # Products are rounded before they go on, as the kernels do.
+    gate, up = y.bfloat16().float().chunk(2, -1)
     return F.silu(gate) * up
 
 
@@ -202,7 +203,7 @@ class _Routed:
         experts_of = experts_of.contiguous()
         _native.route(*self.at, experts_of.data_ptr(), experts_of.dtype == torch.int64, self.key)
 
-    def multiply(self, x, x_by_expert, weight, rows, y, is_gated):
+    def multiply(self, x, x_by_expert, weight, rows, y, is_gated, follows_routing=True):
         _native.grouped_linear(
             *self.at,
             ops._cuda_weight(*weight),
@@ -215,6 +216,7 @@ class _Routed:
             y.shape[-1],
             y.dtype == torch.float32,
             is_gated,
+            follows_routing,
             self.batch_invariant,
         )
 
@@ -248,7 +250,7 @@ def _experts_mlp_cuda(x, gate_up, down, experts_of, scales, experts, inner, batc
         inside = x.new_empty(of.numel(), inner)
         routed.multiply(x[some], False, gate_up, 2 * inner, inside, True)
         parts = x.new_empty(of.numel(), hidden, dtype=torch.float32)
-        routed.multiply(inside, True, down, hidden, parts, False)
+        routed.multiply(inside, True, down, hidden, parts, False, follows_routing=False)
         scale = scales[some]
         _native.combine(*routed.at, parts.data_ptr(), scale.data_ptr(), out_some.data_ptr(), hidden, routed.key)
     return out if top_k else out.zero_()

@@ -26,6 +26,10 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
+    "gated_linear(Tensor x, Tensor weight, int rows, int cols, bool batch_invariant) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
     "embedding(Tensor ids, Tensor weight, int rows, int cols) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
 )
 _library.define("decompress(Tensor weight, int rows, int cols) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
@@ -64,6 +68,12 @@ def _check_linear(x: Tensor, weight: Tensor, rows: int, cols: int, bias: Tensor 
             raise TypeError(f"bias is {rows} torch.bfloat16, got {bias.dtype} of shape {tuple(bias.shape)}")
 
 
+def _check_gated(x: Tensor, weight: Tensor, rows: int, cols: int) -> None:
+    _check_linear(x, weight, rows, cols, None)
+    if rows % 64 or cols == 0:
+        raise ValueError(f"gate and up of {rows} x {cols} weights are no multiples of 32 output features")
+
+
 def _check_dense(dense: Tensor) -> None:
     if dense.dtype != torch.bfloat16 or dense.dim() != 2:
         raise TypeError(f"a matrix of torch.bfloat16 is compressed, got {dense.dtype} of shape {tuple(dense.shape)}")
@@ -88,6 +98,24 @@ def linear(
     Gradients flow to ``x`` and ``bias``, for adapters on frozen weights; the backward pass restores the dense weights.
     """
     return torch.ops.zipserv.linear(x, weight, rows, cols, bias, batch_invariant)
+
+
+def gated_linear(x: Tensor, weight: Tensor, rows: int, cols: int, *, batch_invariant: bool = False) -> Tensor:
+    """``silu(gate) * up`` of ``gate, up = (x @ W.T).chunk(2, -1)``: the first half of a gated MLP.
+
+    On a GPU it is one launch for up to 16 tokens. Products are rounded to BF16 before they go on in FP32.
+
+    Args:
+        x: Activations of shape (..., cols), BF16.
+        weight: Compressed weights, gate and up stacked.
+        rows: Their output features, a multiple of 64.
+        cols: Input features.
+        batch_invariant: The bits of a token's outputs do not depend on the other tokens. For Hopper GPUs.
+
+    Returns:
+        (..., rows / 2) BF16. There are no gradients.
+    """
+    return torch.ops.zipserv.gated_linear(x, weight, rows, cols, batch_invariant)
 
 
 def embedding(ids: Tensor, weight: Tensor, rows: int, cols: int) -> Tensor:
@@ -183,6 +211,12 @@ def _linear_cpu(x, weight, rows, cols, bias, batch_invariant):
     return F.linear(x, _decompress_cpu(weight, rows, cols), bias)
 
 
+def _gated_linear_cpu(x, weight, rows, cols, batch_invariant):
+    _check_gated(x, weight, rows, cols)
+    gate, up = F.linear(x, _decompress_cpu(weight, rows, cols)).float().chunk(2, -1)
+    return (F.silu(gate) * up).bfloat16()
+
+
 def _embedding_cpu(ids, weight, rows, cols):
     _check_device("ids", ids, weight)
     numbers = ids.flatten().tolist()
@@ -246,27 +280,43 @@ def _linear_cuda(x, weight, rows, cols, bias, batch_invariant):
         return y
     if cols == 0:
         return y.zero_() if bias is None else y.copy_(bias.expand_as(y))
-    x = _aligned_rows(x, cols)
-    n = x.shape[0]
     if bias is not None:
         bias = bias.contiguous()
+    bias_at = None if bias is None else bias.data_ptr()
+    _multiply(_native.linear, x, weight, rows, cols, y.data_ptr(), bias_at, batch_invariant)
+    return y
+
+
+def _multiply(launch, x: Tensor, weight: Tensor, rows: int, cols: int, *operands) -> None:
+    x = _aligned_rows(x, cols)
+    n = x.shape[0]
     # A launch outside of a graph is a plain one, which waits for whoever wrote the weights. In a graph, launches that
     # start early and read weights at once are safe if nothing in the graph has written the weights before: then
     # tensor, address and version are what they were at a launch before the capture.
     written = None if weight.is_inference() else (weight.data_ptr(), weight._version)
-    is_captured = _native.linear(
+    is_captured = launch(
         *_stream(x.device),
         _cuda_weight(weight, rows, cols),
         x.data_ptr(),
         x.stride(0) if n > 1 else max(cols, x.stride(0)),
         n,
-        y.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        batch_invariant,
+        *operands,
         written is not None and getattr(weight, "_zipserv_read", None) == written,
     )
     if not is_captured:
         weight._zipserv_read = written
+
+
+def _gated_linear_cuda(x, weight, rows, cols, batch_invariant):
+    _check_gated(x, weight, rows, cols)
+    y = torch.empty((*x.shape[:-1], rows // 2), dtype=torch.bfloat16, device=x.device)
+    x, out = x.reshape(-1, cols), y.view(-1, rows // 2)
+    for first in range(0, x.shape[0], _native.MAX_TOKENS):
+        some = slice(first, first + _native.MAX_TOKENS)
+        # The memory is for what is not done in one launch.
+        products = torch.empty((out[some].shape[0], rows), dtype=torch.bfloat16, device=x.device)
+        operands = out[some].data_ptr(), products.data_ptr(), batch_invariant
+        _multiply(_native.gated_linear, x[some], weight, rows, cols, *operands)
     return y
 
 
@@ -329,6 +379,7 @@ def _encode_into_cuda(weight, dense):
 
 for _name, _cpu, _cuda in (
     ("linear", _linear_cpu, _linear_cuda),
+    ("gated_linear", _gated_linear_cpu, _gated_linear_cuda),
     ("embedding", _embedding_cpu, _embedding_cuda),
     ("decompress", _decompress_cpu, _decompress_cuda),
     ("encode", _encode_cpu, _encode_cuda),
@@ -345,6 +396,12 @@ for _name, _cpu, _cuda in (
 def _(x, weight, rows, cols, bias, batch_invariant):
     _check_linear(x, weight, rows, cols, bias)
     return x.new_empty((*x.shape[:-1], rows))
+
+
+@torch.library.register_fake("zipserv::gated_linear", lib=_library)
+def _(x, weight, rows, cols, batch_invariant):
+    _check_gated(x, weight, rows, cols)
+    return x.new_empty((*x.shape[:-1], rows // 2))
 
 
 @torch.library.register_fake("zipserv::embedding", lib=_library)

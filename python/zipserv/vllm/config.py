@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from fnmatch import fnmatch
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch import nn
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
@@ -20,6 +18,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.platforms import current_platform
 
 import zipserv
+from zipserv.torch.early import let_kernels_start_early
 from zipserv.vllm.experts import ZipservExpertsMethod, why_dense
 from zipserv.vllm.layers import ZipservEmbeddingMethod, ZipservLinearMethod, stays_dense
 
@@ -68,7 +67,7 @@ class ZipservConfig(QuantizationConfig):
             self._may_tie = any(getattr(config, "tie_word_embeddings", True) for config in (hf_config, text_config))
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        _let_kernels_start_early()
+        let_kernels_start_early()
         skipped = any(fnmatch(prefix, pattern) for pattern in self.modules_to_not_convert)
         if isinstance(layer, LinearBase):
             return UnquantizedLinearMethod() if skipped else ZipservLinearMethod(prefix)
@@ -83,9 +82,3 @@ class ZipservConfig(QuantizationConfig):
                 return ZipservExpertsMethod(prefix, layer)
             stays_dense("routed experts", why)
         return None
-
-
-def _let_kernels_start_early() -> None:
-    """Has inductor's kernels release those behind them early: products read weights meanwhile."""
-    if "TORCHINDUCTOR_ENABLE_PDL" not in os.environ:
-        torch._inductor.config.triton.enable_pdl = True

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from vllm import envs
 from vllm.logger import init_logger
-from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.linear import LinearMethodBase, MergedColumnParallelLinear, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload.layerwise import initialize_online_processing
@@ -112,8 +113,11 @@ class Packing(OnlinePacking, QuantizeMethodBase):
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         if not hasattr(layer, "zipserv_shape"):
             return self._dense.apply(layer, x, bias)
-        rows, cols = layer.zipserv_shape
-        return ops.linear(x, layer.zipserv_weight, rows, cols, bias, batch_invariant=bool(envs.VLLM_BATCH_INVARIANT))
+        weight, (rows, cols) = layer.zipserv_weight, layer.zipserv_shape
+        is_invariant = bool(envs.VLLM_BATCH_INVARIANT)
+        if getattr(layer, "zipserv_gates", False):
+            return ops.gated_linear(x, weight, rows, cols, batch_invariant=is_invariant)
+        return ops.linear(x, weight, rows, cols, bias, batch_invariant=is_invariant)
 
 
 class ZipservLinearMethod(Packing, LinearMethodBase):
@@ -121,6 +125,36 @@ class ZipservLinearMethod(Packing, LinearMethodBase):
 
     def __init__(self, name: str) -> None:
         super().__init__(name, UnquantizedLinearMethod(), uses_meta_device=True)
+
+
+class Gate(nn.Module):
+    """In place of the activation of a gated MLP, whose product has done it already, unless it is dense.
+
+    Args:
+        activation: What it stands for.
+        features: Those that are left by it.
+    """
+
+    def __init__(self, activation: nn.Module, features: int) -> None:
+        super().__init__()
+        self.activation = activation
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[-1] == self.features else self.activation(x)
+
+
+def gate(mlp: nn.Module) -> None:
+    """Has the first product of an MLP do ``silu(gate) * up`` too, if it is one of ``gate_up_proj`` and ``act_fn``."""
+    product, activation = getattr(mlp, "gate_up_proj", None), getattr(mlp, "act_fn", None)
+    if not isinstance(product, MergedColumnParallelLinear) or type(activation) is not SiluAndMul:
+        return
+    sizes = product.output_partition_sizes
+    has_halves = len(sizes) == 2 and sizes[0] == sizes[1] and sizes[0] % 32 == 0
+    if not has_halves or not isinstance(product.quant_method, ZipservLinearMethod) or product.bias is not None:
+        return
+    product.zipserv_gates = True
+    mlp.act_fn = Gate(activation, sizes[0])
 
 
 class ZipservEmbeddingMethod(Packing):

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 from safetensors import safe_open
 from torch import Tensor, nn
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info, initialize_online_processing
 from vllm.platforms import current_platform
 
 import zipserv
 from zipserv.torch import ops
-from zipserv.vllm.layers import OnlinePacking
+from zipserv.vllm.layers import OnlinePacking, gate
 
 
 def install() -> None:
@@ -43,6 +44,10 @@ def install() -> None:
         for name, layer in waiting:
             if _is_waiting(layer) and not get_layerwise_info(layer).load_numel:
                 raise ValueError(f"no weights of {name} in {model_config.model}")
+        # What adapters add to gate and up must come before the activation.
+        if get_current_vllm_config().lora_config is None:
+            for module in list(model.modules()):
+                gate(module)
 
     DefaultModelLoader.load_weights = load_weights
 

@@ -18,8 +18,8 @@ use crate::{
 /// `args` describe outputs of experts, and places as `route` writes them; a block a token is launched.
 #[inline(always)]
 pub unsafe fn combine(args: &CombineArgs) {
-    grid::launch_dependents();
     grid::wait_dependencies();
+    grid::launch_dependents();
     // SAFETY: every thread has a place in the grid; ranges are the caller's promise.
     unsafe {
         let token = thread::block() as u32;

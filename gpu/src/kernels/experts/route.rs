@@ -1,13 +1,13 @@
 //! Sorts the assignments of tokens to experts by expert.
 //!
 //! ```text
-//! experts --LDG--> shared --LDS--> count of each --> sums before --> where experts start; groups
-//! experts --LDG--> shared --LDS--> place of each assignment, and the reverse
+//! experts of all --LDG--> count of each, in shared memory --> sums before --> where experts start; groups
+//! experts of a block's own --LDG--> places: start + those before in other blocks, warps, lanes --> rows, places
 //! ```
 //!
-//! One block, a thread for each expert, which goes through all assignments. So an expert's tokens are in their order,
-//! the groups that they fall into are always the same, and so are the bits that come of them. For 256 assignments that
-//! is 128 loads of four.
+//! Each block counts all assignments, so that none waits for another, and places its own part of them, 1024 at a time.
+//! An expert's tokens stay in their order, so the groups that they fall into are always the same, and so are the bits
+//! that come of them. For up to 1024 assignments one block does it all, in some 4 us.
 
 use crate::{
     arch::{grid, memory, thread},
@@ -17,91 +17,126 @@ use crate::{
     layout::LANES,
 };
 
+const WARPS: u32 = (ROUTE_THREADS / LANES) as u32;
+
 /// Routes.
 ///
 /// # Safety
 /// `args` describe assignments, at most [`MAX_EXPERTS`] experts, and room for a row and a place for each assignment
-/// and for as many groups as there can be; one block is launched, as [`crate::launch`] has it.
+/// and for as many groups as there can be; blocks are launched as [`crate::launch`] has them.
 #[inline(always)]
 pub unsafe fn route(args: &RouteArgs) {
-    const WARPS: u32 = (ROUTE_THREADS / LANES) as u32;
     const { assert!(MAX_EXPERTS == ROUTE_THREADS) };
-    grid::launch_dependents();
-    let sums = memory::shared();
-    let staged = sums + 4 * WARPS;
+    const CHUNK: u32 = ROUTE_THREADS as u32;
+    let shared = memory::shared();
+    let counts = shared + 4 * WARPS;
+    let nexts = counts + 4 * MAX_EXPERTS as u32;
+    // For each warp and expert, how many of a chunk's assignments come before.
+    let of_warps = nexts + 4 * MAX_EXPERTS as u32;
+    let of_warp = |warp: u32, expert: u32| of_warps + 2 * (warp * args.experts + expert);
     // SAFETY: shared addresses lie in the block's; all threads meet at its barriers; ranges are the caller's promise.
     unsafe {
         let own = thread::thread() as u32;
+        let (block, blocks) = (thread::block() as u32, thread::blocks() as u32);
+        let chunks = args.assignments.div_ceil(CHUNK);
+        let each = CHUNK * chunks.div_ceil(blocks.max(1));
+        let (first, end) = (
+            (block * each).min(args.assignments),
+            ((block + 1) * each).min(args.assignments),
+        );
+        memory::store_u32(counts + 4 * own, 0);
+        memory::store_u32(nexts + 4 * own, 0);
+        thread::sync_block();
         grid::wait_dependencies();
-        let mut count = 0;
-        for_each_own(args, staged, |_| count += 1);
+        grid::launch_dependents();
+        let mut at = own;
+        while at < args.assignments {
+            // Their loads are in flight at the same time.
+            let mut experts = [NOWHERE; 4];
+            unroll!(I < 4 => { experts[I] = expert(args, at + I as u32 * CHUNK); });
+            unroll!(I < 4 => {
+                if experts[I] != NOWHERE {
+                    memory::add_u32(counts + 4 * experts[I], 1);
+                    if at + (I as u32 * CHUNK) < first {
+                        memory::add_u32(nexts + 4 * experts[I], 1);
+                    }
+                }
+            });
+            at += 4 * CHUNK;
+        }
+        thread::sync_block();
+
+        // A thread for each expert.
+        let count = memory::load_u32(counts + 4 * own);
         let own_groups = (count + args.group_tokens)
             .wrapping_sub(1)
             .checked_div(args.group_tokens)
             .unwrap_or(0);
-        let (start, _) = block_sum_before::<WARPS>(sums, count);
-        let (first_group, groups) = block_sum_before::<WARPS>(sums, own_groups);
-        if own == 0 {
-            *args.group_count = groups;
+        let (start, _) = block_sum_before::<WARPS>(shared, count);
+        let (first_group, groups) = block_sum_before::<WARPS>(shared, own_groups);
+        if block == 0 {
+            if own == 0 {
+                *args.group_count = groups;
+            }
+            for group in 0..own_groups {
+                let done = group * args.group_tokens;
+                *args.groups.add((first_group + group) as usize) = Group {
+                    expert: own,
+                    first: start + done,
+                    tokens: (count - done).min(args.group_tokens),
+                };
+            }
         }
-        for group in 0..own_groups {
-            let done = group * args.group_tokens;
-            *args.groups.add((first_group + group) as usize) = Group {
-                expert: own,
-                first: start + done,
-                tokens: (count - done).min(args.group_tokens),
-            };
-        }
-        let mut place = start;
-        for_each_own(args, staged, |at| {
-            *args.rows.add(place as usize) = at.checked_div(args.top_k).unwrap_or(0);
-            *args.places.add(at as usize) = place;
-            place += 1;
-        });
-    }
-}
+        let mut next = start + memory::load_u32(nexts + 4 * own);
 
-/// Calls `each` with the assignments to this thread's expert, in their order, and has those to none be nowhere.
-///
-/// # Safety
-/// As [`route`]; at `staged` there is a word for each thread.
-#[inline(always)]
-unsafe fn for_each_own(args: &RouteArgs, staged: u32, mut each: impl FnMut(u32)) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let own = thread::thread() as u32;
-        let mut first = 0;
-        while first < args.assignments {
-            let at = first + own;
-            let mut expert = NOWHERE;
-            if at < args.assignments {
-                match self::expert(args, at) {
-                    Some(found) => expert = found,
-                    None => *args.places.add(at as usize) = NOWHERE,
+        let (warp, lane) = (thread::warp(), thread::lane());
+        let mut chunk = first;
+        while chunk < end {
+            let at = chunk + own;
+            let expert = if at < end { expert(args, at) } else { NOWHERE };
+            memory::store_u32(nexts + 4 * own, next);
+            let mut index = own;
+            while index < WARPS * args.experts {
+                memory::store_u16(of_warps + 2 * index, 0);
+                index += CHUNK;
+            }
+            thread::sync_block();
+            let peers = thread::lanes_with(expert);
+            let earlier = (peers & ((1 << lane) - 1)).count_ones();
+            if expert != NOWHERE && earlier == 0 {
+                memory::store_u16(of_warp(warp, expert), peers.count_ones() as u16);
+            }
+            thread::sync_block();
+            if own < args.experts {
+                let mut before = 0;
+                for warp in 0..WARPS {
+                    let count = memory::load_u16(of_warp(warp, own));
+                    memory::store_u16(of_warp(warp, own), before);
+                    before += count;
                 }
-            }
-            memory::store_u32(staged + 4 * own, expert);
-            thread::sync_block();
-            let count = (args.assignments - first).min(ROUTE_THREADS as u32);
-            let mut index = 0;
-            while index < count {
-                let four = memory::load_u32x4(staged + 4 * index);
-                unroll!(E < 4 => {
-                    if four[E] == own {
-                        each(first + index + E as u32);
-                    }
-                });
-                index += 4;
+                next += u32::from(before);
             }
             thread::sync_block();
-            first += ROUTE_THREADS as u32;
+            if expert != NOWHERE {
+                let in_chunk = u32::from(memory::load_u16(of_warp(warp, expert))) + earlier;
+                let place = memory::load_u32(nexts + 4 * expert) + in_chunk;
+                *args.rows.add(place as usize) = at.checked_div(args.top_k).unwrap_or(0);
+                *args.places.add(at as usize) = place;
+            } else if at < end {
+                *args.places.add(at as usize) = NOWHERE;
+            }
+            thread::sync_block();
+            chunk += CHUNK;
         }
     }
 }
 
-/// The expert of an assignment, if it is one.
+/// The expert of an assignment, or [`NOWHERE`].
 #[inline(always)]
-unsafe fn expert(args: &RouteArgs, at: u32) -> Option<u32> {
+unsafe fn expert(args: &RouteArgs, at: u32) -> u32 {
+    if at >= args.assignments {
+        return NOWHERE;
+    }
     let at = at as usize;
     // SAFETY: there are so many assignments.
     let expert = unsafe {
@@ -110,5 +145,8 @@ unsafe fn expert(args: &RouteArgs, at: u32) -> Option<u32> {
             false => i64::from(*args.experts_of.cast::<i32>().add(at)),
         }
     };
-    (0 <= expert && expert < i64::from(args.experts)).then_some(expert as u32)
+    match 0 <= expert && expert < i64::from(args.experts) {
+        true => expert as u32,
+        false => NOWHERE,
+    }
 }

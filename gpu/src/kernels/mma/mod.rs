@@ -17,7 +17,7 @@
 //! the last one while the others multiply the next. Where blocks share one, [`sentinel`] is how.
 //!
 //! Weights are asked for before all else, for no earlier kernel of the stream writes them; X and Y
-//! wait for the kernel before. Weights are read once and X by every block, so the L2 cache is told
+//! wait for the kernel before, and so does the start of the one behind. Weights are read once and X by every block, so the L2 cache is told
 //! to let go of weights first.
 //!
 //! The same kernel multiplies the tokens of a mixture's experts: [`problem`] says where output tiles are then.
@@ -39,7 +39,7 @@ use super::{
     fixup::{self, sentinel},
 };
 use crate::{
-    arch::{barrier, copy, grid, math, memory, thread},
+    arch::{barrier, copy, grid, math, memory, mma, thread},
     args::{GemmArgs, GroupedArgs},
     launch::Gemm,
     layout::*,
@@ -107,8 +107,22 @@ pub unsafe fn zipgemm_grouped<
     unsafe { block.run() }
 }
 
+/// Most rows of activations that a lane looks after, and room for as many as [`unroll!`] may name.
+const MOST_ROWS: usize = 8;
+
 /// Most *fours*, sums of four rows and one token, that an epilogue thread has of eight tokens.
 const FOURS_AT_MOST: usize = 8;
+
+/// What a lane copies of a k-block: the tiles of one strip, and their patches.
+#[derive(Clone, Copy, Default)]
+struct Share {
+    /// The first tile.
+    tile: u32,
+    /// How many there are, perhaps none.
+    tiles: u32,
+    /// Their patches, from and to.
+    patches: [u32; 2],
+}
 
 /// A thread's view of its block.
 struct Block<
@@ -221,11 +235,10 @@ impl<
 
     #[inline(always)]
     unsafe fn run(&self) {
-        grid::launch_dependents();
         // SAFETY: addresses lie in the block's shared memory by the shape's arithmetic; global
         // ranges are the caller's promise.
         unsafe {
-            let mut first = (Cursor::new(self.work_tiles), [0; 2]);
+            let mut first = (Cursor::new(self.work_tiles), Share::default());
             if self.warp == Self::WARPS {
                 // Weights are on their way before anything else happens.
                 if self.lane == 0 {
@@ -273,12 +286,12 @@ impl<
     }
 
     /// Fills the ring with weights, which never depend on an earlier kernel of the stream, and
-    /// says what this lane copies next and where its patches are.
+    /// says what this lane copies next.
     #[inline(always)]
-    unsafe fn start_weights(&self) -> (Cursor<WARPS_K>, [u32; 2]) {
+    unsafe fn start_weights(&self) -> (Cursor<WARPS_K>, Share) {
         let (strip, slot) = (self.lane % WARPS_M as u32, self.lane / WARPS_M as u32);
         let own = Cursor::<WARPS_K>::new(self.work_tiles).after(slot);
-        let range = self.patch_range(&own, strip);
+        let share = self.share(&own, strip);
         let ahead = match self.work_tiles.left() >= LONG * WARPS_K as u32 {
             true => AHEAD_OF_LONG,
             false => AHEAD,
@@ -286,12 +299,13 @@ impl<
         // SAFETY: `run`'s.
         unsafe {
             if fetch::ALONE && slot < STAGES as u32 {
-                self.copy_dense(&own, strip, slot);
+                self.copy_dense(share, strip, slot);
             } else if fetch::ALONE && slot < STAGES as u32 + ahead {
-                self.prefetch_dense(&own, strip);
+                let dense = self.args.dense.add(share.tile as usize * TILE_BYTES);
+                copy::prefetch_bulk(dense, share.tiles * TILE_BYTES as u32);
             }
         }
-        (own, range)
+        (own, share)
     }
 
     /// Keeps the ring full of weights.
@@ -299,39 +313,42 @@ impl<
     /// Each lane looks after one strip of one k-block in [`Self::BATCH`], so that what it must read
     /// of the offsets is there long before its stage is due.
     #[inline(always)]
-    unsafe fn copy_weights(&self, (mut own, mut range): (Cursor<WARPS_K>, [u32; 2])) {
+    unsafe fn copy_weights(&self, (mut own, mut share): (Cursor<WARPS_K>, Share)) {
         let k_blocks = self.work_tiles.k_blocks(WARPS_K as u32);
         let (strip, slot) = (self.lane % WARPS_M as u32, self.lane / WARPS_M as u32);
         // SAFETY: `run`'s.
         unsafe {
-            let mut shared = Cursor::<WARPS_K>::new(self.work_tiles);
             let mut ring = PipelineState::<STAGES>::PRODUCER;
             let mut k_block = 0;
             while k_block < k_blocks {
                 let next = own.after(Self::BATCH);
-                let next_range = self.patch_range(&next, strip);
+                let next_share = self.share(&next, strip);
                 for now in 0..Self::BATCH.min(k_blocks - k_block) {
                     barrier::wait(self.empty(ring.stage), ring.parity);
                     if !fetch::ALONE {
                         // All lanes copy the k-block, each a part of one strip.
                         let strip = fetch::strip::<WARPS_M>(self.lane);
                         let holder = now * WARPS_M as u32 + strip;
-                        let range = range.map(|at| thread::shuffle(at, holder));
-                        self.copy_dense(&shared, strip, ring.stage);
-                        self.copy_patches(range, strip, ring.stage);
+                        let of_holder = |value| thread::shuffle(value, holder);
+                        let share = Share {
+                            tile: of_holder(share.tile),
+                            tiles: of_holder(share.tiles),
+                            patches: share.patches.map(of_holder),
+                        };
+                        self.copy_dense(share, strip, ring.stage);
+                        self.copy_patches(share, strip, ring.stage);
                         copy::arrive_after_chunks(self.full(ring.stage));
-                        shared = shared.after(1);
                     } else if slot == now {
                         if k_block >= STAGES as u32 {
-                            self.copy_dense(&own, strip, ring.stage);
+                            self.copy_dense(share, strip, ring.stage);
                         }
-                        self.copy_patches(range, strip, ring.stage);
+                        self.copy_patches(share, strip, ring.stage);
                         barrier::arrive(self.full(ring.stage));
                     }
                     ring.advance();
                     k_block += 1;
                 }
-                (own, range) = (next, next_range);
+                (own, share) = (next, next_share);
             }
         }
     }
@@ -340,57 +357,69 @@ impl<
     #[inline(always)]
     unsafe fn copy_activations(&self) {
         grid::wait_dependencies();
+        grid::launch_dependents();
         let mut at = Cursor::<WARPS_K>::new(self.work_tiles);
         let mut ring = PipelineState::<STAGES>::PRODUCER;
-        while at.k_block().2 > 0 {
+        // Of the output tile of `at`: how many tokens there are, and the rows of this lane's.
+        let (mut of, mut n, mut rows) = (u32::MAX, 0, [0; MOST_ROWS]);
+        loop {
+            let (output_tile, col, tiles) = at.k_block();
+            if tiles == 0 {
+                break;
+            }
+            if output_tile != of {
+                let (first, count) = self.problem.tokens::<WARPS_M>(output_tile);
+                (of, n) = (output_tile, count);
+                unroll!(I < Self::LANE_ROWS => {
+                    let token = (I * LANES) as u32 + self.lane;
+                    rows[I] = if token < n { self.problem.row(first + token) } else { 0 };
+                });
+            }
             // SAFETY: `run`'s.
             unsafe {
                 barrier::wait(self.empty(ring.stage), ring.parity);
-                let (output_tile, col, _) = at.k_block();
-                self.copy_x(self.problem.tokens::<WARPS_M>(output_tile), col, ring.stage);
+                self.copy_x(n, &rows, col, tiles, ring.stage);
             }
             at = at.after(1);
             ring.advance();
         }
     }
 
-    /// First of the k-block's tiles in a strip of its output tile, if there are any.
+    /// This lane's share of a k-block, of which it has one strip.
     #[inline(always)]
-    fn first_tile(&self, cursor: &Cursor<WARPS_K>, strip: u32) -> Option<u32> {
+    fn share(&self, cursor: &Cursor<WARPS_K>, strip: u32) -> Share {
         let (output_tile, col, tiles) = cursor.k_block();
         if tiles == 0 {
-            return None;
+            return Share::default();
         }
-        let strip = self.problem.strip::<WARPS_M>(output_tile, strip)?;
-        Some(strip * self.k_tiles + col)
-    }
-
-    /// The patches of the k-block's tiles in a strip.
-    #[inline(always)]
-    fn patch_range(&self, cursor: &Cursor<WARPS_K>, strip: u32) -> [u32; 2] {
-        let Some(tile) = self.first_tile(cursor, strip) else {
-            return [0; 2];
+        let Some(strip) = self.problem.strip::<WARPS_M>(output_tile, strip) else {
+            return Share::default();
         };
+        let tile = strip * self.k_tiles + col;
         // SAFETY: there is one offset more than there are tiles.
-        unsafe {
+        let patches = unsafe {
             let offsets = self.args.offsets.add(tile as usize);
-            let tiles = cursor.k_block().2 as usize;
             [
                 memory::load_global_u32(offsets),
-                memory::load_global_u32(offsets.add(tiles)),
+                memory::load_global_u32(offsets.add(tiles as usize)),
             ]
+        };
+        Share {
+            tile,
+            tiles,
+            patches,
         }
     }
 
     /// Starts this lane's part in the copies of a strip's tiles and patch offsets.
     #[inline(always)]
-    unsafe fn copy_dense(&self, cursor: &Cursor<WARPS_K>, strip: u32, stage: u32) {
-        let Some(tile) = self.first_tile(cursor, strip) else {
+    unsafe fn copy_dense(&self, Share { tile, tiles, .. }: Share, strip: u32, stage: u32) {
+        if tiles == 0 {
             return;
-        };
+        }
         let (at, full) = (self.stage(stage), self.full(stage));
         let dense_at = at + strip * (WARPS_K * TILE_BYTES) as u32;
-        let dense_bytes = cursor.k_block().2 * TILE_BYTES as u32;
+        let dense_bytes = tiles * TILE_BYTES as u32;
         let offset_bytes = 4 * Self::SHAPE.offset_words() as u32;
         let offsets_at = at + Self::SHAPE.offsets_at() as u32 + strip * offset_bytes;
         // SAFETY: `run`'s; the section of offsets is padded, so that whole groups of 16 bytes can
@@ -404,21 +433,10 @@ impl<
         }
     }
 
-    /// Brings a strip's tiles to the L2 cache.
-    #[inline(always)]
-    unsafe fn prefetch_dense(&self, cursor: &Cursor<WARPS_K>, strip: u32) {
-        if let Some(tile) = self.first_tile(cursor, strip) {
-            // SAFETY: tiles of the matrix.
-            unsafe {
-                let dense = self.args.dense.add(tile as usize * TILE_BYTES);
-                copy::prefetch_bulk(dense, cursor.k_block().2 * TILE_BYTES as u32);
-            }
-        }
-    }
-
     /// Starts this lane's part in the copy of a strip's patches, as many as a stage has room for.
     #[inline(always)]
-    unsafe fn copy_patches(&self, [from, to]: [u32; 2], strip: u32, stage: u32) {
+    unsafe fn copy_patches(&self, share: Share, strip: u32, stage: u32) {
+        let [from, to] = share.patches;
         if from == to {
             return;
         }
@@ -435,8 +453,7 @@ impl<
 
     /// Where an activation is.
     #[inline(always)]
-    fn x(&self, token: u32, column: u32) -> *const u16 {
-        let row = self.problem.row(token);
+    fn x(&self, row: u32, column: u32) -> *const u16 {
         let index = row as usize * self.args.x_stride as usize + column as usize;
         self.args.x.wrapping_add(index)
     }
@@ -454,19 +471,21 @@ impl<
         while index < WARPS_K as u32 * n {
             let (token, tile) = (index / WARPS_K as u32, index % WARPS_K as u32);
             if tile < tiles {
-                copy::prefetch(
-                    self.x(first + token, (col + tile) * TILE_COLS as u32)
-                        .cast(),
-                );
+                let column = (col + tile) * TILE_COLS as u32;
+                copy::prefetch(self.x(self.problem.row(first + token), column).cast());
             }
             index += LANES as u32;
         }
     }
 
-    /// Starts the copies of the activations of `n` tokens from k-tile `col`. Columns past K and tokens past
-    /// those become zeros.
+    /// Rows of activations that a lane looks after.
+    const LANE_ROWS: usize = (8 * N_TILES).div_ceil(LANES);
+
+    /// Starts the copies of the activations of `n` tokens, whose rows the lanes have, from k-tile `col` on. Columns past
+    /// K become zeros. What is there for tokens past the last one has no part in the sums of others, and sums of its
+    /// own are not stored.
     #[inline(always)]
-    unsafe fn copy_x(&self, (first_token, n): (u32, u32), col: u32, stage: u32) {
+    unsafe fn copy_x(&self, n: u32, rows: &[u32; MOST_ROWS], col: u32, tiles: u32, stage: u32) {
         const CHUNK: u32 = 8;
         let k = self.args.k;
         let (at, full) = (
@@ -475,34 +494,56 @@ impl<
         );
         let stride = Self::SHAPE.x_stride() as u32;
         let first = col * TILE_COLS as u32;
+        let is_aligned = self.args.x_stride % CHUNK == 0 && self.args.x as u64 % 16 == 0;
         // SAFETY: `run`'s.
         unsafe {
-            if self.args.x_stride % CHUNK == 0 && self.args.x as u64 % 16 == 0 {
+            if fetch::ALONE && is_aligned && k % TILE_COLS as u32 == 0 {
+                let bytes = 2 * TILE_COLS as u32 * tiles;
+                unroll!(I < Self::LANE_ROWS => {
+                    let token = (I * LANES) as u32 + self.lane;
+                    if token < n {
+                        let from = self.x(rows[I], first).cast();
+                        barrier::expect(full, bytes);
+                        copy::bulk(at + token * stride, from, bytes, full, copy::Keep::as_usual());
+                    }
+                });
+                barrier::arrive(full);
+            } else if is_aligned {
                 let chunks = (WARPS_K * TILE_COLS) as u32 / CHUNK;
-                for i in 0..(8 * N_TILES) as u32 * chunks / LANES as u32 {
-                    let index = i * LANES as u32 + self.lane;
-                    let (token, c) = (index / chunks, index % chunks * CHUNK);
-                    let columns = k.saturating_sub(first + c).min(CHUNK);
-                    let bytes = if token < n { 2 * columns } else { 0 };
-                    let from = match P::GROUPED && bytes == 0 {
-                        true => self.args.x,
-                        false => self.x(first_token + token, first + c),
-                    };
-                    copy::chunk(at + token * stride + 2 * c, from.cast(), bytes);
-                }
+                unroll!(I < Self::LANE_ROWS => {
+                    let first_index = (I * LANES) as u32 * chunks;
+                    let last = n.min(((I + 1) * LANES) as u32) * chunks;
+                    let mut index = first_index;
+                    while index < last {
+                        let own = index + self.lane;
+                        let (token, c) = (own / chunks, own % chunks * CHUNK);
+                        let row = thread::shuffle(rows[I], token % LANES as u32);
+                        if token < n {
+                            let columns = k.saturating_sub(first + c).min(CHUNK);
+                            let from = self.x(row, first + c).cast();
+                            copy::chunk(at + token * stride + 2 * c, from, 2 * columns);
+                        }
+                        index += LANES as u32;
+                    }
+                });
                 copy::arrive_after_chunks(full);
             } else {
-                for token in 0..(8 * N_TILES) as u32 {
-                    let mut c = self.lane;
-                    while c < (WARPS_K * TILE_COLS) as u32 {
-                        let mut value = 0;
-                        if token < n && first + c < k {
-                            value = *self.x(first_token + token, first + c);
+                unroll!(I < Self::LANE_ROWS => {
+                    let mut token = (I * LANES) as u32;
+                    while token < n.min(((I + 1) * LANES) as u32) {
+                        let row = thread::shuffle(rows[I], token % LANES as u32);
+                        let mut c = self.lane;
+                        while c < (WARPS_K * TILE_COLS) as u32 {
+                            let mut value = 0;
+                            if first + c < k {
+                                value = *self.x(row, first + c);
+                            }
+                            memory::store_u16(at + token * stride + 2 * c, value);
+                            c += LANES as u32;
                         }
-                        memory::store_u16(at + token * stride + 2 * c, value);
-                        c += LANES as u32;
+                        token += 1;
                     }
-                }
+                });
                 barrier::arrive(full);
             }
         }
@@ -693,19 +734,20 @@ impl<
                         });
                         barrier::arrive(self.sums_empty(ring.stage));
                         ring.advance();
-                        if P::GROUPED && self.problem.is_gated() && finishes {
+                        let is_gated = WARPS_M > 1 && self.args.is_gated && finishes;
+                        if is_gated {
                             unroll!(I < Self::fours() => {
+                                let [a, b, c, d] = sums[J][I];
+                                let own = [mma::to_bf16_pair(a, b), mma::to_bf16_pair(c, d)];
                                 // Of the same four features in the second half, from the thread that has them.
-                                let up = sums[J][I].map(|sum| {
-                                    let other = self.lane ^ (Self::ROWS / 8);
-                                    f32::from_bits(thread::shuffle(sum.to_bits(), other))
-                                });
-                                unroll!(E < 4 => { sums[J][I][E] = math::silu(sums[J][I][E]) * up[E]; });
+                                let up = own.map(|pair| thread::shuffle(pair, self.lane ^ (Self::ROWS / 8)));
+                                let [[a, b], [c, d]] = [math::gated(own[0], up[0]), math::gated(own[1], up[1])];
+                                sums[J][I] = [a, b, c, d];
                             });
                         }
                         unroll!(I < Self::fours() => {
                             let (mut token, row) = Self::four(I, thread);
-                            if P::GROUPED && self.problem.is_gated() && finishes && row >= Self::ROWS / 2 {
+                            if is_gated && row >= Self::ROWS / 2 {
                                 // It has no outputs.
                                 token = 8;
                             }

@@ -3,8 +3,8 @@
 //! The kernel goes through *output tiles*: a row block, of some strips, for up to 8 x N tokens.
 
 use crate::{
-    arch::grid,
-    args::{GemmArgs, GroupedArgs, Output},
+    arch::{grid, memory},
+    args::{GemmArgs, Group, GroupedArgs, Output},
     layout::TILE_ROWS,
 };
 
@@ -28,9 +28,6 @@ pub trait Problem: Copy {
     /// The row of activations of a token.
     fn row(&self, token: u32) -> u32;
 
-    /// Whether outputs are silu(first half) x (second half), of halves of an output tile's rows.
-    fn is_gated(&self) -> bool;
-
     /// Where outputs of a tile go, how many features and tokens there are, and the tile's first feature. `own` is room
     /// for what is not the same for all tiles.
     fn output<'a, const WARPS_M: usize>(
@@ -40,11 +37,65 @@ pub trait Problem: Copy {
     ) -> (&'a Output, u32, u32, u32);
 }
 
+/// The strips of a matrix that a row block has: some that follow one another, or if outputs are gated, half of them in
+/// the first half of the features, and those that these are multiplied by.
+#[derive(Clone, Copy)]
+struct RowBlocks {
+    /// Strips of the matrix, or of a half.
+    part: u32,
+    is_gated: bool,
+}
+
+impl RowBlocks {
+    #[inline(always)]
+    fn new(args: &GemmArgs) -> Self {
+        Self {
+            part: args.m.div_ceil(TILE_ROWS as u32) >> u32::from(args.is_gated),
+            is_gated: args.is_gated,
+        }
+    }
+
+    /// Strips that follow one another.
+    #[inline(always)]
+    fn width<const WARPS_M: usize>(self) -> u32 {
+        if WARPS_M > 1 && self.is_gated {
+            WARPS_M as u32 / 2
+        } else {
+            WARPS_M as u32
+        }
+    }
+
+    /// How many row blocks there are.
+    #[inline(always)]
+    fn count<const WARPS_M: usize>(self) -> u32 {
+        if WARPS_M > 1 && self.is_gated {
+            self.part.div_ceil(WARPS_M as u32 / 2)
+        } else {
+            self.part.div_ceil(WARPS_M as u32)
+        }
+    }
+
+    /// The strip of the matrix that is the `strip`-th of a row block, if there is one.
+    #[inline(always)]
+    fn strip<const WARPS_M: usize>(self, row_block: u32, strip: u32) -> Option<u32> {
+        let width = self.width::<WARPS_M>();
+        let half = u32::from(strip >= width);
+        let in_part = row_block * width + strip - half * width;
+        (in_part < self.part).then_some(half * self.part + in_part)
+    }
+
+    /// The first output feature of a row block.
+    #[inline(always)]
+    fn first_feature<const WARPS_M: usize>(self, row_block: u32) -> u32 {
+        row_block * self.width::<WARPS_M>() * TILE_ROWS as u32
+    }
+}
+
 /// Y = X W^T.
 #[derive(Clone, Copy)]
 pub struct Single<'a> {
     args: &'a GemmArgs,
-    strips: u32,
+    row_blocks: RowBlocks,
 }
 
 impl<'a> Single<'a> {
@@ -53,7 +104,7 @@ impl<'a> Single<'a> {
     pub fn new(args: &'a GemmArgs) -> Self {
         Self {
             args,
-            strips: args.m.div_ceil(TILE_ROWS as u32),
+            row_blocks: RowBlocks::new(args),
         }
     }
 }
@@ -68,13 +119,12 @@ impl Problem for Single<'_> {
 
     #[inline(always)]
     fn tiles<const WARPS_M: usize>(&self) -> u32 {
-        self.strips.div_ceil(WARPS_M as u32)
+        self.row_blocks.count::<WARPS_M>()
     }
 
     #[inline(always)]
     fn strip<const WARPS_M: usize>(&self, tile: u32, strip: u32) -> Option<u32> {
-        let strip = tile * WARPS_M as u32 + strip;
-        (strip < self.strips).then_some(strip)
+        self.row_blocks.strip::<WARPS_M>(tile, strip)
     }
 
     #[inline(always)]
@@ -88,18 +138,14 @@ impl Problem for Single<'_> {
     }
 
     #[inline(always)]
-    fn is_gated(&self) -> bool {
-        false
-    }
-
-    #[inline(always)]
     fn output<'a, const WARPS_M: usize>(
         &'a self,
         tile: u32,
         _own: &'a mut Option<Output>,
     ) -> (&'a Output, u32, u32, u32) {
-        let first = tile * (WARPS_M * TILE_ROWS) as u32;
-        (&self.args.output, self.args.m, self.args.n, first)
+        let features = self.args.m >> u32::from(self.args.is_gated);
+        let first = self.row_blocks.first_feature::<WARPS_M>(tile);
+        (&self.args.output, features, self.args.n, first)
     }
 }
 
@@ -108,45 +154,45 @@ impl Problem for Single<'_> {
 #[derive(Clone, Copy)]
 pub struct Experts<'a> {
     args: &'a GroupedArgs,
-    /// Strips of an expert's matrix, and of those that a row block takes one after another: half of them, if outputs
-    /// are gated.
+    row_blocks: RowBlocks,
+    /// Strips of an expert's matrix.
     strips: u32,
-    part: u32,
+    /// Groups of tokens.
+    groups: u32,
 }
 
 impl<'a> Experts<'a> {
-    /// Of its arguments, once [routing](crate::kernels::route) is done.
+    /// Of its arguments, once [routing](crate::kernels::experts::route) is done.
     #[inline(always)]
     pub fn new(args: &'a GroupedArgs) -> Self {
         if args.follows_routing {
             grid::wait_dependencies();
         }
-        let strips = args.gemm.m.div_ceil(TILE_ROWS as u32);
         Self {
             args,
-            strips,
-            part: strips >> u32::from(args.is_gated),
+            row_blocks: RowBlocks::new(&args.gemm),
+            strips: args.gemm.m.div_ceil(TILE_ROWS as u32),
+            // SAFETY: routing has written it.
+            groups: unsafe { memory::observe_u32(args.group_count) },
         }
-    }
-
-    /// Row blocks of an expert.
-    #[inline(always)]
-    fn row_blocks<const WARPS_M: usize>(&self) -> u32 {
-        self.part.div_ceil(self.width::<WARPS_M>())
-    }
-
-    /// Strips of a row block that follow one another.
-    #[inline(always)]
-    fn width<const WARPS_M: usize>(&self) -> u32 {
-        WARPS_M as u32 >> u32::from(self.args.is_gated)
     }
 
     /// Group and row block of an output tile.
     #[inline(always)]
-    fn place<const WARPS_M: usize>(&self, tile: u32) -> (u32, u32) {
-        let row_blocks = self.row_blocks::<WARPS_M>();
+    fn place<const WARPS_M: usize>(&self, tile: u32) -> (Group, u32) {
+        let row_blocks = self.row_blocks.count::<WARPS_M>();
         let group = tile.checked_div(row_blocks).unwrap_or(0);
-        (group, tile - group * row_blocks)
+        let row_block = tile - group * row_blocks;
+        // SAFETY: routing has written the group. What an earlier kernel's loads have left in the first-level cache is
+        // not looked at, for this one may not have waited.
+        let [expert, first, tokens, _] =
+            unsafe { memory::observe_u32x4(self.args.groups.wrapping_add(group as usize).cast()) };
+        let group = Group {
+            expert,
+            first,
+            tokens,
+        };
+        (group, row_block)
     }
 }
 
@@ -160,26 +206,19 @@ impl Problem for Experts<'_> {
 
     #[inline(always)]
     fn tiles<const WARPS_M: usize>(&self) -> u32 {
-        // SAFETY: routing has written it.
-        unsafe { *self.args.group_count * self.row_blocks::<WARPS_M>() }
+        self.groups * self.row_blocks.count::<WARPS_M>()
     }
 
     #[inline(always)]
     fn strip<const WARPS_M: usize>(&self, tile: u32, strip: u32) -> Option<u32> {
         let (group, row_block) = self.place::<WARPS_M>(tile);
-        // SAFETY: routing has written the group.
-        let expert = unsafe { (*self.args.groups.add(group as usize)).expert };
-        let width = self.width::<WARPS_M>();
-        let half = u32::from(strip >= width);
-        let in_part = row_block * width + strip - half * width;
-        (in_part < self.part).then_some(expert * self.strips + half * self.part + in_part)
+        let strip = self.row_blocks.strip::<WARPS_M>(row_block, strip)?;
+        Some(group.expert * self.strips + strip)
     }
 
     #[inline(always)]
     fn tokens<const WARPS_M: usize>(&self, tile: u32) -> (u32, u32) {
         let (group, _) = self.place::<WARPS_M>(tile);
-        // SAFETY: routing has written the group.
-        let group = unsafe { &*self.args.groups.add(group as usize) };
         (group.first, group.tokens)
     }
 
@@ -187,14 +226,9 @@ impl Problem for Experts<'_> {
     fn row(&self, token: u32) -> u32 {
         match self.args.rows.is_null() {
             true => token,
-            // SAFETY: there is one for each token.
+            // SAFETY: there is one for each token; only threads that have waited for the kernel before ask.
             false => unsafe { *self.args.rows.add(token as usize) },
         }
-    }
-
-    #[inline(always)]
-    fn is_gated(&self) -> bool {
-        self.args.is_gated
     }
 
     #[inline(always)]
@@ -203,14 +237,13 @@ impl Problem for Experts<'_> {
         tile: u32,
         own: &'a mut Option<Output>,
     ) -> (&'a Output, u32, u32, u32) {
-        let (_, row_block) = self.place::<WARPS_M>(tile);
-        let (first, tokens) = self.tokens::<WARPS_M>(tile);
+        let (group, row_block) = self.place::<WARPS_M>(tile);
         let mut output = self.args.gemm.output;
         output.y = output
             .y
-            .wrapping_add(first as usize * output.pitch as usize);
-        let features = self.args.gemm.m >> u32::from(self.args.is_gated);
-        let first_feature = row_block * self.width::<WARPS_M>() * TILE_ROWS as u32;
-        (own.insert(output), features, tokens, first_feature)
+            .wrapping_add(group.first as usize * output.pitch as usize);
+        let features = self.args.gemm.m >> u32::from(self.args.gemm.is_gated);
+        let first = self.row_blocks.first_feature::<WARPS_M>(row_block);
+        (own.insert(output), features, group.tokens, first)
     }
 }

@@ -44,7 +44,7 @@ mod work_tiles;
 use core::{mem::offset_of, ops::Range};
 
 use crate::{
-    arch::{barrier, cluster, copy, grid, memory, thread, wgmma::Accumulator},
+    arch::{barrier, cluster, copy, memory, thread, wgmma::Accumulator},
     args::PrefillArgs,
     launch::Prefill,
     layout::*,
@@ -237,7 +237,6 @@ where
 
     #[inline(always)]
     unsafe fn run(&self) {
-        grid::launch_dependents();
         // SAFETY: addresses lie in the block's shared memory by the shape's arithmetic; global
         // ranges are the caller's promise.
         unsafe {

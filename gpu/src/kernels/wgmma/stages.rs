@@ -154,6 +154,7 @@ where
     #[inline(always)]
     pub(super) unsafe fn copy_activations(&self) {
         grid::wait_dependencies();
+        grid::launch_dependents();
         if self.lane > 0 {
             return;
         }

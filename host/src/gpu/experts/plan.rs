@@ -238,11 +238,11 @@ impl GroupedPlan {
                 n: 0,
                 k: k as u32,
                 x_stride: operands.x_stride as u32,
+                is_gated: operands.is_gated,
             },
             rows: rows as *const u32,
             groups: routing.groups_at() as *const Group,
             group_count: routing.group_count() as *const u32,
-            is_gated: operands.is_gated,
             follows_routing: operands.follows_routing,
             is_batch_invariant: self.is_batch_invariant,
         };

@@ -1,7 +1,7 @@
 use half::bf16;
 use zipserv_gpu::{
     args::{CombineArgs, Group, NOWHERE, RouteArgs},
-    launch::MAX_EXPERTS,
+    launch::{MAX_EXPERTS, ROUTE_THREADS},
 };
 
 use crate::gpu::{
@@ -29,6 +29,8 @@ pub struct RawRouting {
     pub group_tokens: usize,
 }
 
+/// Blocks of `route`, each of which counts all assignments.
+const ROUTE_BLOCKS: usize = 64;
 /// The number of groups has so many bytes to itself.
 const COUNT_BYTES: usize = 16;
 
@@ -116,8 +118,10 @@ impl Device {
             is_64_bit,
         };
         let pdl = self.family() == Family::Hopper;
+        let blocks = routing.assignments().div_ceil(ROUTE_THREADS);
+        let blocks = blocks.clamp(1, ROUTE_BLOCKS) as u32;
         // SAFETY: the caller's promise.
-        unsafe { self.launch("route", 1, stream, pdl, args) }
+        unsafe { self.launch("route", blocks, stream, pdl, args) }
     }
 
     /// `Y[t]` = sum over a token's experts of weight x outputs: `parts` are FP32, a row of `features` for each assignment

@@ -67,6 +67,11 @@ impl MmaPlan {
         })
     }
 
+    /// Whether row blocks have strips of both halves of the features.
+    pub fn gates(&self) -> bool {
+        self.shape.warps_m > 1
+    }
+
     /// The same on another number of thread blocks, at least one and at most as many as there
     /// are k-tiles.
     #[must_use]
@@ -100,7 +105,8 @@ impl fmt::Display for MmaPlan {
 }
 
 /// [`Plan::run_raw`](super::Plan::run_raw) by slices of the tokens, one launch after another; neither
-/// dimension of the weights is 0.
+/// dimension of the weights is 0. With `is_gated`, outputs are silu(first half) x (second half) of the features, halves
+/// are whole strips, and the plan is one that [gates](MmaPlan::gates).
 ///
 /// # Errors
 /// [`GpuError::PlanMismatch`] and [`GpuError::WorkspaceTooSmall`] when the plan does not fit;
@@ -114,6 +120,7 @@ pub unsafe fn run_mma(
     pdl: bool,
     weights: &DeviceMatrix,
     operands: &RawOperands,
+    is_gated: bool,
     workspace: &Workspace,
 ) -> Result<(), GpuError> {
     let &MmaPlan { shape, blocks, .. } = plan;
@@ -150,6 +157,7 @@ pub unsafe fn run_mma(
             n: slice.n as u32,
             k: weights.cols() as u32,
             x_stride: operands.x_stride as u32,
+            is_gated,
         };
         // The portable kernels know of no kernel before them.
         let pdl = pdl && device.family() == Family::Hopper;

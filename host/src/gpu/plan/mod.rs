@@ -10,7 +10,10 @@ mod tuning;
 pub(super) mod wgmma;
 
 pub(super) use self::{
-    decoupled::run_decoupled, invariant::run_invariant, mma::run_mma, wgmma::run_wgmma,
+    decoupled::run_decoupled,
+    invariant::run_invariant,
+    mma::{MmaPlan, run_mma, tokens as mma_tokens},
+    wgmma::run_wgmma,
 };
 pub use self::{options::PlanOptions, tuning::Tuning};
 
@@ -21,7 +24,7 @@ use zipserv_gpu::launch::{GEMMS, PREFILLS};
 use self::{
     decoupled::DecoupledPlan,
     invariant::InvariantPlan,
-    mma::{MmaPlan, tokens},
+    mma::tokens,
     wgmma::{WgmmaPlan, wgmma_plan},
 };
 use super::{
@@ -177,6 +180,10 @@ impl Plan {
             choice,
             hindrance: None,
         }
+    }
+
+    pub(super) fn asked(device: &Device, kind: Kind) -> Self {
+        Self::of(device, kind, Choice::Asked)
     }
 
     /// Every kernel that a plan for `device` can have, with the tokens that one launch takes, or

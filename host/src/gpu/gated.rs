@@ -1,0 +1,218 @@
+use zipserv_gpu::{
+    args::GateArgs,
+    launch::{GATE_FEATURES, GEMMS},
+    layout::TILE_ROWS,
+};
+
+use super::{
+    device::Device,
+    driver::RawStream,
+    error::{GpuError, Operand},
+    family::Family,
+    matrix::DeviceMatrix,
+    operands::{OutputType, RawOperands, check_aligned, check_stride, check_tokens},
+    plan::{Kind, MmaPlan, Plan, PlanOptions, mma_tokens, run_mma},
+    workspace::Workspace,
+};
+
+/// How a gated MLP's first product is made: Y = silu(X G^T) x (X U^T), of weights that have the gate's features G in
+/// their first half and U in the second.
+///
+/// For up to 16 tokens it is one launch, whose epilogue does the rest. For more it is a [`Plan`]'s, whose outputs
+/// go to scratch memory as BF16, and that of `gate`. Both round the products to BF16 before they go on in FP32. The
+/// second is what batch-invariant plans do for any number of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GatedPlan {
+    plan: Plan,
+    is_fused: bool,
+    tokens: usize,
+}
+
+/// Operands of [`GatedPlan::run_raw`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawGated {
+    /// Activations: N rows of K BF16.
+    pub x: u64,
+    /// Activations from the start of a row to that of the next.
+    pub x_stride: usize,
+    /// Tokens, N.
+    pub n: usize,
+    /// Outputs: N rows of M / 2 BF16 that follow one another, aligned to 16 bytes.
+    pub y: u64,
+    /// [`GatedPlan::scratch_values`] BF16, aligned to 16 bytes.
+    pub scratch: u64,
+}
+
+/// Tokens up to which the product itself gates. For more, kernels for many tokens are faster on most layers.
+const FUSED_TOKENS: usize = 16;
+
+impl GatedPlan {
+    /// A plan for weights and `n` tokens.
+    ///
+    /// # Errors
+    /// [`GpuError::Gated`] when halves of the features are no multiples of 32; as [`Plan::new`].
+    pub fn new(weights: &DeviceMatrix, n: usize, options: &PlanOptions) -> Result<Self, GpuError> {
+        check_tokens(n)?;
+        let rows = weights.rows();
+        if !rows.is_multiple_of(2 * TILE_ROWS) || rows == 0 || weights.cols() == 0 {
+            return Err(GpuError::Gated { rows });
+        }
+        let device = weights.device();
+        let fused = GEMMS
+            .iter()
+            .find(|(name, shape)| shape.warps_m > 1 && n <= mma_tokens(shape) && device.has(name));
+        let plan = match fused {
+            Some((name, _)) if n <= FUSED_TOKENS && !options.is_batch_invariant() => {
+                let plan = MmaPlan::with_kernel(weights, n, name)?;
+                Plan::asked(device, Kind::Mma(plan))
+            }
+            _ => Plan::new(weights, n, options)?,
+        };
+        let is_fused = n <= FUSED_TOKENS
+            && !options.is_batch_invariant()
+            && matches!(plan.kind, Kind::Mma(plan) if plan.gates());
+        Ok(Self {
+            plan,
+            is_fused,
+            tokens: n,
+        })
+    }
+
+    /// The same with or without programmatic dependent launch.
+    #[must_use]
+    pub fn with_pdl(self, pdl: bool) -> Self {
+        Self {
+            plan: self.plan.with_pdl(pdl),
+            ..self
+        }
+    }
+
+    /// Whether launches overlap the end of the one before them.
+    pub fn is_pdl(&self) -> bool {
+        self.plan.is_pdl()
+    }
+
+    /// The plan of the product.
+    pub fn product(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Whether the product's kernel gates.
+    pub fn is_fused(&self) -> bool {
+        self.is_fused
+    }
+
+    /// BF16 of scratch memory that a call for `n` tokens takes.
+    pub fn scratch_values(&self, weights: &DeviceMatrix, n: usize) -> usize {
+        match self.is_fused {
+            true => 0,
+            false => n * weights.rows(),
+        }
+    }
+
+    /// Multiplies and gates.
+    ///
+    /// # Errors
+    /// As [`Plan::run_raw`], and [`GpuError::Gated`].
+    ///
+    /// # Safety
+    /// As [`Plan::run_raw`], of scratch memory too, which nothing else uses meanwhile.
+    pub unsafe fn run_raw(
+        &self,
+        stream: RawStream,
+        weights: &DeviceMatrix,
+        operands: &RawGated,
+        workspace: &Workspace,
+    ) -> Result<(), GpuError> {
+        let &RawGated {
+            x,
+            x_stride,
+            n,
+            y,
+            scratch,
+        } = operands;
+        let (device, rows, cols) = (weights.device(), weights.rows(), weights.cols());
+        if !rows.is_multiple_of(2 * TILE_ROWS) || rows == 0 || cols == 0 {
+            return Err(GpuError::Gated { rows });
+        }
+        let features = rows / 2;
+        let product = |y, y_stride| RawOperands {
+            x,
+            x_stride,
+            n,
+            y,
+            y_stride,
+            output: OutputType::Bf16,
+            bias: None,
+            accumulate: false,
+        };
+        check_aligned(Operand::Outputs, y, 16)?;
+        match self.plan.kind {
+            Kind::Mma(plan) if self.is_fused => {
+                self.plan.check_device(device)?;
+                weights.check_context(workspace.device())?;
+                check_tokens(n)?;
+                check_stride(Operand::Activations, x_stride, cols, 2)?;
+                check_aligned(Operand::Activations, x, 2)?;
+                let (pdl, operands) = (self.plan.is_pdl(), product(y, features));
+                // SAFETY: the caller's promise; outputs have half of the features.
+                unsafe { run_mma(stream, &plan, pdl, weights, &operands, true, workspace) }
+            }
+            _ => {
+                check_aligned(Operand::Data, scratch, 16)?;
+                // SAFETY: the caller's promise; scratch memory has room for all features.
+                unsafe {
+                    let operands = product(scratch, rows);
+                    self.plan.run_raw(stream, weights, &operands, workspace)?;
+                    device.gate_raw(stream, scratch, y, n, features, self.plan.is_pdl())
+                }
+            }
+        }
+    }
+}
+
+impl Device {
+    /// `Y = silu(first half) x (second half)` of `n` rows of 2 x `features` BF16 at `x`, to rows of `features` at `y`.
+    /// With `pdl`, it starts before the kernel ahead has ended, for which it waits before it reads.
+    ///
+    /// # Errors
+    /// [`GpuError::Alignment`] unless both are aligned to 16 bytes; [`GpuError::Columns`] for features that are no
+    /// multiple of 8; [`GpuError::Load`], [`GpuError::Driver`].
+    ///
+    /// # Safety
+    /// When the kernel runs, both have their rows, in the device's context, which `stream` is of too, and do not overlap.
+    pub unsafe fn gate_raw(
+        &self,
+        stream: RawStream,
+        x: u64,
+        y: u64,
+        n: usize,
+        features: usize,
+        pdl: bool,
+    ) -> Result<(), GpuError> {
+        const KERNEL: &str = "gate";
+        check_tokens(n)?;
+        check_aligned(Operand::Data, x, 16)?;
+        check_aligned(Operand::Outputs, y, 16)?;
+        if !features.is_multiple_of(8) || features > u32::MAX as usize / 4 {
+            return Err(GpuError::Columns {
+                kernel: KERNEL,
+                cols: features,
+            });
+        }
+        let args = GateArgs {
+            y: y as *mut u16,
+            x: x as *const u16,
+            x_stride: 2 * features as u64,
+            y_stride: features as u64,
+            features: features as u32,
+        };
+        let blocks = n * features.div_ceil(GATE_FEATURES);
+        if blocks == 0 {
+            return Ok(());
+        }
+        let pdl = pdl && self.family() == Family::Hopper;
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(KERNEL, blocks as u32, stream, pdl, args) }
+    }
+}
