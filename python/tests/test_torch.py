@@ -142,15 +142,18 @@ def test_gated_linear_refuses_what_has_no_halves(device):
         zt.gated_linear(torch.zeros(1, 64, device=device).bfloat16(), weight, 96, 64)
 
 
-def test_kernels_before_products_let_them_start_at_once():
+def test_kernels_before_products_let_them_start_when_they_have_waited():
     pytest.importorskip("triton", reason="inductor's kernels are Triton's")
-    from zipserv.torch.early import release_at_once
+    from zipserv.torch.early import release_after_wait
 
-    lines = ["x = load()", "    wait()", "    gdc_launch_dependents()", "store()"]
-    release_at_once(lines, "gdc_launch_dependents()")
-    assert lines == ["gdc_launch_dependents()", "x = load()", "    wait()", "store()"]
-    release_at_once(lines[1:], "gdc_launch_dependents()")
-    assert len(lines) == 4
+    lines = ["index = 1", "  gdc_wait()", "x = load()", "gdc_launch()", "store()"]
+    expected = ["index = 1", "  gdc_wait()", "  gdc_launch()", "x = load()", "store()"]
+    release_after_wait(lines, "gdc_wait()", "gdc_launch()")
+    assert lines == expected
+    for without in (1, 2):
+        some = [line for at, line in enumerate(expected) if at != without]
+        release_after_wait(some, "gdc_wait()", "gdc_launch()")
+        assert some == [line for at, line in enumerate(expected) if at != without]
 
 
 @pytest.mark.parametrize("op", ["linear", "gated_linear", "embedding", "decompress", "encode", "encode_"])

@@ -1,9 +1,9 @@
 """Has the kernels that ``torch.compile`` makes let products start early (programmatic dependent launch).
 
 A product reads its first weights while the kernel before it still runs, if that one allows it. Inductor's kernels do so
-once they have loaded their inputs. By then the product before them is over and memory has nothing to do. One whose next
-kernel is a product may do so at once: products wait before they touch what others write, and hold back those behind
-them until they have waited.
+once they have loaded their inputs, which is late: memory has nothing to do meanwhile. One whose next kernel is a product
+may do so as soon as it has waited for the one before, for products wait before they touch what others write. (Not
+sooner: where it waits on an SM, the product's block finds no room, and the others would wait for that one in the end.)
 """
 
 from __future__ import annotations
@@ -33,16 +33,21 @@ def let_kernels_start_early() -> None:
     def filter_pdl(self, code):
         original(self, code)
         if _is_before_product(self):
-            release_at_once(code._lines, self.GDC_LAUNCH)
+            release_after_wait(code._lines, self.GDC_WAIT, self.GDC_LAUNCH)
 
     TritonKernel._filter_pdl = filter_pdl
 
 
-def release_at_once(lines: list, launch: str) -> None:
-    """Moves the line of a kernel that lets the next one start to the front, if there is one."""
-    at = next((i for i, line in enumerate(lines) if isinstance(line, str) and launch in line), None)
-    if at is not None:
-        lines.insert(0, lines.pop(at).strip())
+def release_after_wait(lines: list, wait: str, launch: str) -> None:
+    """Moves the line of a kernel that lets the next one start to behind the one that waits, if there are both."""
+
+    def find(call: str) -> int | None:
+        return next((at for at, line in enumerate(lines) if isinstance(line, str) and call in line), None)
+
+    waits, launches = find(wait), find(launch)
+    if waits is not None and launches is not None and waits < launches:
+        del lines[launches]
+        lines.insert(waits + 1, lines[waits].replace(wait, launch))
 
 
 def _is_before_product(kernel: TritonKernel) -> bool:
