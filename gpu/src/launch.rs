@@ -373,7 +373,7 @@ macro_rules! grouped_kernels {
         $use! {
             "90a":
             zipgemm_grouped_n8_2x4x2: { n_tiles: 1, warps_m: 2, warps_k: 4, consumer_groups: 2, stages: 4, sum_stages: 2, blocks: 1 };
-            zipgemm_grouped_n16_2x2x2: { n_tiles: 2, warps_m: 2, warps_k: 2, consumer_groups: 2, stages: 8, sum_stages: 2, blocks: 1 };
+            zipgemm_grouped_n16_2x4x2: { n_tiles: 2, warps_m: 2, warps_k: 4, consumer_groups: 2, stages: 4, sum_stages: 2, blocks: 1 };
             zipgemm_grouped_n32_2x2x2: { n_tiles: 4, warps_m: 2, warps_k: 2, consumer_groups: 2, stages: 8, sum_stages: 2, blocks: 1 };
             zipgemm_grouped_n64_4x2x1: { n_tiles: 8, warps_m: 4, warps_k: 2, consumer_groups: 1, stages: 3, sum_stages: 2, blocks: 1 };
             "80":
@@ -538,11 +538,14 @@ const ROUTE: Launch = Launch {
 
 const COMBINE: Launch = Launch {
     name: "combine",
-    threads: 256,
+    threads: COMBINE_FEATURES / 4,
     min_blocks: 4,
     shared_bytes: 0,
     cluster: 1,
 };
+
+/// Features of a block of `combine`.
+pub const COMBINE_FEATURES: usize = 1024;
 
 /// Threads of a block of `route`, one an expert, and assignments that it places at a time.
 pub const ROUTE_THREADS: usize = MAX_EXPERTS;

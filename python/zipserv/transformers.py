@@ -51,7 +51,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import zipserv
-from zipserv.torch import Embedding, Experts, Linear, compress_experts, ops
+from zipserv.torch import Embedding, Experts, Linear, compress_experts, let_kernels_start_early, ops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -442,6 +442,7 @@ class ZipservQuantizer(HfQuantizer):
             gigabytes = sum(weight.nbytes for weight in dense.values()) / 1e9
             logger.warning("%.2f GB stay dense, such as %s", gigabytes, ", ".join(list(dense)[:3]))
         model.save_pretrained = MethodType(save_pretrained, model)
+        let_kernels_start_early()
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict]:

@@ -21,6 +21,9 @@ pub struct Serving {
     pub shape: String,
     /// Tokens before the first step.
     pub context: usize,
+    /// GPUs that a model is split over.
+    #[serde(default)]
+    pub tensor_parallel: Option<usize>,
     /// Each start of the server.
     pub rows: Vec<Start>,
 }
@@ -79,8 +82,12 @@ impl Serving {
         };
         let commit = self.commit.get(..7).unwrap_or(&self.commit);
         let devices = self.devices.join(" and ");
+        let split = match self.tensor_parallel {
+            None | Some(1) => String::new(),
+            Some(gpus) => format!("tensor parallelism over {gpus} GPUs, "),
+        };
         format!(
-            "{}, the shape of {}, {} tokens of context; {starts}.\n\
+            "{}, the shape of {}, {split}{} tokens of context; {starts}.\n\
              {devices}, commit {commit}, {}.\n\
              Milliseconds a decode step, and how many times as fast as dense:\n\n{}\n",
             self.server,

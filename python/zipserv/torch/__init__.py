@@ -8,6 +8,7 @@
 ...     assert torch.equal(zipserv.torch.compress(model)(x), expected)
 """
 
+from zipserv.torch.early import let_kernels_start_early
 from zipserv.torch.experts import encode_experts, experts_mlp, grouped_linear
 from zipserv.torch.modules import Embedding, Experts, Linear, compress, compress_experts
 from zipserv.torch.ops import (
@@ -39,6 +40,7 @@ __all__ = [
     "from_stored",
     "gated_linear",
     "grouped_linear",
+    "let_kernels_start_early",
     "linear",
     "prefix",
     "shape",

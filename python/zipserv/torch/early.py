@@ -11,18 +11,20 @@ from __future__ import annotations
 import functools
 import os
 
-import torch._inductor.config
-from torch._inductor.codegen.triton import TritonKernel
-from torch._inductor.virtualized import V
+import torch
 
 #: Operators whose first kernel is a product.
 _PRODUCTS = ("zipserv::linear", "zipserv::gated_linear")
 
 
 def let_kernels_start_early() -> None:
-    """Turns it on, unless ``TORCHINDUCTOR_ENABLE_PDL`` is set. It may be called again."""
-    if "TORCHINDUCTOR_ENABLE_PDL" in os.environ:
+    """Turns it on, unless ``TORCHINDUCTOR_ENABLE_PDL=0`` is set. It may be called again."""
+    if os.environ.get("TORCHINDUCTOR_ENABLE_PDL") == "0" or not torch.cuda.is_available():
         return
+    # Not before it is needed: it takes a second.
+    import torch._inductor.config
+    from torch._inductor.codegen.triton import TritonKernel
+
     torch._inductor.config.triton.enable_pdl = True
     original = getattr(TritonKernel, "_filter_pdl", None)
     if original is None or hasattr(original, "__wrapped__"):
@@ -50,7 +52,9 @@ def release_after_wait(lines: list, wait: str, launch: str) -> None:
         lines.insert(waits + 1, lines[waits].replace(wait, launch))
 
 
-def _is_before_product(kernel: TritonKernel) -> bool:
+def _is_before_product(kernel) -> bool:
+    from torch._inductor.virtualized import V
+
     try:
         nodes = V.graph.scheduler.nodes
         own = set(kernel.features.scheduler_nodes())

@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Iterator
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from vllm.config import get_current_vllm_config
@@ -95,6 +96,9 @@ def _decoded(weights: Iterator[tuple[str, Tensor]], stored: dict, prefix: str) -
         file, original, shape = found
         # Nothing here keeps what is handed on, or two of them would be on the GPU at a time.
         yield prefix + original, _decode(tensor, file, original).view(shape)
+        if torch.cuda.is_initialized():
+            # Or packed weights would get the blocks of decoded ones, which are larger.
+            torch.cuda.empty_cache()
 
 
 def _decode(stored: Tensor, file: str, name: str) -> Tensor:

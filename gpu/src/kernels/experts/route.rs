@@ -7,7 +7,7 @@
 //!
 //! Each block counts all assignments, so that none waits for another, and places its own part of them, 1024 at a time.
 //! An expert's tokens stay in their order, so the groups that they fall into are always the same, and so are the bits
-//! that come of them. For up to 1024 assignments one block does it all, in some 4 us.
+//! that come of them. For up to 1024 assignments one block does it all, in some 4 us; those of one token need no order.
 
 use crate::{
     arch::{grid, memory, thread},
@@ -49,6 +49,9 @@ pub unsafe fn route(args: &RouteArgs) {
         thread::sync_block();
         grid::wait_dependencies();
         grid::launch_dependents();
+        if args.assignments == args.top_k && args.top_k <= LANES as u32 {
+            return route_one(args);
+        }
         let mut at = own;
         while at < args.assignments {
             // Their loads are in flight at the same time.
@@ -127,6 +130,41 @@ pub unsafe fn route(args: &RouteArgs) {
             }
             thread::sync_block();
             chunk += CHUNK;
+        }
+    }
+}
+
+/// Routes one token: each of its experts has a group of its own.
+#[inline(always)]
+unsafe fn route_one(args: &RouteArgs) {
+    if thread::warp() > 0 {
+        return;
+    }
+    let lane = thread::lane();
+    // SAFETY: `route`'s.
+    unsafe {
+        let expert = expert(args, lane);
+        let is_one = expert != NOWHERE;
+        // Those of no expert come last.
+        let (mut place, mut count) = (0, 0);
+        for other in 0..args.top_k {
+            let others = thread::shuffle(expert, other);
+            place += u32::from(others < expert || others == expert && other < lane);
+            count += u32::from(others != NOWHERE);
+        }
+        if lane == 0 {
+            *args.group_count = count;
+        }
+        if lane < args.top_k {
+            *args.places.add(lane as usize) = if is_one { place } else { NOWHERE };
+        }
+        if is_one {
+            *args.rows.add(place as usize) = 0;
+            *args.groups.add(place as usize) = Group {
+                expert,
+                first: place,
+                tokens: 1,
+            };
         }
     }
 }

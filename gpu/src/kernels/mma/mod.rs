@@ -696,8 +696,10 @@ impl<
             };
             let mut bias = [0; 4];
             unroll!(E < 4 => {
-                // SAFETY: `run`'s.
-                bias[E] = unsafe { epilogue.bias::<E>(first_row + Self::row(thread)) };
+                if !P::GROUPED {
+                    // SAFETY: `run`'s.
+                    bias[E] = unsafe { epilogue.bias::<E>(first_row + Self::row(thread)) };
+                }
             });
             let mut first = 0;
             while first < N_TILES as u32 {
@@ -709,7 +711,7 @@ impl<
                     for block in peers.clone() {
                         self.reduce(block, first, thread, &mut sums);
                     }
-                    if finishes && epilogue.accumulates() {
+                    if !P::GROUPED && finishes && epilogue.accumulates() {
                         unroll!(J < Self::AT_ONCE => {
                             let j = first + J as u32;
                             old[J] = if epilogue.is_f32() {

@@ -238,10 +238,15 @@ impl Problem for Experts<'_> {
         own: &'a mut Option<Output>,
     ) -> (&'a Output, u32, u32, u32) {
         let (group, row_block) = self.place::<WARPS_M>(tile);
-        let mut output = self.args.gemm.output;
-        output.y = output
-            .y
-            .wrapping_add(group.first as usize * output.pitch as usize);
+        let Output { y, pitch, is_f32, .. } = self.args.gemm.output;
+        let output = Output {
+            y: y.wrapping_add(group.first as usize * pitch as usize),
+            pitch,
+            is_f32,
+            // Known when this is compiled, which saves registers.
+            bias: core::ptr::null(),
+            accumulate: false,
+        };
         let features = self.args.gemm.m >> u32::from(self.args.gemm.is_gated);
         let first = self.row_blocks.first_feature::<WARPS_M>(row_block);
         (own.insert(output), features, group.tokens, first)

@@ -1,7 +1,7 @@
 use half::bf16;
 use zipserv_gpu::{
     args::{CombineArgs, Group, NOWHERE, RouteArgs},
-    launch::{MAX_EXPERTS, ROUTE_THREADS},
+    launch::{COMBINE_FEATURES, MAX_EXPERTS, ROUTE_THREADS},
 };
 
 use crate::gpu::{
@@ -166,9 +166,10 @@ impl Device {
             top_k: routing.top_k as u32,
             features: features as u32,
         };
+        let blocks = routing.tokens * features.div_ceil(COMBINE_FEATURES);
         let pdl = self.family() == Family::Hopper;
         // SAFETY: the caller's promise.
-        unsafe { self.launch(KERNEL, routing.tokens as u32, stream, pdl, args) }
+        unsafe { self.launch(KERNEL, blocks as u32, stream, pdl, args) }
     }
 }
 
