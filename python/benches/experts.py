@@ -13,6 +13,7 @@ over replays, for one layer. Outputs of the timed launches are compared with sum
 """
 
 import argparse
+import importlib.metadata
 import json
 import math
 import pathlib
@@ -185,7 +186,12 @@ def main():
                 rows.append(measure(options, shape, layers, tokens, skewed))
                 print(json.dumps(rows[-1]), flush=True)
                 if options.json:
-                    write(options.json, head("torch", options), rows)
+                    # By the first name the tables know what it is of.
+                    of = head("torch", options)
+                    packages = [of.pop("server")]
+                    if "fused_moe" in options.forms:
+                        packages.append(f"vllm {importlib.metadata.version('vllm')}")
+                    write(options.json, {"experts": ", ".join(packages), **of}, rows)
 
 
 if __name__ == "__main__":

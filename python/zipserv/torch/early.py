@@ -1,9 +1,9 @@
 """Has the kernels that ``torch.compile`` makes let products start early (programmatic dependent launch).
 
 A product reads its first weights while the kernel before it still runs, if that one allows it. Inductor's kernels do so
-once they have loaded their inputs, which is late: memory has nothing to do meanwhile. One whose next kernel is a product
-may do so as soon as it has waited for the one before, for products wait before they touch what others write. (Not
-sooner: where it waits on an SM, the product's block finds no room, and the others would wait for that one in the end.)
+once they have loaded their inputs, which is late: memory has nothing to do meanwhile. One whose next kernel is a
+product may do so as soon as it has waited for the one before, for products wait before they touch what others write.
+(Not sooner: where it waits on an SM, the product's block finds no room, and in the end the others wait for that one.)
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def let_kernels_start_early() -> None:
     if os.environ.get("TORCHINDUCTOR_ENABLE_PDL") == "0" or not torch.cuda.is_available():
         return
     # Not before it is needed: it takes a second.
-    import torch._inductor.config
+    from torch._inductor import config
     from torch._inductor.codegen.triton import TritonKernel
 
-    torch._inductor.config.triton.enable_pdl = True
+    config.triton.enable_pdl = True
     original = getattr(TritonKernel, "_filter_pdl", None)
     if original is None or hasattr(original, "__wrapped__"):
         # Another PyTorch: kernels allow what they do by themselves.
