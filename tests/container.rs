@@ -1,10 +1,19 @@
 //! Compressed checkpoints are safetensors files, and give the original back byte for byte.
 
-use std::{fs, io::Write, os::unix::fs::symlink, path::Path};
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::symlink,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use safetensors::{Dtype, SafeTensors};
 use tempfile::tempdir;
-use zipserv::checkpoint::{DifferenceKind, Storage, compress, decompress, inspect, verify};
+use zipserv::checkpoint::{
+    DifferenceKind, Error, ErrorKind, Options, Progress, Storage, compress, decompress, inspect,
+    verify,
+};
 
 mod support;
 use support::*;
@@ -380,13 +389,98 @@ fn what_is_compressed_is_not_compressed_again() {
     fs::write(at("original"), checkpoint(&[matrix("w", &[64, 128])])).unwrap();
     compress(at("original"), at("compressed"), &options()).unwrap();
     let error = compress(at("compressed"), at("twice"), &options()).unwrap_err();
-    assert_eq!(text(&error), "already compressed by zipserv");
+    assert_eq!(
+        text(&error),
+        "already compressed by zipserv; `zipserv decompress` restores the original"
+    );
     let plain = "not compressed by zipserv: no `zipserv.version` in its metadata";
     let error = decompress(at("original"), at("restored"), &options()).unwrap_err();
     assert_eq!(text(&error), plain);
     let error = verify(at("original"), at("original"), &options()).unwrap_err();
     assert_eq!(text(&error), plain);
     assert_eq!(names(folder.path()), ["compressed", "original"]);
+}
+
+#[test]
+fn files_of_other_kinds_are_named() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    for (name, start, said) in [
+        ("a.gguf", &b"GGUF\x03\0\0\0\0\0\0\0"[..], "a GGUF file; "),
+        ("a.bin", b"PK\x03\x04\0\0\x08\x08\0\0", "a zip archive, "),
+        ("a.safetensors", lfs, "a pointer of Git LFS, "),
+        ("b.safetensors", b"<!DOCTYPE html><html>", "a web page, "),
+        (
+            "c.safetensors",
+            b"\x1f\x8b\x08\0\0\0\0\0\0\x03",
+            "compressed by gzip; ",
+        ),
+    ] {
+        fs::write(at(name), start).unwrap();
+        for error in [
+            compress(at(name), at("output"), &options()).unwrap_err(),
+            decompress(at(name), at("output"), &options()).unwrap_err(),
+            inspect(at(name), &options()).unwrap_err(),
+        ] {
+            assert!(text(&error).starts_with(said), "{error}");
+            assert!(matches!(error.kind(), ErrorKind::Foreign(_)));
+        }
+        assert!(!at("output").exists());
+    }
+}
+
+#[test]
+fn an_output_that_is_larger_than_its_input_is_told() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("small"), checkpoint(&[tensor("v", "U8", &[1], vec![1])])).unwrap();
+    fs::write(at("large"), checkpoint(&[matrix("w", &[64, 1024])])).unwrap();
+    let report = compress(at("small"), at("output"), &options()).unwrap();
+    let more = fs::metadata(at("output")).unwrap().len() - fs::metadata(at("small")).unwrap().len();
+    let warning = format!("the output is larger than the input, by {more} bytes");
+    assert_eq!(report.warnings, [warning]);
+    let report = compress(at("large"), at("other"), &options()).unwrap();
+    assert!(report.warnings.is_empty());
+}
+
+/// However often they are read.
+#[test]
+fn progress_counts_the_bytes_of_tensors_once() {
+    #[derive(Default)]
+    struct Count {
+        started: AtomicU64,
+        advanced: AtomicU64,
+    }
+    impl Progress for Count {
+        fn start(&self, bytes: u64) {
+            assert_eq!(self.started.swap(bytes, Ordering::Relaxed), 0);
+        }
+
+        fn advance(&self, bytes: u64) {
+            self.advanced.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+    let folder = tempdir().unwrap();
+    let [original, small, restored] =
+        ["original", "small", "restored"].map(|n| folder.path().join(n));
+    let tensors = [
+        matrix("w", &[2100, 1030]),
+        tensor("odd", "U8", &[7], vec![1; 7]),
+    ];
+    let bytes: usize = tensors.iter().map(|tensor| tensor.bytes.len()).sum();
+    fs::write(&original, checkpoint(&tensors)).unwrap();
+    let counts = |job: &dyn Fn(&Options) -> Result<(), Error>| {
+        let count = Count::default();
+        job(&options().progress(&count)).unwrap();
+        assert_eq!(count.started.into_inner(), bytes as u64);
+        assert_eq!(count.advanced.into_inner(), bytes as u64);
+    };
+    counts(&|options| compress(&original, &small, options).map(drop));
+    counts(&|options| inspect(&original, options).map(drop));
+    counts(&|options| inspect(&small, options).map(drop));
+    counts(&|options| verify(&small, &original, options).map(drop));
+    counts(&|options| decompress(&small, &restored, options).map(drop));
 }
 
 #[test]

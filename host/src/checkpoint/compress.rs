@@ -10,6 +10,7 @@ use super::{
     files::Files,
     header::Header,
     input::Input,
+    options::Passes,
     plan::{Item, Plan, suffix},
     report::FileReport,
     scan::Scan,
@@ -40,7 +41,9 @@ pub fn compress(
     output: impl AsRef<Path>,
     options: &Options,
 ) -> Result<Report, Error> {
-    transform::<Compress>(input.as_ref(), output.as_ref(), options)
+    let mut report = transform::<Compress>(input.as_ref(), output.as_ref(), options)?;
+    report.warn_if_larger();
+    Ok(report)
 }
 
 struct Compress {
@@ -79,7 +82,7 @@ impl Transform for Compress {
     }
 
     fn bytes(&self) -> u64 {
-        2 * self.original.header().data_bytes()
+        self.original.header().data_bytes()
     }
 
     fn write(
@@ -89,6 +92,8 @@ impl Transform for Compress {
         progress: &dyn Progress,
     ) -> Result<FileReport, Error> {
         let Self { original, suffix } = self;
+        // It is scanned, then encoded.
+        let progress = &Passes::<2>::new(progress);
         let scan = Scan::of(original, progress)?;
         let plan = Plan::new(original, scan, suffix.clone()).at(original.input().path())?;
         let writer = Writer {

@@ -3,7 +3,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{header::LENGTH_BYTES, shown::shown};
+use super::{foreign::Foreign, header::LENGTH_BYTES, shown::shown};
 
 /// What went wrong with a file or folder. Its [`source`](std::error::Error::source) is the cause
 /// below it, where there is one.
@@ -176,6 +176,9 @@ pub enum ErrorKind {
     #[error("tensor `{0}` is compressed")]
     Compressed(String),
 
+    /// The file is of another kind.
+    #[error("{}", .0.hint())]
+    Foreign(Foreign),
     /// The file is too short for a safetensors file.
     #[error("{0} bytes are too few for a safetensors file")]
     TooShort(u64),
@@ -290,7 +293,7 @@ pub enum ErrorKind {
     },
 
     /// The input of compression is the output of compression.
-    #[error("already compressed by zipserv")]
+    #[error("already compressed by zipserv; `zipserv decompress` restores the original")]
     AlreadyCompressed,
     /// The file was not written by zipserv.
     #[error("not compressed by zipserv: no `{key}` in its metadata", key = super::names::VERSION_KEY)]

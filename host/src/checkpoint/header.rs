@@ -10,7 +10,7 @@ use serde::{
     ser::SerializeMap,
 };
 
-use super::ErrorKind;
+use super::{ErrorKind, foreign::Foreign};
 
 /// The longest header that safetensors readers accept.
 pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -112,7 +112,14 @@ pub(crate) struct Header {
 impl Header {
     /// Reads and checks the header of a whole file. Nothing is allocated or looked through before the
     /// length in it is known to fit.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Foreign`] for a file of another kind that is known.
     pub fn of_file(file: &[u8]) -> Result<Self, ErrorKind> {
+        Self::read(file).map_err(|error| Foreign::of(file).map_or(error, ErrorKind::Foreign))
+    }
+
+    fn read(file: &[u8]) -> Result<Self, ErrorKind> {
         let found = file.len() as u64;
         let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
             return Err(ErrorKind::TooShort(found));

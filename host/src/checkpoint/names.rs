@@ -23,16 +23,34 @@ pub const QUANT_KEY: &str = "quantization_config";
 pub const QUANT_METHOD: &str = "zipserv";
 
 const CHECKPOINT_SUFFIX: &str = ".safetensors";
+/// What comes before that in the name of a compressed file.
+const STORED_SUFFIX: &str = ".zipserv";
 /// What the names of indexes of shards end with.
 pub const INDEX_SUFFIX: &str = ".safetensors.index.json";
 
-/// The name in a compressed folder of what is called `name` in the original one: loaders that do not know zipserv
-/// find no weights. Names of other files stay.
+/// The name that a compressed file has in a folder, made of `name`: loaders that do not know zipserv find no weights.
+/// Names of other files stay.
+///
+/// ```
+/// use zipserv::checkpoint::{original_name, stored_name};
+///
+/// assert_eq!(stored_name("model.safetensors"), "model.zipserv.safetensors");
+/// assert_eq!(original_name("model.zipserv.safetensors"), "model.safetensors");
+/// ```
 pub fn stored_name(name: &str) -> String {
     let suffixes = [CHECKPOINT_SUFFIX, INDEX_SUFFIX];
     let stem = suffixes.iter().find_map(|suffix| name.strip_suffix(suffix));
     match stem {
-        Some(stem) => format!("{stem}.zipserv{}", &name[stem.len()..]),
+        Some(stem) => format!("{stem}{STORED_SUFFIX}{}", &name[stem.len()..]),
+        None => name.into(),
+    }
+}
+
+/// The name of which [`stored_name`] makes `name`; others stay.
+pub fn original_name(name: &str) -> String {
+    let stem = name.strip_suffix(CHECKPOINT_SUFFIX);
+    match stem.and_then(|stem| stem.strip_suffix(STORED_SUFFIX)) {
+        Some(stem) => format!("{stem}{CHECKPOINT_SUFFIX}"),
         None => name.into(),
     }
 }

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::ErrorKind;
 
 /// How to go about a job.
@@ -35,7 +37,7 @@ impl<'a> Options<'a> {
 
 /// Told how far a job is. The calls come from many threads.
 pub trait Progress: Sync {
-    /// The job is going to go through `bytes` bytes, counting each as often as it is read.
+    /// The job is about `bytes` bytes of tensors as they are uncompressed. Each counts once, however often it is read.
     fn start(&self, bytes: u64) {
         let _ = bytes;
     }
@@ -63,5 +65,65 @@ impl dyn Progress + '_ {
     }
 }
 
+/// The progress of a job that goes through its bytes several times: of `N` passes each advances by its share.
+pub(crate) struct Passes<'a, const N: u64> {
+    progress: &'a dyn Progress,
+    /// Bytes of all passes.
+    done: AtomicU64,
+    /// Bytes that `progress` knows of.
+    told: AtomicU64,
+}
+
+impl<'a, const N: u64> Passes<'a, N> {
+    pub fn new(progress: &'a dyn Progress) -> Self {
+        Self {
+            progress,
+            done: AtomicU64::new(0),
+            told: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<const N: u64> Progress for Passes<'_, N> {
+    fn advance(&self, bytes: u64) {
+        let now = (self.done.fetch_add(bytes, Ordering::Relaxed) + bytes) / N;
+        // Another thread may be further, and has told that already.
+        let before = self.told.fetch_max(now, Ordering::Relaxed);
+        self.progress.advance(now.saturating_sub(before));
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.progress.is_cancelled()
+    }
+}
+
 /// Tells nobody, and is never cancelled.
 impl Progress for () {}
+
+#[cfg(test)]
+mod tests {
+    use rayon::prelude::*;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicU64);
+
+    impl Progress for Count {
+        fn advance(&self, bytes: u64) {
+            self.0.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn passes_share_the_bytes() {
+        let count = Count::default();
+        let passes = Passes::<2>::new(&count);
+        // Odd pieces, from many threads.
+        let pass = || (1..1000u64).into_par_iter().for_each(|n| passes.advance(n));
+        pass();
+        assert_eq!(count.0.load(Ordering::Relaxed), 999 * 1000 / 2 / 2);
+        pass();
+        assert_eq!(count.0.load(Ordering::Relaxed), 999 * 1000 / 2);
+    }
+}

@@ -10,7 +10,8 @@ pub struct Report {
     pub files: Vec<FileReport>,
     /// Other files of a folder.
     pub other_files: usize,
-    /// What a person should know: files of a folder that could not be marked as compressed.
+    /// What a person should know: files of a folder that could not be marked as compressed, an output that is larger
+    /// than its input.
     pub warnings: Vec<String>,
 }
 
@@ -101,6 +102,17 @@ impl Report {
     /// Bytes of the compressed `.safetensors` files, headers included.
     pub fn stored_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.stored_bytes).sum()
+    }
+
+    /// Says so, if compression has made it larger.
+    pub(crate) fn warn_if_larger(&mut self) {
+        let (stored, original) = (self.stored_bytes(), self.original_bytes());
+        if stored > original {
+            let more = stored - original;
+            self.warnings.push(format!(
+                "the output is larger than the input, by {more} bytes"
+            ));
+        }
     }
 
     /// Stored bytes for each original byte.
