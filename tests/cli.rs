@@ -12,6 +12,8 @@ use predicates::{prelude::*, str::contains};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod support;
+
 /// A folder with a small generated checkpoint.
 struct Folder(TempDir);
 
@@ -228,13 +230,358 @@ fn jobs_report_in_json() {
     );
 }
 
+/// What `inspect` prints with so many columns.
+fn table(path: &Path, columns: usize, arguments: &[&str]) -> String {
+    let mut command = inspect(path);
+    command.args(arguments).env("COLUMNS", columns.to_string());
+    String::from_utf8(command.assert().success().get_output().stdout.clone()).unwrap()
+}
+
 #[test]
 fn prints_a_table() {
     let folder = Folder::new();
-    inspect(&folder.compressed())
+    let path = folder.compressed();
+    inspect(&path)
         .assert()
         .success()
-        .stdout(contains("entropy bound").and(contains("model.layers.0.mlp.up_proj.weight")));
+        .stdout(contains("entropy bound").and(contains("model.layers.{0..1}.mlp.up_proj.weight")));
+    let narrow = table(&path, 60, &[]);
+    assert!(
+        !narrow.contains("outliers") && narrow.contains("model.layers.{0..1}."),
+        "{narrow}"
+    );
+    let mut command = inspect(&path);
+    command.args(["--filter", "*.mlp.*", "--sort", "size", "--all"]);
+    let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let rows: Vec<_> = text
+        .lines()
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .collect();
+    assert!(
+        rows.len() > 1 && rows.iter().all(|row| row.contains(".mlp.")),
+        "{text}"
+    );
+
+    let mut command = inspect(&path);
+    command.args(["--filter", "*.mlp.*", "--sort", "name"]);
+    let document = json(command);
+    let tensors = document["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), rows.len());
+    let name = |tensor: &Value| tensor["name"].as_str().unwrap().to_owned();
+    assert!(tensors.is_sorted_by_key(name));
+    assert_eq!(document["total"], json(inspect(&path))["total"]);
+
+    let mut none = inspect(&path);
+    none.args(["--filter", "nothing*"]);
+    none.assert()
+        .code(2)
+        .stderr(contains("no tensor has a name like nothing*"));
+    let mut bad = inspect(&path);
+    bad.args(["--filter", "[a"]);
+    bad.assert().code(2).stderr(contains("--filter"));
+}
+
+/// Whether the layers have names as models have them, or none that are alike.
+#[test]
+fn inspects_5000_tensors_in_less_than_100_lines() {
+    let folder = TempDir::new().unwrap();
+    let vector = |name: String| support::tensor(&name, "BF16", &[2], vec![0; 4]);
+    let layer = |n: usize| {
+        let experts = (0..7).flat_map(|expert| {
+            let names = ["gate_proj", "up_proj", "down_proj"];
+            names.map(|name| format!("mlp.experts.{expert}.{name}.weight"))
+        });
+        let names =
+            ["q_proj", "k_proj", "v_proj", "o_proj"].map(|name| format!("self_attn.{name}.weight"));
+        let names: Vec<_> = experts.chain(names).collect();
+        names
+            .into_iter()
+            .map(move |name| format!("model.layers.{n}.{name}"))
+    };
+    let layers = (0..200).flat_map(layer).map(vector);
+    // Of any length, and each of another dtype or none.
+    let odd = (0..5000).map(|n| {
+        let name = format!("{}{n:x}x{}", "a".repeat(n % 150), ".weight".repeat(n % 9));
+        match n % 40 {
+            dtype if dtype < 30 => {
+                let dtype: &str = format!("D{dtype}").leak();
+                support::tensor(&name, dtype, &[n as u64 + 1, 12345], vec![0; 3])
+            }
+            _ => vector(name),
+        }
+    });
+    for (name, tensors, rows) in [
+        ("model", layers.collect::<Vec<_>>(), 7),
+        ("odd", odd.collect(), 40),
+    ] {
+        assert_eq!(tensors.len(), 5000);
+        let path = folder.path().join(name);
+        fs::write(&path, support::checkpoint(&tensors)).unwrap();
+        let text = table(&path, 80, &[]);
+        assert!(text.lines().count() < 100, "{text}");
+        let is_short = |line: &str| line.chars().count() <= 80;
+        assert!(text.lines().all(is_short), "{text}");
+        let wide = table(&path, 300, &[]);
+        let shown = wide
+            .lines()
+            .skip(1)
+            .take_while(|line| !line.is_empty() && !line.starts_with("..."));
+        assert_eq!(shown.count(), rows, "{wide}");
+        let all = table(&path, 300, &["--all"]);
+        assert!(all.lines().count() > 5000);
+        assert!(!all.contains("--all"));
+    }
+    let text = table(&folder.path().join("model"), 120, &[]);
+    assert!(
+        text.contains("model.layers.{0..199}.mlp.experts.{0..6}.up_proj.weight    1400  5.60 kB "),
+        "{text}"
+    );
+    let text = table(&folder.path().join("odd"), 120, &[]);
+    assert!(text.contains("... and 4960 more tensors, "), "{text}");
+}
+
+#[test]
+fn colours_stay_out_of_pipes() {
+    let folder = Folder::new();
+    for arguments in [&["-vv", "inspect"][..], &["--help"], &["unknown"]] {
+        let mut command = zipserv();
+        command.args(arguments).env("CLICOLOR", "1");
+        if arguments.contains(&"inspect") {
+            command.arg(folder.original());
+        }
+        let output = command.output().unwrap();
+        assert!(!output.stdout.contains(&0x1b) && !output.stderr.contains(&0x1b));
+    }
+}
+
+#[test]
+fn quiet_jobs_say_nothing() {
+    let folder = Folder::new();
+    let [small, restored, tiny] = ["small", "restored", "tiny"].map(|name| folder.path(name));
+    let quietly = |mut command: Command| command.arg("--quiet").assert().success();
+    quietly(compress(&folder.original(), &small))
+        .stdout("")
+        .stderr("");
+    quietly(verify(&small, &folder.original()))
+        .stdout("")
+        .stderr("");
+    quietly(decompress(&small, &restored)).stdout("").stderr("");
+    // What was asked for, and warnings.
+    quietly(inspect(&small)).stdout(contains("bits a weight"));
+    let mut different = verify(&small, &tiny);
+    fs::write(
+        &tiny,
+        support::checkpoint(&[support::tensor("v", "U8", &[1], vec![1])]),
+    )
+    .unwrap();
+    different
+        .arg("-q")
+        .assert()
+        .code(1)
+        .stdout(contains("different: "));
+    let larger = quietly(compress(&tiny, &folder.path("larger")));
+    larger.stderr(contains(
+        "warning: the output is larger than the input, by ",
+    ));
+    zipserv().args(["-q", "-v", "demo"]).assert().code(2);
+}
+
+#[test]
+fn too_many_threads_are_told() {
+    let folder = Folder::new();
+    let mut command = inspect(&folder.original());
+    command
+        .args(["--threads", "1000000"])
+        .assert()
+        .success()
+        .stderr(contains("threads, not 1000000: more than 4 for each of "));
+    let mut command = inspect(&folder.original());
+    command
+        .args(["--threads", "1"])
+        .assert()
+        .success()
+        .stderr("");
+}
+
+/// From a pipe, from a file, and to a pipe.
+#[test]
+fn standard_input_and_output() {
+    let folder = Folder::new();
+    let (dash, original) = (Path::new("-"), fs::read(folder.original()).unwrap());
+    let small = folder.compressed();
+    let [piped, redirected] = ["piped", "redirected"].map(|name| folder.path(name));
+    let said = compress(dash, &piped)
+        .write_stdin(original.clone())
+        .assert()
+        .success();
+    said.stdout(contains("compressed "));
+    assert!(fs::read(&piped).unwrap() == fs::read(&small).unwrap());
+    let mut command = Process::new(assert_cmd::cargo::cargo_bin("zipserv"));
+    command.args(["compress", "-", "-q", "-o"]).arg(&redirected);
+    command.stdin(fs::File::open(folder.original()).unwrap());
+    assert!(command.status().unwrap().success());
+    assert!(fs::read(&redirected).unwrap() == fs::read(&small).unwrap());
+
+    let output = decompress(&small, dash)
+        .assert()
+        .success()
+        .stderr(contains("restored "));
+    assert!(output.get_output().stdout == original);
+    let mut both = decompress(dash, dash);
+    both.write_stdin(fs::read(&small).unwrap());
+    assert!(both.assert().success().get_output().stdout == original);
+    let mut verify = verify(&small, dash);
+    verify.write_stdin(original.clone()).assert().success();
+    let mut piped = inspect(dash);
+    let document = piped
+        .arg("--json")
+        .write_stdin(original.clone())
+        .output()
+        .unwrap();
+    let document: Value = serde_json::from_slice(&document.stdout).unwrap();
+    assert_eq!(document["tensors"][0]["file"], "-");
+    // Nothing is left.
+    let names = [
+        "compressed.safetensors",
+        "original.safetensors",
+        "piped",
+        "redirected",
+    ];
+    assert_eq!(support::names(folder.0.path()), names);
+
+    let mut damaged = original.clone();
+    damaged.truncate(original.len() - 1);
+    let mut command = compress(dash, &folder.path("none"));
+    let refused = command.write_stdin(damaged).assert().code(2).stdout("");
+    refused.stderr(contains("error: standard input: the data is truncated"));
+    for (input, output, said) in [
+        (
+            folder.0.path(),
+            dash,
+            "a folder cannot go to standard output",
+        ),
+        (&*small, dash, "--json prints where the output goes"),
+    ] {
+        let mut command = decompress(input, output);
+        if input == small {
+            command.arg("--json");
+        }
+        command.assert().code(2).stdout("").stderr(contains(said));
+    }
+    let mut command = zipserv();
+    command.args(["verify", "-", "-"]).assert().code(2);
+    let mut synth = zipserv();
+    let output = synth
+        .args(["synth", "-", "--size", "1MB"])
+        .assert()
+        .success();
+    assert!(output.get_output().stdout == original);
+}
+
+#[test]
+fn several_files_go_to_a_folder() {
+    let folder = Folder::new();
+    let [small, restored, broken] =
+        ["small", "restored", "broken.safetensors"].map(|name| folder.path(name));
+    let other = folder.path("other.safetensors");
+    fs::copy(folder.original(), &other).unwrap();
+    fs::write(&broken, "PK\x03\x04 and more").unwrap();
+    let run = |name: &str, inputs: &[&Path], output: &Path| {
+        let mut command = zipserv();
+        command.arg(name).args(inputs).arg("-o").arg(output);
+        command
+    };
+    let original = folder.original();
+    // One is no checkpoint, the others are compressed all the same.
+    let mut all = run("compress", &[&broken, &original, &other], &small);
+    let said = all
+        .assert()
+        .code(2)
+        .stdout(contains("original.safetensors: compressed "));
+    said.stderr(contains("broken.safetensors: a zip archive"));
+    let names = ["original.zipserv.safetensors", "other.zipserv.safetensors"];
+    assert_eq!(support::names(&small), names);
+    let [first, second] = names.map(|name| small.join(name));
+    let mut all = run("decompress", &[&first, &second], &restored);
+    let document = all.arg("--json").output().unwrap();
+    let document: Value = serde_json::from_slice(&document.stdout).unwrap();
+    assert_eq!(
+        document[1]["output"],
+        *restored.join("other.safetensors").to_str().unwrap()
+    );
+    assert_eq!(
+        support::names(&restored),
+        ["original.safetensors", "other.safetensors"]
+    );
+    for name in support::names(&restored) {
+        assert!(
+            fs::read(restored.join(&name)).unwrap() == fs::read(&original).unwrap(),
+            "{name}"
+        );
+    }
+    // A folder that is there takes one file too; what is there stays.
+    run("compress", &[&original], &small)
+        .assert()
+        .code(2)
+        .stderr(contains("already exists"));
+    run("compress", &[&original], &small)
+        .arg("--force")
+        .assert()
+        .success();
+    let both = run("compress", &[&original, &original], &small)
+        .assert()
+        .code(2);
+    both.stderr(contains("would both become"));
+}
+
+#[test]
+fn version_completions_and_manual() {
+    let mut command = zipserv();
+    let version = command.arg("--version").assert().success();
+    let version = String::from_utf8(version.get_output().stdout.clone()).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .unwrap();
+    let expected = match root.join(".git").exists() {
+        true => r"^zipserv \d+\.\d+\.\d+ \([0-9a-f]{9}\)\n$",
+        false => r"^zipserv \d+\.\d+\.\d+( \([0-9a-f]{9}\))?\n$",
+    };
+    assert!(
+        predicate::str::is_match(expected).unwrap().eval(&version),
+        "{version}"
+    );
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let mut command = zipserv();
+        command
+            .args(["completions", shell])
+            .assert()
+            .success()
+            .stdout(contains("decompress"));
+    }
+    let mut command = zipserv();
+    command
+        .arg("man")
+        .assert()
+        .success()
+        .stdout(contains(".TH zipserv 1"));
+    let folder = TempDir::new().unwrap();
+    let mut command = zipserv();
+    command
+        .arg("man")
+        .arg(folder.path())
+        .assert()
+        .success()
+        .stdout("");
+    assert!(folder.path().join("zipserv-compress.1").is_file());
+    let mut command = zipserv();
+    let nowhere = command
+        .arg("man")
+        .arg(folder.path().join("none"))
+        .assert()
+        .code(2);
+    nowhere.stderr(contains("error: no such file: "));
 }
 
 #[test]
@@ -274,18 +621,18 @@ fn demonstrates() {
 }
 
 #[test]
-fn bad_input_has_exit_code_2_and_a_cause() {
+fn bad_input_has_exit_code_2_and_a_sentence() {
     let folder = TempDir::new().unwrap();
     let [missing, other, output] = ["missing", "other", "out"].map(|name| folder.path().join(name));
-    compress(&missing, &output)
-        .assert()
-        .code(2)
-        .stdout("")
-        .stderr(
-            contains("error: ")
-                .and(contains("missing"))
-                .and(contains("caused by: No such file or directory")),
-        );
+    let said = format!("error: no such file: {}\n", missing.display());
+    for mut command in [
+        compress(&missing, &output),
+        decompress(&missing, &output),
+        verify(&missing, &other),
+        inspect(&missing),
+    ] {
+        command.assert().code(2).stdout("").stderr(said.clone());
+    }
     fs::write(&other, "not a checkpoint").unwrap();
     for mut command in [
         compress(&other, &output),
@@ -293,9 +640,31 @@ fn bad_input_has_exit_code_2_and_a_cause() {
         verify(&other, &other),
         inspect(&other),
     ] {
-        command.assert().code(2).stderr(contains("error: "));
+        let one_line = predicates::function::function(|text: &str| text.lines().count() == 1);
+        command
+            .assert()
+            .code(2)
+            .stderr(contains("error: ").and(one_line));
     }
     assert!(!output.exists());
+    let nowhere = folder.path().join("no").join("out");
+    let said = format!(
+        "error: no such folder: {}\n",
+        folder.path().join("no").display()
+    );
+    fs::write(&other, support::checkpoint(&[])).unwrap();
+    compress(&other, &nowhere).assert().code(2).stderr(said);
+
+    fs::write(
+        &other,
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+    )
+    .unwrap();
+    let said = "other: a pointer of Git LFS, not the file itself; `git lfs pull` downloads that\n";
+    compress(&other, &output)
+        .assert()
+        .code(2)
+        .stderr(contains(said));
 }
 
 #[test]

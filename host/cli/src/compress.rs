@@ -1,42 +1,37 @@
-use std::{path::PathBuf, process::ExitCode};
-
 use zipserv::checkpoint;
 
-use super::{Format, Outcome, console, json};
+use super::{
+    Outcome, console,
+    files::{Files, Job},
+};
 
-/// Compress a .safetensors file or a checkpoint folder
+/// Compress .safetensors files or checkpoint folders
 ///
 /// In a folder, NAME.safetensors becomes NAME.zipserv.safetensors and config.json names zipserv, so that programs
 /// without it do not load the weights by mistake. `decompress` restores every file.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  zipserv compress model.safetensors -o small.safetensors
+  zipserv compress Llama-3.1-8B/ -o Llama-3.1-8B-zipserv
+  zipserv compress a.safetensors b.safetensors -o folder/
+  curl https://host/model.safetensors | zipserv compress - -o small.safetensors")]
 pub struct Compress {
-    input: PathBuf,
-    #[arg(short, long)]
-    output: PathBuf,
-    /// Replace the output if it exists
-    #[arg(long)]
-    force: bool,
     #[command(flatten)]
-    format: Format,
+    files: Files,
 }
 
 impl Compress {
     pub fn run(&self) -> Outcome {
-        let (report, time) = console::timed("compress", self.force, |options| {
-            checkpoint::compress(&self.input, &self.output, options)
-        });
-        let report = report?;
-        console::note_passed_through(&report);
-        console::note_warnings(&report);
-        if self.format.json {
-            console::print_json(&json::Job::new(&self.input, &self.output, &report, time))?;
-        } else {
-            let speed = console::throughput(report.original_bytes(), time);
-            console::print(format_args!(
-                "compressed {}\n{speed}",
-                console::sizes(&report)
-            ))?;
-        }
-        Ok(ExitCode::SUCCESS)
+        self.files.run(&Job {
+            name: "compress",
+            output_name: checkpoint::stored_name,
+            run: &|input, output, options| checkpoint::compress(input, output, options),
+            notes: |report| console::passed_through(report, None),
+            summary: |report, time| {
+                let speed = console::throughput(report.original_bytes(), time);
+                format!("compressed {}\n{speed}", console::sizes(report))
+            },
+        })
     }
 }

@@ -1,25 +1,44 @@
 //! What goes to the terminal: results on standard output, all else on standard error.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
+    env,
     error::Error,
     fmt::Display,
     io::{self, Write},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
+use ::console::Term;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use zipserv::checkpoint::{Options, Progress, Report, Storage, TensorReport, shown};
 
-use super::signals;
+use super::{layout, sentence::sentence, signals};
+
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on there are no notes, summaries and progress bars.
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
 
 /// Prints a line of results.
 pub fn print(line: impl Display) -> io::Result<()> {
     match writeln!(io::stdout(), "{line}") {
         // The reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result,
+        Err(error) => Err(io::Error::new(
+            error.kind(),
+            format!("standard output: {}", sentence(&error)),
+        )),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -28,24 +47,46 @@ pub fn print_json(document: &impl Serialize) -> io::Result<()> {
     print(serde_json::to_string_pretty(document)?)
 }
 
-/// Tells a person something beside the results.
-pub fn note(line: impl Display) {
+/// Prints what a job has done, unless that is not wanted.
+pub fn summary(line: impl Display) -> io::Result<()> {
+    match is_quiet() {
+        true => Ok(()),
+        false => print(line),
+    }
+}
+
+/// Tells a person something.
+pub fn tell(line: impl Display) {
     // There is nowhere to say that this failed.
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Prints an error and its causes.
-pub fn error(error: &dyn Error) {
-    note(format_args!("error: {}", shown(error)));
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        note(format_args!("  caused by: {}", shown(error)));
-        cause = error.source();
+/// Tells a person something beside the results, unless that is not wanted.
+pub fn note(line: impl Display) {
+    if !is_quiet() {
+        tell(line);
     }
 }
 
-/// A progress bar, if standard error is a terminal; `count` is the template of how far it is.
+/// Prints an error and its causes, in one line.
+pub fn error(error: &(dyn Error + 'static)) {
+    tell(format_args!("error: {}", sentence(error)));
+}
+
+/// Columns for tables: what `COLUMNS` says, or the terminal. Nothing where the output is none, and all may be shown.
+pub fn width() -> Option<usize> {
+    let set = env::var("COLUMNS")
+        .ok()
+        .and_then(|columns| columns.parse().ok());
+    let terminal = || Some(Term::stdout().size_checked()?.1.into());
+    set.or_else(terminal).filter(|&columns| columns > 0)
+}
+
+/// A progress bar, if it is wanted and standard error is a terminal; `count` is the template of how far it is.
 pub fn bar(name: &'static str, count: &str) -> ProgressBar {
+    if is_quiet() {
+        return ProgressBar::hidden();
+    }
     let template = format!("{{prefix:>12}} [{{wide_bar}}] {count} {{eta}}");
     let style = ProgressStyle::with_template(&template).expect("a valid template");
     ProgressBar::no_length().with_style(style).with_prefix(name)
@@ -119,26 +160,49 @@ pub fn reason(tensor: &TensorReport) -> Option<String> {
 /// Says what else a person should know of a job.
 pub fn note_warnings(report: &Report) {
     for warning in &report.warnings {
-        note(format_args!("warning: {warning}"));
+        tell(format_args!("warning: {warning}"));
     }
 }
 
-/// Says which tensors are stored as they were, and why: a line for each reason.
-pub fn note_passed_through(report: &Report) {
+const PASSED_THROUGH: &str = "passed through: ";
+/// Reasons that are told one by one, at most.
+const REASONS: usize = 8;
+
+/// Which tensors are stored as they were, and why: a line for each reason, that of most bytes first, with so much of
+/// a name as `width` has room for.
+pub fn passed_through(report: &Report, width: Option<usize>) -> Vec<String> {
     let mut groups: BTreeMap<String, Vec<&TensorReport>> = BTreeMap::new();
     for tensor in report.tensors() {
         if let Some(reason) = reason(tensor) {
             groups.entry(reason).or_default().push(tensor);
         }
     }
-    for (reason, tensors) in groups {
-        let bytes = DecimalBytes(tensors.iter().map(|tensor| tensor.original_bytes).sum());
-        let name = shown(&tensors[0].name);
-        match tensors.len() - 1 {
-            0 => note(format_args!("passed through: {name} ({bytes}): {reason}")),
-            more => note(format_args!(
-                "passed through: {name} and {more} more ({bytes}): {reason}"
-            )),
+    let bytes =
+        |tensors: &[&TensorReport]| tensors.iter().map(|tensor| tensor.original_bytes).sum();
+    let line = |(reason, tensors): (String, Vec<&TensorReport>)| {
+        let size: u64 = bytes(&tensors);
+        let text = DecimalBytes(size);
+        let more = match tensors.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let mut name = shown(&tensors[0].name).to_string();
+        let rest = format!("{more} ({text}): {reason}");
+        if let Some(width) = width {
+            let room = width.saturating_sub(PASSED_THROUGH.len() + rest.len());
+            name = layout::elide(&name, room.max(1));
         }
+        let line = format!("{PASSED_THROUGH}{name}{rest}");
+        (size, line)
+    };
+    let mut lines: Vec<_> = groups.into_iter().map(line).collect();
+    lines.sort_by_key(|(size, _)| Reverse(*size));
+    let rest = lines.split_off(lines.len().min(REASONS));
+    let mut lines: Vec<_> = lines.into_iter().map(|(_, line)| line).collect();
+    if !rest.is_empty() {
+        let (count, bytes) = (rest.len(), rest.iter().map(|(bytes, _)| bytes).sum());
+        let bytes = DecimalBytes(bytes);
+        lines.push(format!("passed through for {count} other reasons: {bytes}"));
     }
+    lines
 }

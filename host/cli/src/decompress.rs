@@ -1,35 +1,33 @@
-use std::{path::PathBuf, process::ExitCode};
-
 use zipserv::checkpoint;
 
-use super::{Format, Outcome, console, json};
+use super::{
+    Outcome, console,
+    files::{Files, Job},
+};
 
-/// Restore the original file or folder, byte for byte
+/// Restore the original files or folders, byte for byte
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  zipserv decompress small.safetensors -o model.safetensors
+  zipserv decompress Llama-3.1-8B-zipserv/ -o Llama-3.1-8B
+  zipserv decompress small.safetensors -o - | sha256sum")]
 pub struct Decompress {
-    input: PathBuf,
-    #[arg(short, long)]
-    output: PathBuf,
-    /// Replace the output if it exists
-    #[arg(long)]
-    force: bool,
     #[command(flatten)]
-    format: Format,
+    files: Files,
 }
 
 impl Decompress {
     pub fn run(&self) -> Outcome {
-        let (report, time) = console::timed("decompress", self.force, |options| {
-            checkpoint::decompress(&self.input, &self.output, options)
-        });
-        let report = report?;
-        console::note_warnings(&report);
-        if self.format.json {
-            console::print_json(&json::Job::new(&self.input, &self.output, &report, time))?;
-        } else {
-            let speed = console::throughput(report.original_bytes(), time);
-            console::print(format_args!("restored {speed}"))?;
-        }
-        Ok(ExitCode::SUCCESS)
+        self.files.run(&Job {
+            name: "decompress",
+            output_name: checkpoint::original_name,
+            run: &|input, output, options| checkpoint::decompress(input, output, options),
+            notes: |_| Vec::new(),
+            summary: |report, time| {
+                let speed = console::throughput(report.original_bytes(), time);
+                format!("restored {speed}")
+            },
+        })
     }
 }

@@ -13,12 +13,17 @@ use zipserv::{checkpoint, synthetic::Model};
 use super::{
     DIFFERENT, Format, Outcome, console,
     json::{ReportJson, Speed},
+    sentence::of_file,
     size,
     table::table,
 };
 
 /// Make a small checkpoint; compress, verify, inspect and restore it
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  zipserv demo
+  zipserv demo --size 1GB --keep folder")]
 pub struct Demo {
     /// Size of the checkpoint, about
     #[arg(long, default_value = "64MB", value_parser = size::parse)]
@@ -53,7 +58,7 @@ impl Demo {
     pub fn run(&self) -> Outcome {
         match &self.keep {
             Some(folder) => {
-                fs::create_dir_all(folder)?;
+                fs::create_dir_all(folder).map_err(|error| of_file(folder, &error))?;
                 self.run_in(folder)
             }
             None => self.run_in(tempfile::tempdir()?.path()),
@@ -65,7 +70,7 @@ impl Demo {
             .map(|name| folder.join(name).with_extension("safetensors"));
         let say = |line: String| match self.format.json {
             true => Ok(()),
-            false => console::print(line),
+            false => console::summary(line),
         };
 
         let (bytes, time) = console::timed("synth", self.force, |options| {
@@ -93,7 +98,7 @@ impl Demo {
             checkpoint::inspect(&compressed, options)
         });
         let inspected = inspected?;
-        say(format!("inspect\n{}", table(&inspected)))?;
+        say(format!("inspect\n{}", table(&inspected, console::width())))?;
 
         let (result, decompress) = console::timed("decompress", self.force, |options| {
             checkpoint::decompress(&compressed, &restored, options)

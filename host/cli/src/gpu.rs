@@ -10,6 +10,10 @@ use super::{
 };
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  zipserv gpu
+  zipserv gpu --json")]
 pub struct Gpu {
     #[command(flatten)]
     format: Format,

@@ -3,9 +3,12 @@
 use std::{path::Path, time::Duration};
 
 use serde::Serialize;
-use zipserv::checkpoint::{FileReport, Report, Storage, TensorReport};
+use zipserv::checkpoint::{Report, Storage};
 
-use super::console::{bytes_per_second, reason};
+use super::{
+    console::{bytes_per_second, reason},
+    groups::{Entry, entries},
+};
 
 /// A report.
 #[derive(Serialize)]
@@ -54,12 +57,13 @@ struct Total {
 
 impl<'a> ReportJson<'a> {
     pub fn new(report: &'a Report) -> Self {
-        let of_file = |file: &'a FileReport| {
-            let tensors = file.tensors.iter();
-            tensors.map(|tensor| TensorJson::new(&file.path, tensor))
-        };
+        Self::of(report, entries(report, None))
+    }
+
+    /// With some of the tensors, and totals of all.
+    pub fn of(report: &'a Report, tensors: impl IntoIterator<Item = Entry<'a>>) -> Self {
         Self {
-            tensors: report.files.iter().flat_map(of_file).collect(),
+            tensors: tensors.into_iter().map(TensorJson::new).collect(),
             total: Total {
                 original_bytes: report.original_bytes(),
                 stored_bytes: report.stored_bytes(),
@@ -74,7 +78,7 @@ impl<'a> ReportJson<'a> {
 }
 
 impl<'a> TensorJson<'a> {
-    fn new(file: &'a Path, tensor: &'a TensorReport) -> Self {
+    fn new(Entry { file, tensor }: Entry<'a>) -> Self {
         let compressed = tensor.storage == Storage::Compressed;
         let exponents = tensor.exponents.as_ref().filter(|_| compressed);
         Self {

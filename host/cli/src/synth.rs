@@ -3,11 +3,16 @@ use std::{path::PathBuf, process::ExitCode};
 use serde::Serialize;
 use zipserv::synthetic::Model;
 
-use super::{Format, Outcome, console, json::Speed, size};
+use super::{Format, Outcome, console, json::Speed, size, stdio};
 
 /// Make a checkpoint with weights like those of trained layers
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  zipserv synth model.safetensors
+  zipserv synth large.safetensors --size 2GiB --seed 7")]
 pub struct Synth {
+    /// The .safetensors file to write; - is standard output
     output: PathBuf,
     /// Size of the file, about
     #[arg(long, default_value = "64MB", value_parser = size::parse)]
@@ -31,16 +36,19 @@ struct Generated {
 
 impl Synth {
     pub fn run(&self) -> Outcome {
-        let (bytes, time) = console::timed("synth", self.force, |options| {
-            Model::new(self.size, self.seed).write(&self.output, options)
-        });
-        let bytes = bytes?;
+        stdio::check_json(self.format.json, &self.output)?;
+        let (bytes, time) = stdio::output(&self.output, |output| {
+            let (bytes, time) = console::timed("synth", self.force, |options| {
+                Model::new(self.size, self.seed).write(output, options)
+            });
+            Ok((bytes?, time))
+        })?;
         if self.format.json {
             let speed = Speed::new(bytes, time);
             console::print_json(&Generated { bytes, speed })?;
         } else {
             let speed = console::throughput(bytes, time);
-            console::print(format_args!("generated {speed}"))?;
+            stdio::summary(&self.output, format_args!("generated {speed}"))?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -20,6 +20,11 @@ use zipserv_bench::{
 use super::{DIFFERENT, Outcome, console};
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  zipserv tune
+  zipserv tune --shapes llama-3.1-8b --n 1,8 -o tuned.json
+  zipserv tune --dry-run --layers 4096x14336")]
 pub struct Tune {
     /// Models whose layers to take [default: all, unless --layers names others]
     #[arg(long, value_name = "MODELS", value_delimiter = ',', value_parser = models())]
@@ -96,7 +101,7 @@ impl Tune {
             match tried {
                 Tried::Wrong(launch) => {
                     wrong = true;
-                    bar.suspend(|| console::note(format_args!("outputs are WRONG: {launch}")));
+                    bar.suspend(|| console::tell(format_args!("outputs are WRONG: {launch}")));
                 }
                 Tried::Row(row) => {
                     bar.inc(1);

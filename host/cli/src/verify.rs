@@ -1,4 +1,5 @@
 use std::{
+    env,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -6,14 +7,20 @@ use std::{
 use serde::Serialize;
 use zipserv::checkpoint::{self, Difference, DifferenceKind};
 
-use super::{DIFFERENT, Format, Outcome, console, json::Speed};
+use super::{DIFFERENT, Format, Outcome, console, json::Speed, stdio};
 
 /// Compare a compressed file or folder with its original
 ///
 /// The exit code is 1 if they differ.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  zipserv verify small.safetensors model.safetensors
+  zipserv verify Llama-3.1-8B-zipserv/ Llama-3.1-8B/")]
 pub struct Verify {
+    /// What zipserv has compressed: a file or folder; - is standard input
     compressed: PathBuf,
+    /// The file or folder that it should be compressed from; - is standard input
     original: PathBuf,
     #[command(flatten)]
     format: Format,
@@ -59,10 +66,21 @@ impl<'a> DifferenceJson<'a> {
 
 impl Verify {
     pub fn run(&self) -> Outcome {
+        if stdio::is_dash(&self.compressed) && stdio::is_dash(&self.original) {
+            return Err("only one of both can be standard input".into());
+        }
+        let folder = env::temp_dir();
+        let compressed = stdio::Input::open(&self.compressed, &folder)?;
+        let original = stdio::Input::open(&self.original, &folder)?;
         let (verdict, time) = console::timed("verify", false, |options| {
-            checkpoint::verify(&self.compressed, &self.original, options)
+            checkpoint::verify(compressed.path(), original.path(), options)
         });
-        let verdict = verdict?;
+        let mut verdict = verdict?;
+        if let Some(difference) = &mut verdict.difference
+            && stdio::is_dash(&self.original)
+        {
+            difference.file.clone_from(&self.original);
+        }
         let difference = verdict.difference.as_ref();
         if self.format.json {
             console::print_json(&VerdictJson {
@@ -75,7 +93,7 @@ impl Verify {
             console::print(format_args!("different: {difference}"))?;
         } else {
             let speed = console::throughput(verdict.bytes, time);
-            console::print(format_args!("equal: {speed}"))?;
+            console::summary(format_args!("equal: {speed}"))?;
         }
         Ok(match difference {
             None => ExitCode::SUCCESS,
