@@ -121,7 +121,7 @@ ZipGEMM, x cuBLAS, on made up for a test:
 | small up 1000 x 500 | 1.60x |  | 1.25x | 1.75x | 91 % |
 | large up 1000 x 500 | 2.50x | 1.20x | 0.80x | 1.75x | 143 % |
 | **geometric mean** | **2.00x** |  | **1.00x** |  |  |
-| without pdl | 1.00x |  | 0.50x |  |  |
+| without programmatic dependent launch | 1.00x |  | 0.50x |  |  |
 | decompression, then cuBLAS |  |  | 0.60x |  |  |
 | if compressed bytes moved at the read ceiling | 1.75x |  |  |  |  |
 
@@ -224,7 +224,7 @@ x ZipServ as published, launched plainly like it; decompression in GB/s of BF16,
 | small up 1000 x 500 | 2.00x |  | 1000 / 667 | 11.20 / 11.00 |
 | large up 1000 x 500 | 8.00x | 1.50x |  | 11.20 / 11.00 |
 | geometric mean | 4.00x |  |  |  |
-| with pdl | 8.00x |  |  |  |
+| with programmatic dependent launch | 8.00x |  |  |  |
 | ZipServ as published, x cuBLAS | 0.20x |  |  |  |
 ";
     results(&[&file]).assert().success().stdout(contains(table));
@@ -262,7 +262,7 @@ Batch-invariant, x cuBLAS:
 | small up 1000 x 500 | 0.80x | 0.50x |
 | large up 1000 x 500 | 0.45x | 0.50x |
 | geometric mean | 0.60x | 0.50x |
-| without pdl | 0.30x | 0.25x |
+| without programmatic dependent launch | 0.30x | 0.25x |
 | x the plan's own kernels | 0.50x | 0.50x |
 ";
     results(&[&file]).assert().success().stdout(contains(table));
@@ -417,27 +417,35 @@ fn page_of_merged_files() {
         ]),
     );
     let output = folder.path("page.html");
-    page(&[&old, &new], &output).assert().success().stdout("");
+    page(&[&old, &new], &output)
+        .assert()
+        .success()
+        .stdout("")
+        .stderr(format!("wrote {}\n", output.display()));
     let html = read_page(&output);
     let (old, new) = (old.display(), new.display());
     for text in [
         "ZipGEMM on made up for a test".to_owned(),
         "<td>c0ffee</td><td>not told</td>".to_owned(),
         "<td>0.012 TB/s</td>".to_owned(),
-        format!("up 1000 x 500, N=8: 1.600x\n{old} gemm[0].kernels[0].pdl_us</title>"),
-        format!("<td>up 1000 x 500</td><td>128</td><td>1.250x</td><td></td><td>{old} gemm[1]</td>"),
         format!(
-            "<td>up 1000 x 500</td><td>16</td><td>1.200x</td><td>1.750x</td><td>{old} gemm[3]</td>"
+            "up 1000 x 500, 8 tokens: 1.600x\nrow 1 of {old}, launched before the one ahead of it ends</title>"
         ),
-        format!("up 1000 x 500, N=8: 2.500x\n{new} gemm[1].kernels[0].pdl_us</title>"),
-        format!("large, geometric mean, N=8: 2.500x\nof {new} gemm[1]</title>"),
-        format!("large, byte limit, geometric mean, N=16: 1.750x\nof {old} gemm[3]</title>"),
-        format!("N=16: 0.7 MB, 0.008 TB/s\n{old} gemm[3].kernels[0].pdl_us</title>"),
+        format!(
+            "<td>up 1000 x 500</td><td>128</td><td>1.250x</td><td></td><td>row 2 of {old}</td>"
+        ),
+        format!(
+            "<td>up 1000 x 500</td><td>16</td><td>1.200x</td><td>1.750x</td><td>row 4 of {old}</td>"
+        ),
+        format!("up 1000 x 500, 8 tokens: 2.500x\nrow 2 of {new}, launched"),
+        format!("large, geometric mean, 8 tokens: 2.500x\nrow 2 of {new}</title>"),
+        format!("large, byte limit, geometric mean, 16 tokens: 1.750x\nrow 4 of {old}</title>"),
+        format!("16 tokens: 0.7 MB, 0.008 TB/s\nrow 4 of {old}, launched"),
         // Operations: 2 x 1000 x 500 x 128, in 80 us, for 0.7 MB.
-        format!("N=128: 1.6 TFLOP/s, 182.86 FLOP/B\n{old} gemm[1].kernels[0].pdl_us</title>"),
+        format!("128 tokens: 1.6 TFLOP/s, 182.86 FLOP/B\nrow 2 of {old}, launched"),
         "best cuBLAS measured, 1 TFLOP/s".to_owned(),
         format!(
-            "<td>1.000</td><td>0.700</td><td>11.200</td><td>1.429</td><td>30.0 %</td><td>{old} gemm[0]</td>"
+            "<td>1.000</td><td>0.700</td><td>11.200</td><td>1.429</td><td>30.0 %</td><td>row 1 of {old}</td>"
         ),
         "&lt;large&gt;".to_owned(),
     ] {
@@ -479,9 +487,9 @@ fn points_of_a_page_lie_where_their_figures_are() {
         (number(line, "cx"), number(line, "cy"))
     };
     let [one, four, sixteen] = [
-        "up 1000 x 500, N=1: 1.000x",
-        "up 1000 x 500, N=4: 2.000x",
-        "up 1000 x 500, N=16: 0.500x",
+        "up 1000 x 500, 1 token: 1.000x",
+        "up 1000 x 500, 4 tokens: 2.000x",
+        "up 1000 x 500, 16 tokens: 0.500x",
     ]
     .map(point);
     assert!(
@@ -523,7 +531,10 @@ fn page_of_real_files_has_every_row_and_loads_nothing() {
             let number = |value: &Value| value.as_f64().unwrap();
             let us = number(&row["kernels"][0]["pdl_us"]);
             let layer = |field: &str| number(&row["layer"][field]);
-            let tail = format!("\n{name} gemm[{i}].kernels[0].pdl_us</title>");
+            let tail = format!(
+                "\nrow {} of {name}, launched before the one ahead of it ends</title>",
+                i + 1
+            );
             let speedup = number(&row["cublas_us"]) / us;
             let speedup = format!(": {speedup:.3}x{tail}");
             assert!(html.contains(&speedup), "{speedup}");
@@ -648,13 +659,19 @@ fn page_has_the_tables_and_their_rows() {
             "2.00x",
             "1000 / 667",
             "11.20 / 11.00",
-            &format!("{published} gemm[0]; {published} decompress[0]"),
+            &format!("row 1 of {published}; decompression 1 of {published}"),
         ]),
         line(&["geometric mean", "4.00x", "", "", "the rows above"]),
-        line(&["with pdl", "8.00x", "", "", "the rows above"]),
-        line(&[small, "0.90x", &format!("{invariant} gemm[0]")]),
+        line(&[
+            "with programmatic dependent launch",
+            "8.00x",
+            "",
+            "",
+            "the rows above",
+        ]),
+        line(&[small, "0.90x", &format!("row 1 of {invariant}")]),
         line(&["geometric mean", "0.60x", "the rows above"]),
-        line(&[small, "2 / 1 / 1", &format!("{last} gemm[1]")]),
+        line(&[small, "2 / 1 / 1", &format!("row 2 of {last}")]),
         line(&["8", "2", "1", "12.00", "6.00", "2.000x"]),
         line(&[
             "2000 x 500",
@@ -672,7 +689,7 @@ fn page_has_the_tables_and_their_rows() {
             "1.500x",
             "8",
             "9",
-            &format!("{steps} layers[0]"),
+            &format!("layer 1 of {steps}"),
         ]),
         line(&[
             "&lt;theirs&gt;",
@@ -680,7 +697,7 @@ fn page_has_the_tables_and_their_rows() {
             "70.00 %",
             "4.00",
             "250",
-            &format!("{peers} rows[1]"),
+            &format!("row 2 of {peers}"),
         ]),
     ] {
         assert!(html.contains(&text), "{text}");
@@ -688,7 +705,146 @@ fn page_has_the_tables_and_their_rows() {
     // A launch that stayed what it was.
     assert!(!html.contains("<td>1000 x 500</td><td>8</td><td>zipgemm_n8"));
     // The charts are of the last file.
-    assert!(html.contains(&format!("N=8: 1.600x\n{last} gemm[0].kernels[0]")));
+    assert!(html.contains(&format!("8 tokens: 1.600x\nrow 1 of {last}, ")));
+}
+
+/// A folder as a laboratory has it.
+#[test]
+fn a_folder_is_taken_as_it_is() {
+    let folder = Folder::new();
+    let mut tuned_plans = two_models();
+    tuned_plans["tuned"] = json!(true);
+    let mut other_kernels = two_models();
+    other_kernels["ptx_crc32"] = Value::Null;
+    let mut wrong = two_models();
+    wrong["gemm"][0]["kernels"][0]["correct"] = json!(false);
+    let mut elsewhere = steps();
+    elsewhere["device"] = json!("another device");
+    let unlike = format!("unlike {}", folder.path("b.json").display());
+    let files = [
+        ("a.json", two_models(), ""),
+        ("b.json", report(vec![row("large", 8, 2.5, None)]), ""),
+        (
+            "c.json",
+            tuned_plans,
+            &*format!("of made up for a test (sm_90a, tuned), {unlike}"),
+        ),
+        ("d.json", other_kernels, "of other kernels than "),
+        (
+            "e.json",
+            wrong,
+            "some outputs were wrong, so its times mean nothing",
+        ),
+        (
+            "codec.json",
+            json!({ "zipserv": {} }),
+            "of the codec, without a table of its own",
+        ),
+        (
+            "notes.json",
+            json!(["mine"]),
+            "not what `gemm --json` writes: ",
+        ),
+        ("peers.json", peers(), ""),
+        (
+            "steps-elsewhere.json",
+            elsewhere,
+            "of another device, unlike made up for a test",
+        ),
+        ("tune.json", tuned(), ""),
+    ];
+    for (name, file, _) in &files {
+        folder.write(name, file);
+    }
+    fs::write(folder.path("cut.json"), "{").unwrap();
+    fs::write(folder.path("plot.svg"), "<svg/>").unwrap();
+    let output = folder.path("page.html");
+    let said = page(&[folder.0.path()], &output)
+        .assert()
+        .success()
+        .stdout("");
+    let said = String::from_utf8(said.get_output().stderr.clone()).unwrap();
+    for (name, _, why) in &files {
+        let line = format!("skipped {}: {why}", folder.path(name).display());
+        assert_eq!(said.contains(&line), !why.is_empty(), "{line}\n{said}");
+    }
+    assert!(
+        said.contains("cut.json: not what `gemm --json` writes: EOF"),
+        "{said}"
+    );
+    assert!(
+        said.ends_with(&format!("wrote {}\n", output.display())),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 8, "{said}");
+    let html = read_page(&output);
+    assert!(
+        html.contains("2.500x") && !html.contains("0.900x"),
+        "the last row counts"
+    );
+    assert!(html.contains("Tuned launches on made up for a test"));
+
+    let tables = results(&[folder.0.path()]).assert().success();
+    tables.stdout(
+        contains("| large up 1000 x 500 | 2.50x | 1.20x | 0.80x |")
+            .and(contains("&lt;theirs").not()),
+    );
+    // What is named has to fit.
+    let named = folder.path("c.json");
+    let refused = page(
+        &[&folder.path("a.json"), &named],
+        &folder.path("other.html"),
+    )
+    .assert()
+    .code(2);
+    refused.stderr(contains(
+        "c.json: of made up for a test (sm_90a, tuned), unlike",
+    ));
+    let mut document = results(&[folder.0.path()]);
+    let written = folder.path("BENCHMARKS.md");
+    let said = document
+        .arg("--write")
+        .arg(&written)
+        .assert()
+        .success()
+        .stdout("");
+    said.stderr(predicates::str::ends_with(format!(
+        "wrote {}\n",
+        written.display()
+    )));
+
+    let empty = Folder::new();
+    results(&[empty.0.path()])
+        .assert()
+        .code(2)
+        .stderr(contains("no results are in these files"));
+    let nothing = page(&[empty.0.path()], &output)
+        .arg("--force")
+        .assert()
+        .code(2);
+    nothing.stderr(contains("no file that `gemm --json` wrote"));
+}
+
+/// Shadows, a bar that stays, and names that do.
+#[test]
+fn tables_scroll_visibly() {
+    let folder = Folder::new();
+    let file = folder.write("results.json", &two_models());
+    let output = folder.path("page.html");
+    page(&[&file], &output).assert().success();
+    let html = read_page(&output);
+    let tables = html.matches("<table>").count();
+    let regions = r#"<div class="scroll" tabindex="0" role="region" aria-label="table"><table>"#;
+    assert_eq!(html.matches(regions).count(), tables);
+    for style in [
+        "no-repeat local,",
+        "var(--shade), transparent) right / 16px 100% no-repeat scroll;",
+        ".scroll::-webkit-scrollbar { height: 8px;",
+        "td):first-child { position: sticky; left: 0;",
+        r#"<meta name="viewport" content="width=device-width, initial-scale=1">"#,
+    ] {
+        assert!(html.contains(style), "{style}");
+    }
 }
 
 #[test]

@@ -4,10 +4,12 @@ use std::{
     error::Error,
     fmt::Display,
     io::{self, Write},
+    path::Path,
     time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
+use zipserv_bench::results::Inputs;
 
 /// Prints a line of results.
 pub fn print(line: impl Display) -> io::Result<()> {
@@ -22,6 +24,16 @@ pub fn print(line: impl Display) -> io::Result<()> {
 pub fn note(line: impl Display) {
     // There is nowhere to say that this failed.
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Tells which files were not taken, a line each.
+pub fn skipped(inputs: &Inputs) {
+    inputs.skipped.iter().for_each(note);
+}
+
+/// Tells what was written.
+pub fn wrote(path: &Path) {
+    note(format_args!("wrote {}", path.display()));
 }
 
 /// Prints an error and its causes.

@@ -4,16 +4,17 @@ use zipserv_bench::results::{Inputs, Measured, benchmarks, diff, markdown};
 
 use super::{Outcome, console, plot};
 
-/// Print what `gemm` measured, and `zipserv tune` found, as Markdown tables, and plot the former
+/// Print what was measured as Markdown tables, and plot what `gemm` measured
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Results {
     #[command(subcommand)]
     beside: Option<Beside>,
 
-    /// Files that `gemm --json` wrote, of one device, `zipserv tune`, `steps --json` or
-    /// `benches/peers/compare.py`; where several of the first have the same layer and number of
-    /// tokens, the last one counts
+    /// Folders of results, and files: of `gemm --json`, of one device, `zipserv tune`,
+    /// `steps --json`, `benches/peers/compare.py` and `python/benches`; where several of the
+    /// first have the same layer and number of tokens, the last one counts. What else is in a
+    /// folder is skipped
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Draw the speedup of each model over the number of tokens, as .svg or .png
@@ -48,19 +49,23 @@ impl Results {
             console::print(diff(&a?, &b?))?;
             return Ok(ExitCode::SUCCESS);
         }
-        if self.markdown {
-            console::print(benchmarks(&self.files)?.trim_end())?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        if let Some(path) = &self.write {
-            let name = |error| format!("{}: {error}", path.display());
-            fs::write(path, benchmarks(&self.files)?).map_err(name)?;
+        let mut inputs = Inputs::read(&self.files)?;
+        if self.markdown || self.write.is_some() {
+            let document = benchmarks(&mut inputs)?;
+            console::skipped(&inputs);
+            match &self.write {
+                None => console::print(document.trim_end())?,
+                Some(path) => {
+                    let name = |error| format!("{}: {error}", path.display());
+                    fs::write(path, document).map_err(name)?;
+                    console::wrote(path);
+                }
+            }
             return Ok(ExitCode::SUCCESS);
         }
         let mut tables = Vec::new();
-        let inputs = Inputs::read(&self.files)?;
         if !inputs.reports.is_empty() || self.plot.is_some() {
-            let measured = Measured::read(&inputs.reports)?;
+            let measured = inputs.measured()?;
             if let Some(path) = &self.plot {
                 plot::save(&measured, path, self.force)?;
             }
@@ -71,7 +76,16 @@ impl Results {
         let peers = inputs.peers.iter().map(|(_, p)| markdown::peers(p));
         let others = tunings.chain(steps).chain(peers);
         tables.extend(others.map(|table| table.to_string()));
+        let models = inputs.serving.iter();
+        tables.extend(models.map(|(_, serving)| serving.section().trim_end().to_owned()));
+        console::skipped(&inputs);
+        if tables.is_empty() {
+            return Err("no results are in these files".into());
+        }
         console::print(tables.join("\n\n"))?;
+        if let Some(path) = &self.plot {
+            console::wrote(path);
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -5,6 +5,7 @@ use std::{error::Error, fs, path::PathBuf};
 use super::{
     DecompressRow, Inputs, InvariantMean, LayerInfo, MEMORY_BOUND, Mean, Measured, Report,
     markdown::{self, Table},
+    measured,
     report::geometric_mean,
 };
 
@@ -38,18 +39,29 @@ dense model's two best logits must be a tie but for rounding; in transformers, l
 ";
 
 /// The document on all GPUs that the files are of, each on the kernels that are built in: a file that does
-/// not tell its PTX is of others, and left out.
+/// not tell its PTX is of others, and skipped. So is all that the document has no table for.
 ///
 /// # Errors
-/// As [`Inputs::read`] and [`Measured::read`].
-pub fn benchmarks(paths: &[PathBuf]) -> Result<String, Box<dyn Error>> {
-    let inputs = Inputs::read(paths)?;
+/// As [`Measured::read`].
+pub fn benchmarks(inputs: &mut Inputs) -> Result<String, Box<dyn Error>> {
     let mut gpus: Vec<Gpu> = Vec::new();
-    for path in &inputs.reports {
+    for path in inputs.reports.clone() {
         let name = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-        let json = fs::read(path).map_err(|error| name(&error))?;
-        let report = Report::from_json(&json).map_err(|error| name(&error))?;
-        if report.ptx_crc32.is_none() || report.sustained_s.is_some() {
+        let json = fs::read(&path).map_err(|error| name(&error))?;
+        let report = match measured::parse(&json) {
+            Ok(report) => report,
+            Err(why) if inputs.is_found(&path) => {
+                inputs.skip(&path, why);
+                continue;
+            }
+            Err(why) => return Err(name(&why).into()),
+        };
+        if report.ptx_crc32.is_none() {
+            inputs.skip(&path, "of kernels that are not built in");
+            continue;
+        }
+        if report.sustained_s.is_some() {
+            inputs.skip(&path, "of a sustained run");
             continue;
         }
         let known = gpus.iter().position(|gpu| gpu.device == report.device);
@@ -62,6 +74,11 @@ pub fn benchmarks(paths: &[PathBuf]) -> Result<String, Box<dyn Error>> {
             false => &mut gpus[at].plain,
         };
         files.push(path.clone());
+    }
+    let tunings = inputs.tunings.iter().map(|(path, _)| path.clone());
+    let peers = inputs.peers.iter().map(|(path, _)| path.clone());
+    for path in tunings.chain(peers).collect::<Vec<_>>() {
+        inputs.skip(&path, "without a table in this document");
     }
     let mut document = METHOD.to_owned();
     if !inputs.serving.is_empty() {
@@ -235,8 +252,24 @@ mod tests {
     fn the_document_is_what_the_files_say() {
         let document = fs::read_to_string(root().join("docs/BENCHMARKS.md")).unwrap();
         assert!(
-            document == benchmarks(&files()).unwrap(),
+            document == benchmarks(&mut Inputs::read(&files()).unwrap()).unwrap(),
             "docs/BENCHMARKS.md is not of these results; its first lines say how to make it"
+        );
+    }
+
+    #[test]
+    fn a_folder_is_its_files() {
+        let mut folder = Inputs::read(&[root().join("results")]).unwrap();
+        let of_files = benchmarks(&mut Inputs::read(&files()).unwrap()).unwrap();
+        assert!(benchmarks(&mut folder).unwrap() == of_files);
+        let skipped = folder
+            .skipped
+            .iter()
+            .map(|skipped| skipped.path.file_name().unwrap());
+        let skipped: Vec<_> = skipped.map(|name| name.to_str().unwrap()).collect();
+        assert!(
+            skipped.iter().any(|name| name.contains("codec")),
+            "{skipped:?}"
         );
     }
 

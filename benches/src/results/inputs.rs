@@ -1,9 +1,11 @@
 //! The files of results, told apart by what is in them.
 
 use std::{
+    collections::BTreeSet,
     error::Error,
-    fmt::Display,
-    fs,
+    ffi::OsStr,
+    fmt::{self, Display},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +13,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use zipserv::gpu::tuning::TuningTable;
 
-use super::{Serving, Steps};
+use super::{Measured, Report, Serving, Steps, measured};
 
 /// What was read; that of `gemm --json` is for [`Measured`](super::measured::Measured).
 #[derive(Default)]
@@ -26,6 +28,24 @@ pub struct Inputs {
     pub peers: Vec<(PathBuf, Peers)>,
     /// What `python/benches` wrote of whole models.
     pub serving: Vec<(PathBuf, Serving)>,
+    /// What was not taken.
+    pub skipped: Vec<Skipped>,
+    /// The files that were found in folders, of which those that do not fit are skipped.
+    found: BTreeSet<PathBuf>,
+}
+
+/// A file that was not taken.
+pub struct Skipped {
+    /// Its name.
+    pub path: PathBuf,
+    /// Why not.
+    pub why: String,
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "skipped {}: {}", self.path.display(), self.why)
+    }
 }
 
 /// What `benches/peers/compare.py` writes: decompression beside other codecs.
@@ -77,23 +97,115 @@ impl Peer {
 }
 
 impl Inputs {
-    /// Reads all files but those of `gemm --json`, of which it keeps the paths.
+    /// Reads all files but those of `gemm --json`, of which it keeps the paths. Of a folder it takes the files that
+    /// are of results, in the order of their names.
     ///
     /// # Errors
-    /// When a file cannot be read, or is no such file.
+    /// When a file cannot be read, or is named and no such file.
     pub fn read(paths: &[PathBuf]) -> Result<Self, Box<dyn Error>> {
         let mut inputs = Self::default();
         for path in paths {
-            inputs.add(path).map_err(|error| at(path, &error))?;
+            if !path.is_dir() {
+                inputs.add(path).map_err(|error| at(path, &error))?;
+                continue;
+            }
+            let files = files(path).map_err(|error| at(path, &error))?;
+            for file in files {
+                match inputs.add(&file) {
+                    Ok(()) => {
+                        inputs.found.insert(file);
+                    }
+                    Err(why) => inputs.skip(&file, why),
+                }
+            }
         }
         Ok(inputs)
     }
 
-    /// Fails on a file of another device.
+    /// Whether a file was found in a folder, and not named.
+    pub(super) fn is_found(&self, path: &Path) -> bool {
+        self.found.contains(path)
+    }
+
+    /// Notes that a file is not taken.
+    pub fn skip(&mut self, path: &Path, why: impl Into<String>) {
+        let (path, why) = (path.to_owned(), why.into());
+        self.skipped.push(Skipped { path, why });
+    }
+
+    /// What `gemm` measured, for one table. Of files in folders only those count that are like the first one that is
+    /// named, or, where none is, like the last one of the plan's own launches; of all others, those of its device.
     ///
     /// # Errors
-    /// When there is one.
-    pub fn check_device(&self, device: &str) -> Result<(), Box<dyn Error>> {
+    /// As [`Measured::read`], and when a file that is named is of another device.
+    pub fn measured(&mut self) -> Result<Measured, Box<dyn Error>> {
+        let mut kinds = Vec::new();
+        for path in std::mem::take(&mut self.reports) {
+            let report = fs::read(&path).map_err(|error| error.to_string());
+            match report.and_then(|json| measured::parse(&json)) {
+                Ok(report) => kinds.push((path, measured::kind(&report), report)),
+                Err(why) if self.is_found(&path) => self.skip(&path, why),
+                Err(why) => return Err(at(&path, &why).into()),
+            }
+        }
+        let is_plain = |report: &Report| {
+            !report.tuned && report.sustained_s.is_none() && report.ptx_crc32.is_some()
+        };
+        let mut named = kinds.iter().filter(|(path, ..)| !self.is_found(path));
+        let mut last = kinds.iter().rev();
+        let like = named
+            .next()
+            .or_else(|| last.clone().find(|(.., report)| is_plain(report)))
+            .or_else(|| last.next());
+        let like = like.map(|(path, kind, report)| {
+            (
+                path.display().to_string(),
+                kind.clone(),
+                report.ptx_crc32.is_some(),
+            )
+        });
+        for (path, kind, report) in kinds {
+            let Some((like, like_kind, has_ptx)) = &like else {
+                break;
+            };
+            let has_same = report.ptx_crc32.is_some() == *has_ptx;
+            if (kind == *like_kind && has_same) || !self.is_found(&path) {
+                self.reports.push(path);
+            } else if has_same {
+                self.skip(&path, format!("of {kind}, unlike {like}"));
+            } else {
+                self.skip(&path, format!("of other kernels than {like}"));
+            }
+        }
+        let measured = Measured::read(&self.reports)?;
+        self.keep_device(measured.device());
+        self.check_device(measured.device())?;
+        Ok(measured)
+    }
+
+    /// Skips files from folders that are of another device.
+    fn keep_device(&mut self, device: &str) {
+        let mut other = Vec::new();
+        let mut is_kept = |path: &PathBuf, this: &str| {
+            let is_other = this != device && self.found.contains(path);
+            if is_other {
+                other.push((path.clone(), format!("of {this}, unlike {device}")));
+            }
+            !is_other
+        };
+        self.tunings
+            .retain(|(path, table)| is_kept(path, &table.key().device));
+        self.steps
+            .retain(|(path, steps)| is_kept(path, &steps.device));
+        self.peers
+            .retain(|(path, peers)| is_kept(path, &peers.device));
+        for (path, why) in other {
+            self.skip(&path, why);
+        }
+    }
+
+    /// Fails on a file of another device.
+    fn check_device(&self, device: &str) -> Result<(), Box<dyn Error>> {
         let tunings = self.tunings.iter().map(|(path, t)| (path, &t.key().device));
         let steps = self.steps.iter().map(|(path, steps)| (path, &steps.device));
         let peers = self.peers.iter().map(|(path, peers)| (path, &peers.device));
@@ -114,9 +226,15 @@ impl Inputs {
             self.serving.push((path, parse(value, "python/benches")?));
             return Ok(());
         }
-        // Of the codec, and of a checkpoint: nothing of a GPU.
-        if has("zipserv") || has("compressed_tensors") {
-            return Ok(());
+        // Nothing of a GPU.
+        for (field, what) in [
+            ("zipserv", "the codec"),
+            ("compressed_tensors", "a checkpoint"),
+        ] {
+            if has(field) {
+                self.skip(&path, format!("of {what}, without a table of its own"));
+                return Ok(());
+            }
         }
         if has("tuning_version") {
             let table = TuningTable::from_json(&json).map_err(|error| error.to_string())?;
@@ -130,10 +248,24 @@ impl Inputs {
             }
             self.peers.push((path, peers));
         } else {
+            // One that is named is reported when its rows are asked for.
             self.reports.push(path);
         }
         Ok(())
     }
+}
+
+/// The files of a folder that may be of results, in the order of their names.
+fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension() == Some(OsStr::new("json")) && path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 fn parse<T: DeserializeOwned>(json: Value, writer: &str) -> Result<T, String> {

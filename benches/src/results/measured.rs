@@ -50,6 +50,11 @@ fn how(report: &Report) -> String {
     tuned.into_iter().chain(sustained).collect()
 }
 
+/// What files of one table have in common.
+pub(super) fn kind(report: &Report) -> String {
+    format!("{} ({}{})", report.device, report.kernels, how(report))
+}
+
 impl<Row> Clone for Found<'_, Row> {
     fn clone(&self) -> Self {
         *self
@@ -71,10 +76,7 @@ impl Measured {
             let json = fs::read(path).map_err(|error| at(error.to_string()))?;
             let report = parse(&json).map_err(at)?;
             if let Some(first) = files.first() {
-                let on = |report: &Report| {
-                    format!("{} ({}{})", report.device, report.kernels, how(report))
-                };
-                let (this, other) = (on(&report), on(&first.report));
+                let (this, other) = (kind(&report), kind(&first.report));
                 if this != other {
                     let other = format!("{}, of {other}", first.path.display());
                     return Err(at(format!("of {this}, unlike {other}")).into());
@@ -231,7 +233,7 @@ fn places(files: &[File], counts: impl Fn(&GemmRow) -> bool) -> Vec<Place> {
 }
 
 /// What is in a file, if it is fit for tables; otherwise, what is wrong with it.
-fn parse(json: &[u8]) -> Result<Report, String> {
+pub(super) fn parse(json: &[u8]) -> Result<Report, String> {
     let report = Report::from_json(json)
         .map_err(|error| format!("not what `gemm --json` writes: {error}"))?;
     if report.gemm.is_empty() {

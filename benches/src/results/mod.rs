@@ -15,7 +15,7 @@ mod table;
 pub use benchmarks::benchmarks;
 pub use diff::diff;
 pub use file::{ReportFile, json};
-pub use inputs::{Inputs, Peer, Peers};
+pub use inputs::{Inputs, Peer, Peers, Skipped};
 pub use measured::{File, Found, Measured, is_same};
 pub use report::{
     DecompressRow, Decoupled, Dispatch, GemmRow, Invariant, InvariantMean, KernelRow, LayerInfo,

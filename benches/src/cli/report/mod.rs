@@ -11,16 +11,16 @@ use zipserv_bench::results::{
     File, Found, Inputs, LayerInfo, MEMORY_BOUND, Measured, markdown::Table,
 };
 
-use super::{Outcome, spare};
+use super::{Outcome, console, spare};
 use chart::{Axis, Chart, Mark, Point};
 use tables::Card;
 
 /// Make a page of what `gemm` measured: speedups, pace, roofline, compression; beside what `zipserv tune` found
 #[derive(clap::Args)]
 pub struct Report {
-    /// Files that `gemm --json` wrote, and others of the same device: of `zipserv tune`,
+    /// Folders of results, and files: of `gemm --json`, and of the same device of `zipserv tune`,
     /// `steps --json` and `benches/peers/compare.py`; where several of the first have the
-    /// same layer and number of tokens, the last one counts
+    /// same layer and number of tokens, the last one counts. What else is in a folder is skipped
     #[arg(required = true, value_name = "FILES")]
     files: Vec<PathBuf>,
     /// The page, as .html
@@ -33,13 +33,17 @@ pub struct Report {
 
 impl Report {
     pub fn run(&self) -> Outcome {
-        let inputs = Inputs::read(&self.files)?;
-        let measured = Measured::read(&inputs.reports)?;
-        inputs.check_device(measured.device())?;
+        let mut inputs = Inputs::read(&self.files)?;
+        let measured = inputs.measured()?;
+        for (path, _) in std::mem::take(&mut inputs.serving) {
+            inputs.skip(&path, "of a whole model; `results` has its table");
+        }
+        console::skipped(&inputs);
         let page = page(&measured, &inputs)?;
         spare(&self.output, self.force)?;
         fs::write(&self.output, page)
             .map_err(|error| format!("{}: {error}", self.output.display()))?;
+        console::wrote(&self.output);
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -139,9 +143,15 @@ fn places<'a>(rows: impl Iterator<Item = Found<'a>>) -> String {
     let mut by_file: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for Found { path, index, .. } in rows {
         let file = by_file.entry(path.display().to_string()).or_default();
-        file.push(format!("gemm[{index}]"));
+        file.push((index + 1).to_string());
     }
-    let of_file = |(file, rows): (String, Vec<String>)| format!("{file} {}", rows.join(", "));
+    let of_file = |(file, rows): (String, Vec<String>)| {
+        let rows = match rows.as_slice() {
+            [row] => format!("row {row}"),
+            rows => format!("rows {}", rows.join(", ")),
+        };
+        format!("{rows} of {file}")
+    };
     let files: Vec<_> = by_file.into_iter().map(of_file).collect();
     files.join("; ")
 }
@@ -156,21 +166,28 @@ fn header<const COLUMNS: usize>(names: [&str; COLUMNS]) -> Vec<String> {
 
 /// Where a row is.
 fn place(found: &Found) -> String {
-    format!("{} gemm[{}]", found.path.display(), found.index)
+    format!("row {} of {}", found.index + 1, found.path.display())
 }
 
 /// Which figures of a row are told: those of the faster launch that the device has.
 fn launch(found: &Found) -> &'static str {
     match found.row.kernels[0].pdl_us {
-        Some(_) => "kernels[0].pdl_us",
-        None => "kernels[0].plain_us",
+        Some(_) => "launched before the one ahead of it ends",
+        None => "launched plainly",
     }
 }
 
 /// What is told of a point that is a figure of a row.
-fn title(name: &str, found: &Found, figure: &str, field: &str) -> String {
-    let (n, place) = (found.row.n, place(found));
-    format!("{name}, N={n}: {figure}\n{place}.{field}")
+fn title(name: &str, found: &Found, figure: &str, how: &str) -> String {
+    let (tokens, place) = (tokens(found.row.n), place(found));
+    format!("{name}, {tokens}: {figure}\n{place}, {how}")
+}
+
+fn tokens(n: usize) -> String {
+    match n {
+        1 => "1 token".to_owned(),
+        n => format!("{n} tokens"),
+    }
 }
 
 fn times(value: f64) -> String {
@@ -234,7 +251,7 @@ fn speedup_chart(
     let mut chart = Chart::new(
         "Speedup against tokens",
         note,
-        Axis::log_at("tokens, N", tokens.into_iter().map(|n| n as f64)),
+        Axis::log_at("tokens", tokens.into_iter().map(|n| n as f64)),
         Axis::linear("x cuBLAS", values.chain([1.0])),
         Table {
             header: header(MEANS),
@@ -248,8 +265,12 @@ fn speedup_chart(
     chart
 }
 
+/// Of which time figures are, as notes have it.
+const PLAN: &str =
+    "that of the plan's kernel, with programmatic dependent launch where the device has it";
+
 /// The header of a table of speedups.
-const MEANS: [&str; 5] = ["layer", "N", "x cuBLAS", "byte limit", "row"];
+const MEANS: [&str; 5] = ["layer", "tokens", "x cuBLAS", "byte limit", "from"];
 
 fn points_of<T>(curves: &[(T, Vec<Point>)]) -> impl Iterator<Item = &Point> + Clone {
     curves.iter().flat_map(|(_, points)| points)
@@ -278,7 +299,7 @@ fn means(
         let point = |what: &str, y: f64| Point {
             x: n as f64,
             y,
-            title: format!("{model}, {what}, N={n}: {}\nof {places}", times(y)),
+            title: format!("{model}, {what}, {}: {}\n{places}", tokens(n), times(y)),
         };
         points.push(point("geometric mean", mean.pdl));
         let has_limit = n <= MEMORY_BOUND;
@@ -330,7 +351,7 @@ fn speedups(measured: &Measured, rows: &Rows) -> Chart {
     }
     let (mean, limit) = means(measured, rows, &mut lines);
     let note = format!(
-        "cublas_us / kernels[0].pdl_us of each row, plain_us where that is null. The byte limit is \
+        "The time of cuBLAS over {PLAN}. The byte limit is \
          x cuBLAS if the compressed bytes moved at the read ceiling; up to {MEMORY_BOUND} tokens, \
          of which memory sets the pace."
     );
@@ -383,13 +404,19 @@ fn pace(measured: &Measured, rows: &Rows) -> Option<Chart> {
     let mut chart = Chart::new(
         "TB/s against size",
         format!(
-            "layer.compressed_bytes / kernels[0].pdl_us of each row, plain_us where that is null, over \
-             layer.compressed_bytes; up to {MEMORY_BOUND} tokens, of which memory sets the pace."
+            "Compressed bytes over {PLAN}, against compressed bytes; up to {MEMORY_BOUND} tokens, of which memory sets the pace."
         ),
         Axis::log("compressed MB", points.map(|point| point.x)),
         Axis::linear("TB/s of compressed bytes", tbs),
         Table {
-            header: header(["layer", "N", "MB", "TB/s", "of the read ceiling", "row"]),
+            header: header([
+                "layer",
+                "tokens",
+                "MB",
+                "TB/s",
+                "of the read ceiling",
+                "from",
+            ]),
             lines,
         },
     );
@@ -401,7 +428,7 @@ fn pace(measured: &Measured, rows: &Rows) -> Option<Chart> {
     let ends = chart.x_ends().map(at);
     chart.draw(&ceiling, Mark::Dashed, &ends);
     for (color, (n, points)) in by_tokens.iter().enumerate() {
-        chart.draw(format_args!("N={n}"), Mark::Dots(color), points);
+        chart.draw(tokens(*n), Mark::Dots(color), points);
     }
     Some(chart)
 }
@@ -416,7 +443,7 @@ impl Ceiling {
     fn of(measured: &Measured) -> Self {
         let of_file = |File { path, report }: &File| Self {
             tbs: report.read_tbs,
-            place: format!("{} read_tbs", path.display()),
+            place: format!("the read ceiling of {}", path.display()),
         };
         let all = measured.files().iter().map(of_file);
         all.max_by(|a, b| a.tbs.total_cmp(&b.tbs)).expect("a file")
@@ -479,7 +506,7 @@ fn roofline(measured: &Measured, rows: &Rows) -> Chart {
         String::new(),
         String::new(),
         format!("{roof:.1}"),
-        format!("{roof_place}.cublas_us"),
+        roof_place,
     ]);
     let points = points_of(&curves);
     let x = Axis::log(
@@ -494,14 +521,14 @@ fn roofline(measured: &Measured, rows: &Rows) -> Chart {
     let slope = [left, right.min(top / ceiling.tbs)];
     let mut chart = Chart::new(
         "Roofline",
-        "2 M N K / kernels[0].pdl_us (plain_us where that is null) over 2 M N K / \
-         layer.compressed_bytes. The flat roof is the fastest multiplication by cuBLAS in the files, \
-         not what the device could do at most."
-            .to_owned(),
+        format!(
+            "Operations over {PLAN}, against operations for each compressed byte. The flat roof is the \
+             fastest multiplication by cuBLAS in the files, not what the device could do at most."
+        ),
         x,
         y,
         Table {
-            header: header(["layer", "N", "FLOP/B", "us", "TFLOP/s", "row"]),
+            header: header(["layer", "tokens", "FLOP/B", "us", "TFLOP/s", "from"]),
             lines,
         },
     );
@@ -564,7 +591,7 @@ fn compression(rows: &Rows) -> Table {
             "bits a weight",
             "BF16 / compressed",
             "saved",
-            "row",
+            "from",
         ]),
         lines,
     }

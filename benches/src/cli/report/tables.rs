@@ -22,27 +22,26 @@ pub struct Card {
 pub fn cards(measured: &Measured, inputs: &Inputs) -> Vec<Card> {
     let mut cards = Vec::new();
     cards.extend(measured.with_published().map(|measured| {
-        let note = "published.us / kernels[0].plain_us of each row, with pdl \
-                    kernels[0].pdl_us. Decompression: BF16 bytes over us and published.us \
-                    of the row of decompress. Bits by layer.compressed_bytes and \
-                    published.compressed_bytes.";
+        let note = "The time of the published kernel over that of the plan's, both launched plainly. \
+                    Decompression: BF16 bytes over the time of ours and of the published kernel.";
         let mut card = Card::of(&measured, markdown::published(&measured), note.to_owned());
         for (layer, line) in measured.layers().into_iter().zip(&mut card.table.lines) {
             if let (Some(found), Some(row)) = (measured.decompress(layer), line.last_mut()) {
-                *row += &format!("; {} decompress[{}]", found.path.display(), found.index);
+                let (number, path) = (found.index + 1, found.path.display());
+                *row += &format!("; decompression {number} of {path}");
             }
         }
         card
     }));
     cards.extend(measured.with_invariant().map(|measured| {
-        let note = "cublas_us / invariant.pdl_us of each row, plain_us where that is null: plans whose \
-                    outputs have the same bits whatever the number of tokens. Below, over \
-                    kernels[0] of the same rows.";
+        let note = "The time of cuBLAS over that of plans whose outputs have the same bits whatever the \
+                    number of tokens, with programmatic dependent launch where the device has it. The last \
+                    line compares them with the plan's own kernels of the same rows.";
         Card::of(&measured, markdown::invariant(&measured), note.to_owned())
     }));
     cards.extend(measured.with_many_tokens().map(|many| {
-        let note = "2 M N K over kernels[0].pdl_us (plain_us where that is null), decoupled.us \
-                    and cublas_us of each row.";
+        let note = "Operations over the times of the plan's kernel, of decompression followed by cuBLAS, and \
+                    of cuBLAS.";
         let mut note = note.to_owned();
         if let Some(dispatch) = markdown::dispatch(measured) {
             note += &format!(" {dispatch}");
@@ -55,26 +54,24 @@ pub fn cards(measured: &Measured, inputs: &Inputs) -> Vec<Card> {
         let about = format!("driver {}, PTX {:08x}", key.driver, key.ptx_crc32);
         cards.push(Card::new(
             markdown::tuning(tuning),
-            format!("before_us and after_us of all rows with so many tokens in {path}; {about}."),
+            format!("Geometric means of all rows with so many tokens in {path}; {about}."),
         ));
         let changed = Titled {
             title: format!("Launches that tuning changes on {}", key.device),
             table: markdown::changed_launches(tuning),
         };
-        let note = format!(
-            "default, before_us, launch and after_us of the one row in {path} with the shape and n."
-        );
+        let note = format!("The row in {path} with the same shape and tokens.");
         cards.push(Card::new(changed, note));
     }
     for (path, steps) in &inputs.steps {
         let about = about(&steps.driver, &steps.date, steps.commit.as_deref());
-        let note = format!("The largest us of layers[].points over the one before it; {about}.");
-        cards.push(Card::numbered(markdown::steps(steps), path, "layers", note));
+        let note = format!("The largest ratio of a time to the one before it; {about}.");
+        cards.push(Card::numbered(markdown::steps(steps), path, "layer", note));
     }
     for (path, peers) in &inputs.peers {
         let about = about(&peers.driver, &peers.date, peers.commit.as_deref());
-        let note = format!("compressed_bytes and us of each row; {about}.");
-        cards.push(Card::numbered(markdown::peers(peers), path, "rows", note));
+        let note = format!("Compressed bytes and times; {about}.");
+        cards.push(Card::numbered(markdown::peers(peers), path, "row", note));
     }
     cards
 }
@@ -101,15 +98,15 @@ impl Card {
         })
     }
 
-    /// With a line for each entry of a list in a file.
-    fn numbered(titled: Titled, path: &Path, list: &str, note: String) -> Self {
+    /// With a line for each `entry` of a file.
+    fn numbered(titled: Titled, path: &Path, entry: &str, note: String) -> Self {
         let path = path.display();
-        Self::new(titled, note).with_rows(|line| format!("{path} {list}[{line}]"))
+        Self::new(titled, note).with_rows(|line| format!("{entry} {} of {path}", line + 1))
     }
 
     /// Adds where each line is from.
     fn with_rows(mut self, of_line: impl Fn(usize) -> String) -> Self {
-        self.table.header.push("row".to_owned());
+        self.table.header.push("from".to_owned());
         for (i, line) in self.table.lines.iter_mut().enumerate() {
             line.push(of_line(i));
         }
