@@ -88,7 +88,7 @@ pub fn benchmarks(inputs: &mut Inputs) -> Result<String, Box<dyn Error>> {
         document += &format!("\n{}", serving.section());
     }
     for gpu in &gpus {
-        document += &format!("\n{}", gpu.section(&inputs)?);
+        document += &format!("\n{}", gpu.section(inputs)?);
     }
     Ok(document)
 }

@@ -37,16 +37,15 @@ pub fn wrap(name: &str, width: usize) -> String {
     }
     let rest_width = width.saturating_sub(INDENT.len());
     let line: String = fitting(name.chars(), width).collect();
-    let mut is_braced = false;
-    let is_end = move |&(_, c): &(usize, char)| {
-        is_braced = c == '{' || is_braced && c != '}';
-        !is_braced && matches!(c, '.' | '_' | '/')
-    };
-    let word = line
-        .char_indices()
-        .filter(is_end)
-        .last()
-        .map(|(at, _)| at + 1);
+    let (mut word, mut is_braced) = (None, false);
+    for (at, c) in line.char_indices() {
+        match c {
+            '{' => is_braced = true,
+            '}' => is_braced = false,
+            '.' | '_' | '/' if !is_braced => word = Some(at + 1),
+            _ => {}
+        }
+    }
     let fits = |at: &usize| width_of(&name[*at..]) <= rest_width;
     let (first, rest) = name.split_at(word.filter(fits).unwrap_or(line.len()));
     format!("{first}\n{INDENT}{}", elide(rest, rest_width))
