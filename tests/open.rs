@@ -305,7 +305,10 @@ fn what_is_not_compressed_is_not_opened() {
     fs::create_dir_all(at("empty/sub")).unwrap();
     put(&at("empty/sub/a.safetensors"), &[matrix("w", &[64, 128])]);
     let error = open(at("empty")).unwrap_err();
-    assert_eq!(text(&error), "no .safetensors file in this folder");
+    assert_eq!(
+        text(&error),
+        "no .safetensors file in this folder; weights in .bin, .pt and .gguf files are not read"
+    );
 }
 
 /// One damaged matrix is refused by name and place; all else is still to be had.

@@ -54,7 +54,8 @@ impl Files {
         let pairs = pairs(&self.inputs, &self.output, job.output_name)?;
         stdio::check_json(self.format.json, &self.output)?;
         let is_one = pairs.len() == 1;
-        if !is_one && !self.output.exists() {
+        let is_new = !is_one && !self.output.exists();
+        if is_new {
             fs::create_dir(&self.output).map_err(|error| of_file(&self.output, &error))?;
         }
         let mut done = Vec::new();
@@ -69,6 +70,10 @@ impl Files {
                 }
                 Err(error) => return Err(error),
             }
+        }
+        if is_new && done.is_empty() {
+            // It stays where there is something in it.
+            let _ = fs::remove_dir(&self.output);
         }
         if self.format.json {
             let jobs: Vec<_> = done.iter().map(Done::json).collect();

@@ -15,7 +15,11 @@ use std::{
 
 use zipserv::checkpoint::shown;
 
-use super::{console, sentence::of_file, signals};
+use super::{
+    console,
+    sentence::{of_file, sentence},
+    signals,
+};
 
 /// Where the system has the open files of a process.
 const OPEN: &str = "/proc/self/fd";
@@ -60,7 +64,10 @@ impl Input {
             return Ok(Self::of(opened));
         }
         let mut kept = tempfile::tempfile_in(folder).map_err(|error| of_file(folder, &error))?;
-        io::copy(&mut stdin.lock(), &mut kept).map_err(|error| of_file(folder, &error))?;
+        io::copy(&mut stdin.lock(), &mut kept).map_err(|error| {
+            let (error, folder) = (sentence(&error), name(folder));
+            format!("standard input, which is kept in {folder}: {error}")
+        })?;
         Ok(Self::of(kept))
     }
 

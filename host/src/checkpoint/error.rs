@@ -86,7 +86,9 @@ pub enum ErrorKind {
     #[error("cancelled")]
     Cancelled,
     /// The folder has no `.safetensors` file.
-    #[error("no .safetensors file in this folder")]
+    #[error(
+        "no .safetensors file in this folder; weights in .bin, .pt and .gguf files are not read"
+    )]
     NoCheckpoint,
     /// Something in the folder is neither a file nor a folder.
     #[error("neither a file nor a folder")]
