@@ -27,7 +27,7 @@ impl Compress {
             name: "compress",
             output_name: checkpoint::stored_name,
             run: &|input, output, options| checkpoint::compress(input, output, options),
-            notes: |report| console::passed_through(report, None),
+            notes: &|report| console::passed_through(report, None),
             summary: |report, time| {
                 let speed = console::throughput(report.original_bytes(), time);
                 format!("compressed {}\n{speed}", console::sizes(report))

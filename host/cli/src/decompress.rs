@@ -23,7 +23,7 @@ impl Decompress {
             name: "decompress",
             output_name: checkpoint::original_name,
             run: &|input, output, options| checkpoint::decompress(input, output, options),
-            notes: |_| Vec::new(),
+            notes: &|_| Vec::new(),
             summary: |report, time| {
                 let speed = console::throughput(report.original_bytes(), time);
                 format!("restored {speed}")

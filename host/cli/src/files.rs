@@ -36,7 +36,7 @@ pub struct Job<'a> {
     pub output_name: fn(&str) -> String,
     pub run: &'a dyn Fn(&Path, &Path, &Options) -> Result<Report, checkpoint::Error>,
     /// What a person should know beside that.
-    pub notes: fn(&Report) -> Vec<String>,
+    pub notes: &'a dyn Fn(&Report) -> Vec<String>,
     /// Says what came of it.
     pub summary: fn(&Report, Duration) -> String,
 }
