@@ -78,6 +78,8 @@ impl Results {
         tables.extend(others.map(|table| table.to_string()));
         let models = inputs.serving.iter();
         tables.extend(models.map(|(_, serving)| serving.section().trim_end().to_owned()));
+        let experts = inputs.experts.iter();
+        tables.extend(experts.map(|(_, experts)| experts.section().trim_end().to_owned()));
         console::skipped(&inputs);
         if tables.is_empty() {
             return Err("no results are in these files".into());

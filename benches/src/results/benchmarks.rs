@@ -38,6 +38,16 @@ process of its own. Weights are random, like trained ones. Outputs are checked: 
 dense model's two best logits must be a tie but for rounding; in transformers, logits are compared with dense ones.
 ";
 
+const EXPERTS: &str = "
+## Mixtures of experts
+
+By `python/benches/experts.py`, in PyTorch: `zipserv.torch.experts_mlp` on compressed weights, vLLM's `fused_experts` and
+`torch._grouped_mm` on dense ones. Launches of a form are one CUDA graph over layers with weights and activations of
+their own, so weights come from memory; forms are replayed in turn, and a time is the median of the replays. Routing is
+drawn anew for each layer: at random, or skewed, by which some experts are chosen more often. Outputs of the timed
+launches are compared with FP32 sums on the dense weights.
+";
+
 /// The document on all GPUs that the files are of, each on the kernels that are built in: a file that does
 /// not tell its PTX is of others, and skipped. So is all that the document has no table for.
 ///
@@ -86,6 +96,12 @@ pub fn benchmarks(inputs: &mut Inputs) -> Result<String, Box<dyn Error>> {
     }
     for (_, serving) in &inputs.serving {
         document += &format!("\n{}", serving.section());
+    }
+    if !inputs.experts.is_empty() {
+        document += EXPERTS;
+    }
+    for (_, experts) in &inputs.experts {
+        document += &format!("\n{}", experts.section());
     }
     for gpu in &gpus {
         document += &format!("\n{}", gpu.section(inputs)?);

@@ -13,7 +13,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use zipserv::gpu::tuning::TuningTable;
 
-use super::{Measured, Report, Serving, Steps, measured};
+use super::{Experts, Measured, Report, Serving, Steps, measured};
 
 /// What was read; that of `gemm --json` is for [`Measured`](super::measured::Measured).
 #[derive(Default)]
@@ -28,6 +28,8 @@ pub struct Inputs {
     pub peers: Vec<(PathBuf, Peers)>,
     /// What `python/benches` wrote of whole models.
     pub serving: Vec<(PathBuf, Serving)>,
+    /// What `python/benches/experts.py` wrote.
+    pub experts: Vec<(PathBuf, Experts)>,
     /// What was not taken.
     pub skipped: Vec<Skipped>,
     /// The files that were found in folders, of which those that do not fit are skipped.
@@ -224,6 +226,11 @@ impl Inputs {
         let has = |name| value.get(name).is_some();
         if has("server") {
             self.serving.push((path, parse(value, "python/benches")?));
+            return Ok(());
+        }
+        if has("experts") {
+            let experts = parse(value, "python/benches/experts.py")?;
+            self.experts.push((path, experts));
             return Ok(());
         }
         // Nothing of a GPU.

@@ -3,6 +3,7 @@
 
 mod benchmarks;
 mod diff;
+mod experts;
 mod file;
 mod inputs;
 pub mod markdown;
@@ -14,6 +15,7 @@ mod table;
 
 pub use benchmarks::benchmarks;
 pub use diff::diff;
+pub use experts::{Experts, Layers};
 pub use file::{ReportFile, json};
 pub use inputs::{Inputs, Peer, Peers, Skipped};
 pub use measured::{File, Found, Measured, is_same};

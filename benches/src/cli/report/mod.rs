@@ -38,6 +38,9 @@ impl Report {
         for (path, _) in std::mem::take(&mut inputs.serving) {
             inputs.skip(&path, "of a whole model; `results` has its table");
         }
+        for (path, _) in std::mem::take(&mut inputs.experts) {
+            inputs.skip(&path, "of experts; `results` has its table");
+        }
         console::skipped(&inputs);
         let page = page(&measured, &inputs)?;
         spare(&self.output, self.force)?;
