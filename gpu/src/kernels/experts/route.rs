@@ -155,6 +155,7 @@ unsafe fn route_one(args: &RouteArgs) {
         }
         if lane == 0 {
             *args.group_count = count;
+            *args.routed = count;
         }
         if lane < args.top_k {
             *args.places.add(lane as usize) = if is_one { place } else { NOWHERE };

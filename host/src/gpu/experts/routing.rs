@@ -40,11 +40,15 @@ impl RawRouting {
         self.tokens.saturating_mul(self.top_k)
     }
 
-    /// Groups, at most: each expert has one that is not full.
+    /// Groups, at most: each expert has one that is not full, or each assignment of a single token one of its own.
     pub(super) fn groups(&self) -> usize {
         let assignments = self.assignments();
         let full = assignments.checked_div(self.group_tokens).unwrap_or(0);
-        full + assignments.min(self.experts)
+        let others = match self.tokens {
+            1 => assignments,
+            _ => assignments.min(self.experts),
+        };
+        full + others
     }
 
     /// Bytes of device memory.
@@ -303,6 +307,7 @@ mod tests {
         for (tokens, top_k, experts, group_tokens) in [
             (1, 1, 1, 8),
             (1, 8, 128, 8),
+            (1, 8, 4, 64),
             (33, 8, 128, 16),
             (4096, 2, 8, 64),
             (0, 8, 128, 8),
@@ -321,7 +326,8 @@ mod tests {
                 full.div_ceil(group_tokens) + others
             };
             let most = (0..=all).map(uneven).max().unwrap();
-            assert!(routing.groups() >= most.min(all), "{routing:?}");
+            let most = if tokens == 1 { all } else { most.min(all) };
+            assert!(routing.groups() >= most, "{routing:?}");
             assert_eq!(routing.places() + 4 * all as u64, routing.bytes() as u64);
         }
     }
