@@ -238,9 +238,7 @@ impl Problem for Experts<'_> {
         own: &'a mut Option<Output>,
     ) -> (&'a Output, u32, u32, u32) {
         let (group, row_block) = self.place::<WARPS_M>(tile);
-        let Output {
-            y, pitch, is_f32, ..
-        } = self.args.gemm.output;
+        let Output { y, pitch, is_f32, .. } = self.args.gemm.output;
         let output = Output {
             y: y.wrapping_add(group.first as usize * pitch as usize),
             pitch,
