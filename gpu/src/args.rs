@@ -93,6 +93,8 @@ pub struct RouteArgs {
     pub groups: *mut Group,
     /// How many there are.
     pub group_count: *mut u32,
+    /// How many assignments have an expert.
+    pub routed: *mut u32,
     /// Assignments.
     pub assignments: u32,
     /// Assignments of a token.
@@ -168,6 +170,42 @@ pub struct PrefillArgs {
     pub box_tokens: u32,
 }
 
+/// The operands of one `prefill_grouped`: tokens in the order of their experts, as `route` leaves them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct GroupedPrefillArgs {
+    /// Of all experts: `m` output features of each, whose matrices follow one another, each from a strip of its own on;
+    /// `n` rows of activations and outputs, of which routing may leave some out at the end. Nothing is shared along K, so
+    /// there are no partial sums, flags and decomposition. First, for its tensor maps.
+    pub prefill: PrefillArgs,
+    /// Groups of tokens.
+    pub groups: *const Group,
+    /// How many there are.
+    pub group_count: *const u32,
+    /// Whether the kernel ahead may be the one that routes. If it is not, that one has ended.
+    pub follows_routing: bool,
+}
+
+/// The operands of one `arrange`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ArrangeArgs {
+    /// Rows in the order of experts, aligned to 16 bytes.
+    pub y: *mut u16,
+    /// Rows of `features` BF16.
+    pub x: *const u16,
+    /// Which of them each row is; null where they are in that order already.
+    pub rows: *const u32,
+    /// How many rows there are.
+    pub routed: *const u32,
+    /// Inputs between the starts of rows.
+    pub x_stride: u64,
+    /// Outputs between the starts of rows: `features`, or the multiple of 8 above.
+    pub y_stride: u64,
+    /// Features.
+    pub features: u32,
+}
+
 /// The operands of one `decompress`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -190,14 +228,14 @@ pub struct DecompressArgs {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct GateArgs {
-    /// Outputs: rows of `features` BF16.
-    pub y: *mut u16,
-    /// Inputs: rows of twice as many.
+    /// Outputs: rows of `features`.
+    pub output: Output,
+    /// Inputs: rows of twice as many BF16.
     pub x: *const u16,
+    /// How many rows there are, if routing tells; if null, as many as are launched.
+    pub routed: *const u32,
     /// Inputs between the starts of rows.
     pub x_stride: u64,
-    /// Outputs between the starts of rows.
-    pub y_stride: u64,
     /// Outputs of a row, a multiple of 8.
     pub features: u32,
 }

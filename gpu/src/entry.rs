@@ -56,6 +56,18 @@ kernel! {
 }
 
 kernel! {
+    /// Puts activations into the order of experts, see [`crate::kernels::experts`].
+    ///
+    /// # Safety
+    /// As the function of that name in [`crate::kernels::experts::arrange`].
+    #[cfg(zipserv_sm = "90a")]
+    fn arrange(args: crate::args::ArrangeArgs) {
+        // SAFETY: the caller's promise.
+        unsafe { crate::kernels::experts::arrange::arrange(&args) }
+    }
+}
+
+kernel! {
     /// Adds up the outputs of a token's experts, see [`crate::kernels::experts`].
     ///
     /// # Safety
@@ -86,6 +98,27 @@ macro_rules! prefill {
 }
 
 crate::prefill_kernels!(prefill);
+
+macro_rules! prefill_grouped {
+    ($($name:ident: { tokens: $tokens:literal, stages: $stages:literal, cluster: $cluster:literal };)*) => {$(
+        kernel! {
+            /// `prefill_grouped` of one shape, see [`crate::launch::Prefill`].
+            ///
+            /// # Safety
+            /// As [`crate::kernels::wgmma::prefill_grouped`].
+            #[cfg(zipserv_sm = "90a")]
+            fn $name(args: crate::args::GroupedPrefillArgs) {
+                // SAFETY: the caller's promise; the tensor maps are the parameter's first fields.
+                unsafe {
+                    let maps = parameter_address!($name);
+                    crate::kernels::wgmma::prefill_grouped::<{ $tokens / 2 }, $stages, $cluster>(&args, maps)
+                }
+            }
+        }
+    )*};
+}
+
+crate::grouped_prefill_kernels!(prefill_grouped);
 
 kernel! {
     /// Restores a matrix, see [`crate::kernels::decompress`].

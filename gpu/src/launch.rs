@@ -422,15 +422,40 @@ macro_rules! prefills {
 }
 prefill_kernels!(prefills);
 
+/// Every `prefill_grouped` kernel, as in [`prefill_kernels`].
+#[macro_export]
+macro_rules! grouped_prefill_kernels {
+    ($use:ident) => {
+        $use! {
+            prefill_grouped_n64: { tokens: 64, stages: 8, cluster: 2 };
+            prefill_grouped_n144: { tokens: 144, stages: 6, cluster: 2 };
+            prefill_grouped_n256: { tokens: 256, stages: 4, cluster: 2 };
+        }
+    };
+}
+
+macro_rules! grouped_prefills {
+    ($($name:ident: $shape:tt;)*) => {
+        /// Every `prefill_grouped` kernel and its shape.
+        pub const GROUPED_PREFILLS: &[(&str, Prefill)] = &[$((stringify!($name), Prefill $shape)),*];
+
+        const GROUPED_PREFILL_LAUNCHES: &[Launch] =
+            &[$((Prefill $shape).launch(stringify!($name))),*];
+    };
+}
+grouped_prefill_kernels!(grouped_prefills);
+
 /// Every kernel's launch.
-pub const KERNELS: &[Launch] =
-    &concat::<{ 6 + ENCODE.len() + GEMMS.len() + GROUPED.len() + PREFILLS.len() }>(&[
-        &[DECOMPRESS, GATHER, GATE, READ, ROUTE, COMBINE],
-        ENCODE,
-        GEMM_LAUNCHES,
-        GROUPED_LAUNCHES,
-        PREFILL_LAUNCHES,
-    ]);
+pub const KERNELS: &[Launch] = &concat::<
+    { 7 + ENCODE.len() + GEMMS.len() + GROUPED.len() + PREFILLS.len() + GROUPED_PREFILLS.len() },
+>(&[
+    &[DECOMPRESS, GATHER, GATE, READ, ROUTE, COMBINE, ARRANGE],
+    ENCODE,
+    GEMM_LAUNCHES,
+    GROUPED_LAUNCHES,
+    PREFILL_LAUNCHES,
+    GROUPED_PREFILL_LAUNCHES,
+]);
 
 /// All `N` launches of some lists. (Iterators are not for constants.)
 const fn concat<const N: usize>(lists: &[&[Launch]]) -> [Launch; N] {
@@ -519,6 +544,17 @@ const GATE: Launch = Launch {
 
 /// Features of a block of `gate`.
 pub const GATE_FEATURES: usize = 1024;
+
+const ARRANGE: Launch = Launch {
+    name: "arrange",
+    threads: ARRANGE_FEATURES / 8,
+    min_blocks: 8,
+    shared_bytes: 0,
+    cluster: 1,
+};
+
+/// Features of a block of `arrange`.
+pub const ARRANGE_FEATURES: usize = 2048;
 
 const READ: Launch = Launch {
     name: "read",

@@ -464,10 +464,48 @@ pub fn route(
     })
 }
 
+/// Bytes of scratch memory that [`grouped_linear`] takes.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "a tuple would be named nowhere")]
+pub fn grouped_scratch(
+    py: Python,
+    device: u32,
+    stream: usize,
+    weight: Weight,
+    rows: usize,
+    routing: RoutingKey,
+    x: u64,
+    x_stride: usize,
+    x_by_expert: bool,
+    is_gated: bool,
+    batch_invariant: bool,
+) -> PyResult<usize> {
+    run(py, || {
+        let gpu = Gpu::open(device)?;
+        let (lane, weights) = (gpu.lane(stream)?, gpu.weights(weight)?);
+        let routing = raw_routing(routing);
+        let (of, assignments) = ((routing.experts, rows), routing.assignments());
+        let plan = gpu.grouped_plan(&lane, &weights, of, assignments, batch_invariant)?;
+        let operands = RawGrouped {
+            x,
+            x_stride,
+            x_by_expert,
+            is_gated,
+            y: 0,
+            y_stride: 0,
+            output: OutputType::Bf16,
+            follows_routing: false,
+            scratch: 0,
+        };
+        Ok(plan.scratch_bytes(&operands, &routing))
+    })
+}
+
 /// `Y[a] = X[t(a)] W[e(a)]^T` for each assignment, in the order of experts, with as many rows as there are.
 ///
 /// If it `follows_routing`, the kernel waits for all ahead of it before it reads weights. If it does not, it follows
-/// another that did, and starts once that one has waited. So weights may be written by any ahead of them.
+/// another that did, and starts once that one has waited. So weights may be written by any ahead of them. `scratch` has
+/// room for what [`grouped_scratch`] says.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "a tuple would be named nowhere")]
 pub fn grouped_linear(
@@ -486,6 +524,7 @@ pub fn grouped_linear(
     is_gated: bool,
     follows_routing: bool,
     batch_invariant: bool,
+    scratch: u64,
 ) -> PyResult<()> {
     run(py, || {
         let gpu = Gpu::open(device)?;
@@ -506,6 +545,7 @@ pub fn grouped_linear(
             },
             is_gated,
             follows_routing,
+            scratch,
         };
         // SAFETY: tensors of Python's, which it has checked, on the stream that they are used on; the workspace serves
         // that stream alone.

@@ -21,7 +21,7 @@ mod _native {
     #[pymodule_export]
     use crate::gpu::{
         Measured, combine, device_count, gated_linear, gather, gpu_decompress, gpu_encode,
-        grouped_linear, linear, measure, route, routing, scratch_bytes,
+        grouped_linear, grouped_scratch, linear, measure, route, routing, scratch_bytes,
     };
     #[pymodule_export]
     use crate::matrix::{Encoded, capacity, check, decode, decode_rows, encode, shape, store};

@@ -52,7 +52,7 @@ def test_grouped_linear(experts, rows, cols, tokens, top_k, is_gated, device):
     assert torch.equal(again, y)
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 64, 200])
+@pytest.mark.parametrize("tokens", [1, 7, 64, 200, 600])
 @pytest.mark.parametrize("top_k", [1, 4])
 def test_experts_mlp(tokens, top_k, device):
     experts, hidden, inner = 8, 192, 96
@@ -65,6 +65,22 @@ def test_experts_mlp(tokens, top_k, device):
     inside = reference(x, gate_up, numbers, is_gated=True).bfloat16()
     parts = torch.einsum("tek,tehk->teh", inside.double(), down.double()[numbers])
     assert close(y, (parts * scales.double()[..., None]).sum(1))
+
+
+@pytest.mark.parametrize("experts", [4, 16, 40])
+@pytest.mark.parametrize("rows, cols", [(64, 72), (320, 33)])
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_many_tokens_an_expert(experts, rows, cols, is_gated, device):
+    dense = stacked(experts, rows, cols, device)
+    weight, x = zt.encode_experts(dense), torch.randn(800, cols).bfloat16().to(device)
+    # Some of no expert, and rows of activations apart from one another.
+    numbers = experts_of(800, 2, experts + 1, device)
+    y = zt.grouped_linear(x, weight, numbers, experts, rows, is_gated=is_gated)
+    expected = reference(x, dense, numbers, is_gated)
+    assert close(y, expected)
+    wide = torch.randn(800, 2 * cols).bfloat16().to(device)
+    wide[:, :cols] = x
+    assert torch.equal(zt.grouped_linear(wide[:, :cols], weight, numbers, experts, rows, is_gated=is_gated), y)
 
 
 def test_assignments_to_no_expert_are_left_out(device):

@@ -162,7 +162,9 @@ fn groups(lab: &Lab, layer: &Layer) -> Vec<usize> {
     let plan = |tokens| {
         GroupedPlan::with_groups(linear.weights(), layer.experts, layer.m, tokens).unwrap()
     };
-    let mut groups: Vec<usize> = [8, 16, 32, 64].map(|n| plan(n).group_tokens()).to_vec();
+    let mut groups: Vec<usize> = [8, 16, 32, 64, 144, 256]
+        .map(|n| plan(n).group_tokens())
+        .to_vec();
     groups.dedup();
     groups
 }
@@ -188,7 +190,8 @@ fn every_kernel_and_choice() {
 
 #[test]
 fn shapes_and_numbers_of_experts() {
-    const SHAPES: [(usize, usize, usize); 9] = [
+    const SHAPES: [(usize, usize, usize); 10] = [
+        (3, 300, 320),
         (1, 33, 65),
         (4, 45, 100),
         (3, 1, 7),
@@ -212,22 +215,95 @@ fn shapes_and_numbers_of_experts() {
     }
 }
 
+/// More groups than one of most experts, more row blocks than a cluster has, more k-tiles than a ring has stages.
+#[test]
+fn many_tokens_an_expert() {
+    for mut lab in Lab::each() {
+        let layer = Layer::new(Kind::Outliers, 3, 700, 712);
+        for group_tokens in groups(&lab, &layer) {
+            for choice in [Choice::Uniform, Choice::Skewed, Choice::Invalid] {
+                let tokens = if quick() { (150, 2) } else { (600, 2) };
+                check(&mut lab, &layer, choice, tokens, group_tokens);
+            }
+        }
+    }
+}
+
+/// Rows in the order of experts, whether tensor copies can read them or not.
+#[test]
+fn activations_by_expert() {
+    for mut lab in Lab::each() {
+        for k in [33, 64, 100, 520] {
+            let layer = Layer::new(Kind::Gaussian, 5, 96, k);
+            let linear = layer.linear(&lab);
+            for group_tokens in groups(&lab, &layer) {
+                let experts_of = Choice::Skewed.experts_of(200, 2, 5);
+                let mut routing = Routing::new(lab.device, 200, 2, 5, group_tokens).unwrap();
+                let places = route(&lab, &mut routing, &experts_of);
+                let x = Kind::Gaussian.activations(400, k);
+                let y = multiply(&mut lab, &linear, &routing, &x, true);
+                for (at, place) in places.into_iter().enumerate() {
+                    let place = place.unwrap() as usize;
+                    let expert = layer.expert(experts_of[at] as usize);
+                    let product = Product::new(&x[place * k..][..k], expert, k);
+                    let what = format_args!("K {k}, groups of {group_tokens}, assignment {at}");
+                    product.check(&y[place * layer.m..][..layer.m], &what);
+                }
+            }
+        }
+    }
+}
+
+/// Gated outputs that are FP32 are those that are BF16, before they are rounded; and those of no assignment are left
+/// alone.
+#[test]
+fn gated_outputs_of_both_types() {
+    for mut lab in Lab::each() {
+        let layer = Layer::new(Kind::Gaussian, 4, 192, 136);
+        let linear = layer.linear(&lab).gated();
+        for group_tokens in groups(&lab, &layer) {
+            let experts_of = Choice::Invalid.experts_of(250, 2, 4);
+            let mut routing = Routing::new(lab.device, 250, 2, 4, group_tokens).unwrap();
+            let used = route(&lab, &mut routing, &experts_of);
+            let used = used.iter().flatten().count() * linear.features();
+            let x = Kind::Gaussian.activations(250, layer.k);
+            let rounded = multiply(&mut lab, &linear, &routing, &x, false);
+            let x = lab.buffer(&x);
+            let all = vec![f32::NAN; 500 * linear.features()];
+            let mut y = Buffer::from_slice(lab.device, &all).unwrap();
+            let inputs = ExpertInputs::OfTokens((&x).into());
+            linear
+                .forward(&lab.stream, inputs, &routing, &mut y, &mut lab.workspace)
+                .unwrap();
+            let y = y.to_vec(&lab.stream).unwrap();
+            let own = y.iter().map(|&y| bf16::from_f32(y).to_bits());
+            let what = format!("groups of {group_tokens}");
+            assert!(own.take(used).eq(rounded[..used].iter().copied()), "{what}");
+            assert!(y[used..].iter().all(|y| y.is_nan()), "{what}");
+            let rest = &rounded[used..];
+            assert!(rest.iter().all(|&bits| bits == crate::lab::NAN), "{what}");
+        }
+    }
+}
+
 #[test]
 fn weights_of_every_kind() {
     for mut lab in Lab::each() {
         for kind in KINDS {
             let layer = Layer::new(kind, 4, 64, 192);
             let linear = layer.linear(&lab);
-            let experts_of = Choice::Uniform.experts_of(9, 2, 4);
-            let mut routing = linear.routing(9, 2).unwrap();
-            let places = route(&lab, &mut routing, &experts_of);
-            let x = kind.activations(9, layer.k);
-            let y = multiply(&mut lab, &linear, &routing, &x, false);
-            for (at, place) in places.into_iter().enumerate() {
-                let x = &x[at / 2 * layer.k..][..layer.k];
-                let product = Product::new(x, layer.expert(experts_of[at] as usize), layer.k);
-                let y = &y[place.unwrap() as usize * layer.m..][..layer.m];
-                product.check(y, &format_args!("{kind:?}"));
+            for group_tokens in groups(&lab, &layer) {
+                let experts_of = Choice::Uniform.experts_of(9, 2, 4);
+                let mut routing = Routing::new(lab.device, 9, 2, 4, group_tokens).unwrap();
+                let places = route(&lab, &mut routing, &experts_of);
+                let x = kind.activations(9, layer.k);
+                let y = multiply(&mut lab, &linear, &routing, &x, false);
+                for (at, place) in places.into_iter().enumerate() {
+                    let x = &x[at / 2 * layer.k..][..layer.k];
+                    let product = Product::new(x, layer.expert(experts_of[at] as usize), layer.k);
+                    let y = &y[place.unwrap() as usize * layer.m..][..layer.m];
+                    product.check(y, &format_args!("{kind:?}, groups of {group_tokens}"));
+                }
             }
         }
     }
@@ -242,7 +318,7 @@ fn a_whole_layer() {
         let down = Layer::new(Kind::Gaussian, experts, hidden, inner);
         let (gated, plain) = (up.linear(&lab).gated(), down.linear(&lab));
         for group_tokens in groups(&lab, &up) {
-            for tokens in [1, 5, 40] {
+            for tokens in [1, 5, 40, 300] {
                 let what = format!("{tokens} tokens, groups of {group_tokens}");
                 let experts_of = Choice::Skewed.experts_of(tokens, top_k, experts);
                 let mut routing =
@@ -316,17 +392,19 @@ fn an_expert_of_nans_reaches_its_own_tokens_only() {
         layer.bits[64 * 128..2 * 64 * 128].fill(crate::lab::NAN);
         let experts_of: Vec<i32> = (0..40).map(|at| at % 4).collect();
         let linear = layer.linear(&lab);
-        let mut routing = linear.routing(40, 1).unwrap();
-        let places = route(&lab, &mut routing, &experts_of);
-        let x = Kind::Gaussian.activations(40, 128);
-        let y = multiply(&mut lab, &linear, &routing, &x, false);
-        for (at, place) in places.into_iter().enumerate() {
-            let row = &y[place.unwrap() as usize * 64..][..64];
-            let nans = row
-                .iter()
-                .filter(|&&bits| bf16::from_bits(bits).is_nan())
-                .count();
-            assert_eq!(nans, if experts_of[at] == 1 { 64 } else { 0 });
+        for group_tokens in groups(&lab, &layer) {
+            let mut routing = Routing::new(lab.device, 40, 1, 4, group_tokens).unwrap();
+            let places = route(&lab, &mut routing, &experts_of);
+            let x = Kind::Gaussian.activations(40, 128);
+            let y = multiply(&mut lab, &linear, &routing, &x, false);
+            for (at, place) in places.into_iter().enumerate() {
+                let row = &y[place.unwrap() as usize * 64..][..64];
+                let nans = row
+                    .iter()
+                    .filter(|&&bits| bf16::from_bits(bits).is_nan())
+                    .count();
+                assert_eq!(nans, if experts_of[at] == 1 { 64 } else { 0 });
+            }
         }
     }
 }
@@ -363,16 +441,18 @@ fn the_same_bits_in_a_hundred_runs() {
         let linear = layer.linear(&lab);
         let experts_of = Choice::Skewed.experts_of(50, 4, 16);
         let x = Kind::Gaussian.activations(50, layer.k);
-        let mut first: Option<Vec<u16>> = None;
-        for _ in 0..if quick() { 3 } else { 100 } {
-            let mut routing = linear.routing(50, 4).unwrap();
-            let places = route(&lab, &mut routing, &experts_of);
-            let y = multiply(&mut lab, &linear, &routing, &x, false);
-            let rows: Vec<u16> = places
-                .into_iter()
-                .flat_map(|place| y[place.unwrap() as usize * layer.m..][..layer.m].to_vec())
-                .collect();
-            assert!(*first.get_or_insert_with(|| rows.clone()) == rows);
+        for group_tokens in groups(&lab, &layer) {
+            let mut first: Option<Vec<u16>> = None;
+            for _ in 0..if quick() { 3 } else { 100 } {
+                let mut routing = Routing::new(lab.device, 50, 4, 16, group_tokens).unwrap();
+                let places = route(&lab, &mut routing, &experts_of);
+                let y = multiply(&mut lab, &linear, &routing, &x, false);
+                let rows: Vec<u16> = places
+                    .into_iter()
+                    .flat_map(|place| y[place.unwrap() as usize * layer.m..][..layer.m].to_vec())
+                    .collect();
+                assert!(*first.get_or_insert_with(|| rows.clone()) == rows);
+            }
         }
     }
 }

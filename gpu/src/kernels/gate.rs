@@ -2,7 +2,7 @@
 //! them has not done it itself.
 //!
 //! ```text
-//! eight features of gate and up, BF16 --LDG--> silu(gate) x up, FP32 --> BF16 --> store
+//! eight features of gate and up, BF16 --LDG--> silu(gate) x up, FP32 --> BF16, unless outputs are FP32 --> store
 //! ```
 //!
 //! A thread has eight features of a token. Bound by memory, or for a few tokens by the launch.
@@ -10,6 +10,7 @@
 use crate::{
     arch::{grid, math, memory, mma, thread},
     args::GateArgs,
+    kernels::epilogue::Epilogue,
     launch::GATE_FEATURES,
 };
 
@@ -29,18 +30,24 @@ pub unsafe fn gate(args: &GateArgs) {
         let token = block.checked_div(columns).unwrap_or(0);
         let column = block - token * columns;
         let feature = column * GATE_FEATURES as u32 + 8 * thread::thread() as u32;
-        if feature >= args.features {
+        let is_there = args.routed.is_null() || token < *args.routed;
+        if feature >= args.features || !is_there {
             return;
         }
         let row = args.x.add(token as usize * args.x_stride as usize);
         let eight = |from: u32| memory::load_global_u32x4(row.add(from as usize).cast());
         let (gate, up) = (eight(feature), eight(args.features + feature));
-        let mut pairs = [0; 4];
-        unroll!(I < 4 => {
-            let [first, second] = math::gated(gate[I], up[I]);
-            pairs[I] = mma::to_bf16_pair(first, second);
-        });
-        let to = args.y.add(token as usize * args.y_stride as usize);
-        memory::store_global_u32x4(to.add(feature as usize).cast(), pairs);
+        let mut sums = [0.0; 8];
+        unroll!(I < 4 => { [sums[2 * I], sums[2 * I + 1]] = math::gated(gate[I], up[I]); });
+        let [a, b, c, d, e, f, g, h] = sums;
+        let epilogue = Epilogue::new(&args.output, args.features, token + 1);
+        if epilogue.is_f32() {
+            epilogue.store_four(token, feature, [a, b, c, d], [0; 4], [0; 4]);
+            epilogue.store_four(token, feature + 4, [e, f, g, h], [0; 4], [0; 4]);
+        } else {
+            let pairs = [(a, b), (c, d), (e, f), (g, h)];
+            let pairs = pairs.map(|(first, second)| mma::to_bf16_pair(first, second));
+            epilogue.store_eight(token, feature, pairs);
+        }
     }
 }

@@ -22,6 +22,12 @@ pub struct Decomposition {
 }
 
 impl Decomposition {
+    /// Whole output tiles only.
+    pub const WHOLE: Self = Self {
+        shared_tiles: 0,
+        k_tiles_per_split: 0,
+    };
+
     /// Clusters that share a tile, where each has as many.
     #[inline(always)]
     fn splits(self, clusters: u32) -> u32 {
@@ -66,6 +72,8 @@ pub struct Schedule {
 pub struct OutputTiles {
     row_groups: u32,
     token_blocks: u32,
+    /// Whether token blocks are gone through one by one.
+    is_grouped: bool,
 }
 
 /// Where an output tile is.
@@ -84,6 +92,18 @@ impl OutputTiles {
         Self {
             row_groups: m.div_ceil(rows),
             token_blocks: n.div_ceil(tokens),
+            is_grouped: false,
+        }
+    }
+
+    /// The tiles of `m` features for each of so many groups of tokens, of which each is a token block: one after the
+    /// other, for each has weights of its own.
+    #[inline(always)]
+    pub fn of_groups(m: u32, groups: u32, rows: u32) -> Self {
+        Self {
+            row_groups: m.div_ceil(rows),
+            token_blocks: groups,
+            is_grouped: true,
         }
     }
 
@@ -92,8 +112,8 @@ impl OutputTiles {
         self.row_groups * self.token_blocks
     }
 
-    /// The tiles go through some token blocks at a time; for them through all rows; and of a row
-    /// group through all these tokens.
+    /// The tiles go through some token blocks at a time, or one if they are groups; for them through all rows; and of a
+    /// row group through all these tokens.
     #[inline(always)]
     pub fn place(self, tile: u32) -> Place {
         if self.token_blocks == 1 {
@@ -101,6 +121,13 @@ impl OutputTiles {
             return Place {
                 row_group: tile,
                 token_block: 0,
+            };
+        }
+        if self.is_grouped {
+            let token_block = tile.checked_div(self.row_groups).unwrap_or(0);
+            return Place {
+                row_group: tile - token_block * self.row_groups,
+                token_block,
             };
         }
         let column_tiles = TOKEN_BLOCKS * self.row_groups;
@@ -308,6 +335,10 @@ mod tests {
             (7, 8, 6),
         ] {
             let tiles = OutputTiles::new(m, n, 1, 1);
+            for clusters in [1, 2, 3, 5, 8, 66] {
+                let groups = OutputTiles::of_groups(m, n, 1);
+                decomposed(groups, k_tiles, Decomposition::WHOLE, clusters);
+            }
             for shared_tiles in [0, 1, tiles.count() / 2, tiles.count()] {
                 for clusters in [1, 2, 3, 5, 8, 66] {
                     let decomposition = Decomposition {
@@ -330,6 +361,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn groups_follow_one_another() {
+        let tiles = OutputTiles::of_groups(700, 5, 256);
+        let places = (0..tiles.count()).map(|tile| tiles.place(tile));
+        let places = places.map(|place| 3 * place.token_block + place.row_group);
+        assert!(places.eq(0..15));
+        // Where nobody has been sent to, there is nothing to do.
+        let tiles = OutputTiles::of_groups(700, 0, 256);
+        let mut schedule = Schedule::new(tiles, 9, Decomposition::WHOLE, 66, 0);
+        assert!(schedule.next().is_none() && schedule.total_k_tiles() == 0);
+        assert!(Cursor::new(schedule, tiles).is_done());
     }
 
     #[test]

@@ -1,5 +1,7 @@
+use std::ptr;
+
 use zipserv_gpu::{
-    args::GateArgs,
+    args::{GateArgs, Output},
     launch::{GATE_FEATURES, GEMMS},
     layout::TILE_ROWS,
 };
@@ -43,6 +45,8 @@ pub struct RawGated {
     pub scratch: u64,
 }
 
+/// The kernel that gates where products do not.
+const GATE: &str = "gate";
 /// Tokens up to which the product itself gates. For more, kernels for many tokens are faster on most layers.
 const FUSED_TOKENS: usize = 16;
 
@@ -190,29 +194,58 @@ impl Device {
         features: usize,
         pdl: bool,
     ) -> Result<(), GpuError> {
-        const KERNEL: &str = "gate";
         check_tokens(n)?;
         check_aligned(Operand::Data, x, 16)?;
         check_aligned(Operand::Outputs, y, 16)?;
         if !features.is_multiple_of(8) || features > u32::MAX as usize / 4 {
             return Err(GpuError::Columns {
-                kernel: KERNEL,
+                kernel: GATE,
                 cols: features,
             });
         }
         let args = GateArgs {
-            y: y as *mut u16,
+            output: Output {
+                y: y as *mut u8,
+                bias: ptr::null(),
+                pitch: 2 * features as u32,
+                is_f32: false,
+                accumulate: false,
+            },
             x: x as *const u16,
+            routed: ptr::null(),
             x_stride: 2 * features as u64,
-            y_stride: features as u64,
             features: features as u32,
         };
-        let blocks = n * features.div_ceil(GATE_FEATURES);
+        // SAFETY: the caller's promise.
+        unsafe { self.gate(stream, args, n, pdl) }
+    }
+
+    /// Launches `gate` for so many rows.
+    ///
+    /// # Errors
+    /// [`GpuError::Tokens`] for more than a grid has room for; [`GpuError::Load`], [`GpuError::Driver`].
+    ///
+    /// # Safety
+    /// When the kernel runs, inputs, outputs, and the number of rows if it is told, are there, in the device's context,
+    /// which `stream` is of too; inputs are aligned to 16 bytes.
+    pub(super) unsafe fn gate(
+        &self,
+        stream: RawStream,
+        args: GateArgs,
+        rows: usize,
+        pdl: bool,
+    ) -> Result<(), GpuError> {
+        let columns = (args.features as usize).div_ceil(GATE_FEATURES);
+        let most = i32::MAX as usize / columns.max(1);
+        if rows > most {
+            return Err(GpuError::Tokens { tokens: rows, most });
+        }
+        let blocks = rows * columns;
         if blocks == 0 {
             return Ok(());
         }
         let pdl = pdl && self.family() == Family::Hopper;
         // SAFETY: the caller's promise.
-        unsafe { self.launch(KERNEL, blocks as u32, stream, pdl, args) }
+        unsafe { self.launch(GATE, blocks as u32, stream, pdl, args) }
     }
 }

@@ -23,6 +23,8 @@ pub struct Workspace {
     pub(super) flags: Buffer<u32>,
     /// For dense weights.
     pub(super) dense: Option<Buffer<u8>>,
+    /// For what safe calls on experts have between their launches: the last one is in use, those before may be in graphs.
+    scratch: Vec<Buffer<u8>>,
     /// The stream of the first safe call, which all others must follow. It is kept, so that no other
     /// stream gets its handle.
     owner: Option<Stream>,
@@ -84,6 +86,7 @@ impl Workspace {
             sums: Buffer::zeroed(device, sums)?,
             flags: Buffer::zeroed(device, flags)?,
             dense: None,
+            scratch: Vec::new(),
             owner: None,
         })
     }
@@ -119,6 +122,17 @@ impl Workspace {
         Ok(all(&self.partials, Gemm::EMPTY)? && all(&self.flags, 0)?)
     }
 
+    /// The address of at least so many bytes for one call, aligned to 256; it is made when it is first wanted.
+    pub(super) fn scratch(&mut self, bytes: usize) -> Result<u64, GpuError> {
+        if self.scratch.last().is_none_or(|last| last.len() < bytes) {
+            // All those before have as many together at most.
+            let bytes = bytes.checked_next_power_of_two().unwrap_or(bytes);
+            let memory = Buffer::uninitialized(self.device(), bytes)?;
+            self.scratch.push(memory);
+        }
+        Ok(self.scratch.last().map_or(0, Buffer::address))
+    }
+
     /// Room for the sums of kernels for few tokens, in bytes.
     pub(super) fn partial_bytes(&self) -> usize {
         4 * self.partials.len()
@@ -133,9 +147,9 @@ impl Workspace {
     pub(super) fn memory(&self) -> impl Iterator<Item = std::ops::Range<u64>> {
         let words = [&self.partials, &self.sums, &self.flags];
         let words = words.map(|buffer| (buffer.address(), 4 * buffer.len()));
-        let dense = self.dense.as_ref();
-        let dense = dense.map(|buffer| (buffer.address(), buffer.len()));
-        let all = words.into_iter().chain(dense);
+        let bytes = self.dense.iter().chain(&self.scratch);
+        let bytes = bytes.map(|buffer| (buffer.address(), buffer.len()));
+        let all = words.into_iter().chain(bytes);
         all.map(|(address, bytes)| address..address + bytes as u64)
     }
 

@@ -204,20 +204,18 @@ class _Routed:
         _native.route(*self.at, experts_of.data_ptr(), experts_of.dtype == torch.int64, self.key)
 
     def multiply(self, x, x_by_expert, weight, rows, y, is_gated, follows_routing=True):
+        product = (*self.at, ops._cuda_weight(*weight), rows, self.key, x.data_ptr(), x.stride(0), x_by_expert)
+        size = _native.grouped_scratch(*product, is_gated, self.batch_invariant)
+        scratch = torch.empty(size, dtype=torch.uint8, device=y.device) if size else None
         _native.grouped_linear(
-            *self.at,
-            ops._cuda_weight(*weight),
-            rows,
-            self.key,
-            x.data_ptr(),
-            x.stride(0),
-            x_by_expert,
+            *product,
             y.data_ptr(),
             y.shape[-1],
             y.dtype == torch.float32,
             is_gated,
             follows_routing,
             self.batch_invariant,
+            scratch.data_ptr() if size else 0,
         )
 
 

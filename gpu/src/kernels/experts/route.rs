@@ -75,11 +75,12 @@ pub unsafe fn route(args: &RouteArgs) {
             .wrapping_sub(1)
             .checked_div(args.group_tokens)
             .unwrap_or(0);
-        let (start, _) = block_sum_before::<WARPS>(shared, count);
+        let (start, routed) = block_sum_before::<WARPS>(shared, count);
         let (first_group, groups) = block_sum_before::<WARPS>(shared, own_groups);
         if block == 0 {
             if own == 0 {
                 *args.group_count = groups;
+                *args.routed = routed;
             }
             for group in 0..own_groups {
                 let done = group * args.group_tokens;
@@ -154,6 +155,7 @@ unsafe fn route_one(args: &RouteArgs) {
         }
         if lane == 0 {
             *args.group_count = count;
+            *args.routed = count;
         }
         if lane < args.top_k {
             *args.places.add(lane as usize) = if is_one { place } else { NOWHERE };

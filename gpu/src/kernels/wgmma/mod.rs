@@ -25,6 +25,9 @@
 //! addresses of stages are constants. The warp that copies dense tiles describes each work tile to those
 //! that multiply.
 //!
+//! The same kernel multiplies the tokens of a mixture's experts, a group of them a tile: [`problem`] says where output
+//! tiles are then. Nothing is shared along K, so no sums pass between clusters.
+//!
 //! Every lane arrives at barriers for what it has read or written itself. Between the barrier that
 //! frees a table and the one that fills it the source has stores only: all else is done before
 //! (`ptxas` moves some selects there). A warp that multiplies has all it needs of a k-tile's table in
@@ -37,6 +40,7 @@
 mod multiply;
 mod output;
 mod patches;
+mod problem;
 mod stages;
 mod tables;
 mod work_tiles;
@@ -45,7 +49,7 @@ use core::{mem::offset_of, ops::Range};
 
 use crate::{
     arch::{barrier, cluster, copy, memory, thread, wgmma::Accumulator},
-    args::PrefillArgs,
+    args::{Group, GroupedPrefillArgs, PrefillArgs},
     launch::Prefill,
     layout::*,
     sched::{
@@ -54,6 +58,8 @@ use crate::{
         work::WorkTile,
     },
 };
+
+use self::problem::{Experts, Problem, Single};
 
 /// Registers of a thread that multiplies, and of one that does not; `.maxntid` gives each 168. There
 /// are no more: who asks for what others do not give up waits forever.
@@ -75,13 +81,32 @@ pub unsafe fn prefill<const SUMS: usize, const STAGES: usize, const CLUSTER: usi
 ) where
     [f32; SUMS]: Accumulator,
 {
-    let block = Block::<SUMS, STAGES, CLUSTER>::new(args, maps);
+    let block = Block::<_, SUMS, STAGES, CLUSTER>::new(Single, args, maps);
+    // SAFETY: the caller's promise, passed on.
+    unsafe { block.run() }
+}
+
+/// The same for the tokens of a mixture's experts, in the order of experts, of which each group is a token block.
+///
+/// # Safety
+/// As [`prefill`], of the matrices of all experts; routing has written what `args` point to, and what kernels ahead of
+/// the one ahead of this one have written is there.
+#[inline(always)]
+pub unsafe fn prefill_grouped<const SUMS: usize, const STAGES: usize, const CLUSTER: usize>(
+    args: &GroupedPrefillArgs,
+    maps: u64,
+) where
+    [f32; SUMS]: Accumulator,
+{
+    let problem = Experts::new(args);
+    let block = Block::<_, SUMS, STAGES, CLUSTER>::new(problem, &args.prefill, maps);
     // SAFETY: the caller's promise, passed on.
     unsafe { block.run() }
 }
 
 /// A thread's view of its block.
-struct Block<'a, const SUMS: usize, const STAGES: usize, const CLUSTER: usize> {
+struct Block<'a, P, const SUMS: usize, const STAGES: usize, const CLUSTER: usize> {
+    problem: P,
     args: &'a PrefillArgs,
     /// The tensor maps of activations and dense tiles.
     x: u64,
@@ -94,14 +119,14 @@ struct Block<'a, const SUMS: usize, const STAGES: usize, const CLUSTER: usize> {
     cluster: u32,
     /// Shared memory of the cluster's block at whose *empty* barriers this lane arrives: the lane's number says which.
     heard: u32,
-    /// Strips of the matrix.
+    /// Strips of the matrix, or of an expert's.
     strips: u32,
     /// Clusters of the grid.
     clusters: u32,
 }
 
-impl<'a, const SUMS: usize, const STAGES: usize, const CLUSTER: usize>
-    Block<'a, SUMS, STAGES, CLUSTER>
+impl<'a, P: Problem, const SUMS: usize, const STAGES: usize, const CLUSTER: usize>
+    Block<'a, P, SUMS, STAGES, CLUSTER>
 where
     [f32; SUMS]: Accumulator,
 {
@@ -116,7 +141,7 @@ where
     pub(super) const FEW_TOKENS: bool = SUMS <= 32;
 
     #[inline(always)]
-    fn new(args: &'a PrefillArgs, maps: u64) -> Self {
+    fn new(problem: P, args: &'a PrefillArgs, maps: u64) -> Self {
         // SAFETY: every thread has a place in the grid.
         let (block, blocks) = unsafe { (thread::block() as u32, thread::blocks() as u32) };
         let cluster = block / CLUSTER as u32;
@@ -128,6 +153,7 @@ where
             shared
         };
         Self {
+            problem,
             args,
             x: maps + offset_of!(PrefillArgs, x) as u64,
             tiles: maps + offset_of!(PrefillArgs, tiles) as u64,
@@ -151,7 +177,7 @@ where
         Schedule::new(
             self.tiles(),
             k_tiles,
-            self.args.decomposition,
+            self.problem.decomposition(self.args),
             self.clusters,
             cluster,
         )
@@ -165,7 +191,15 @@ where
     #[inline(always)]
     pub(super) fn tiles(&self) -> OutputTiles {
         let rows = (Prefill::ROWS * CLUSTER) as u32;
-        OutputTiles::new(self.args.m, self.args.n, rows, Self::SHAPE.tokens as u32)
+        self.problem
+            .tiles(self.args, rows, Self::SHAPE.tokens as u32)
+    }
+
+    /// Expert and tokens of the output tile at `place`; behind those there may be others of no group.
+    #[inline(always)]
+    pub(super) fn group(&self, place: Place) -> Group {
+        self.problem
+            .group(self.args, place.token_block, Self::SHAPE.tokens as u32)
     }
 
     #[inline(always)]
@@ -202,6 +236,9 @@ where
     /// Earlier clusters whose sums are added to those of a work tile, which is the last of its output tile.
     #[inline(always)]
     pub(super) fn peers(&self, schedule: &Schedule, work_tile: &WorkTile) -> Range<u32> {
+        if P::GROUPED {
+            return 0..0;
+        }
         let Decomposition {
             shared_tiles,
             k_tiles_per_split,
@@ -264,16 +301,30 @@ where
                 self.multiply();
             } else {
                 thread::shrink_registers::<{ REGISTERS.1 }>();
-                match self.warp - Self::WARPS {
-                    producer if producer % 2 == 1 => self.write_table(producer / 2),
-                    0 => self.copy_dense(),
-                    _ => self.copy_activations(),
+                if P::GROUPED {
+                    let problem = self.problem.started();
+                    Self { problem, ..*self }.produce();
+                } else {
+                    self.produce();
                 }
             }
             thread::sync_warp();
             if CLUSTER > 1 {
                 // The others' arrivals need this block's barriers.
                 cluster::sync();
+            }
+        }
+    }
+
+    /// What the warps do that do not multiply.
+    #[inline(always)]
+    unsafe fn produce(&self) {
+        // SAFETY: `run`'s.
+        unsafe {
+            match self.warp - Self::WARPS {
+                producer if producer % 2 == 1 => self.write_table(producer / 2),
+                0 => self.copy_dense(),
+                _ => self.copy_activations(),
             }
         }
     }
@@ -288,11 +339,19 @@ where
         }
     }
 
-    /// The tile of a k-tile in a strip of the row block. Below the matrix the last strip stands in: what
-    /// comes of it is not stored.
+    /// The tile of a k-tile in a strip of the row block, of an expert if there are some. Below the matrix the last
+    /// strip stands in: what comes of it is not stored.
     #[inline(always)]
-    pub(super) fn tile(&self, schedule: &Schedule, place: Place, column: u32, strip: u32) -> usize {
+    pub(super) fn tile(
+        &self,
+        schedule: &Schedule,
+        place: Place,
+        expert: u32,
+        column: u32,
+        strip: u32,
+    ) -> usize {
         let strip = (self.row_block(place) * Self::STRIPS + strip).min(self.strips - 1);
+        let strip = expert * self.strips + strip;
         (strip * schedule.k_tiles + column) as usize
     }
 }

@@ -1,6 +1,6 @@
 //! The warps that multiply: low bytes, code words and what these leave out to A fragments, and those into `wgmma`.
 
-use super::{Accumulator, Block, RestartingState, work_tiles::WorkTileState};
+use super::{Accumulator, Block, Problem, RestartingState, work_tiles::WorkTileState};
 use crate::{
     arch::{barrier, cluster, copy, memory, thread, wgmma},
     decode, kernels,
@@ -38,7 +38,8 @@ impl FirstHalf {
     };
 }
 
-impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
+impl<P: Problem, const SUMS: usize, const STAGES: usize, const CLUSTER: usize>
+    Block<'_, P, SUMS, STAGES, CLUSTER>
 where
     [f32; SUMS]: Accumulator,
 {
@@ -134,7 +135,7 @@ where
                 };
                 let info = this.pop_work_tile(work_tile);
                 if info.finishes {
-                    this.store(info.place, info.peers, &mut ring, &acc);
+                    this.store(info.place, info.group, info.peers, &mut ring, &acc);
                 } else {
                     this.store_partial(info.place, &acc);
                 }

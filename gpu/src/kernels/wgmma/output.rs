@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use super::{Accumulator, Block, RestartingState};
+use super::{Accumulator, Block, Problem, RestartingState};
 use crate::{
     arch::{barrier, copy, grid, memory, mma, thread},
     kernels::{epilogue::Epilogue, fixup::counted},
@@ -53,7 +53,8 @@ const fn token_of(at: usize) -> u32 {
     (at / 4 * 8 + at % 2) as u32
 }
 
-impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
+impl<P: Problem, const SUMS: usize, const STAGES: usize, const CLUSTER: usize>
+    Block<'_, P, SUMS, STAGES, CLUSTER>
 where
     [f32; SUMS]: Accumulator,
 {
@@ -65,10 +66,20 @@ where
 
     /// First token of the `chunk`-th 64 of an output tile, if there is one.
     #[inline(always)]
-    pub(super) fn chunk(&self, place: Place, chunk: usize) -> Option<u32> {
-        let first = place.token_block * Self::SHAPE.tokens as u32;
-        let first = first + (chunk * Prefill::CHUNK_TOKENS) as u32;
-        (first < self.args.n).then_some(first)
+    fn chunk(&self, place: Place, group: &Range<u32>, chunk: usize) -> Option<u32> {
+        let Range { start, end } = self.tokens(place, group);
+        let first = start + (chunk * Prefill::CHUNK_TOKENS) as u32;
+        (first < end).then_some(first)
+    }
+
+    /// Tokens of the output tile at `place`, and those behind it. Where they come in groups, `group` has them.
+    #[inline(always)]
+    fn tokens(&self, place: Place, group: &Range<u32>) -> Range<u32> {
+        if P::GROUPED {
+            group.clone()
+        } else {
+            place.token_block * Self::SHAPE.tokens as u32..self.args.n
+        }
     }
 
     /// The block of `cluster` with this one's rank.
@@ -109,7 +120,7 @@ where
             .partial(self.cluster)
             .wrapping_add(self.own_sum() as usize);
         unroll!(C < SUMS.div_ceil(CHUNK) => {
-            if self.chunk(place, C).is_some() {
+            if self.chunk(place, &(0..0), C).is_some() {
                 unroll!(F < Self::chunk_sums(C) / 4 => {
                     const FOUR: usize = FOURS * C + F;
                     let sums = four(acc, FOUR);
@@ -157,7 +168,7 @@ where
         for _ in peers {
             // SAFETY: `run`'s.
             unsafe {
-                unroll!(P < Self::SHAPE.chunk_pieces() => { self.reduce::<P>(ring, sums); });
+                unroll!(PIECE < Self::SHAPE.chunk_pieces() => { self.reduce::<PIECE>(ring, sums); });
             }
         }
     }
@@ -170,11 +181,13 @@ where
     pub(super) unsafe fn store(
         &self,
         place: Place,
+        group: Range<u32>,
         peers: Range<u32>,
         ring: &mut RestartingState<STAGES>,
         acc: &[f32; SUMS],
     ) {
-        let epilogue = Epilogue::new(&self.args.output, self.args.m, self.args.n);
+        let end = self.tokens(place, &group).end;
+        let epilogue = Epilogue::new(&self.args.output, self.args.m, end);
         let group_feature = self.row_block(place) * Prefill::ROWS as u32
             + Prefill::GROUP_ROWS as u32 * (self.warp / 4);
         let feature = group_feature + 16 * (self.warp % 4) + self.lane / 4;
@@ -184,10 +197,12 @@ where
         }
         if epilogue.is_plain(group_feature, Prefill::GROUP_ROWS as u32) {
             // SAFETY: `run`'s.
-            return unsafe { self.store_plain(place, peers, ring, acc, &epilogue, group_feature) };
+            return unsafe {
+                self.store_plain(place, group, peers, ring, acc, &epilogue, group_feature)
+            };
         }
         unroll!(C < SUMS.div_ceil(CHUNK) => {
-            if let Some(first) = self.chunk(place, C) {
+            if let Some(first) = self.chunk(place, &group, C) {
                 let mut sums = chunk_of(acc, C);
                 let token = first + 2 * (self.lane % 4);
                 // SAFETY: `run`'s.
@@ -232,6 +247,7 @@ where
     unsafe fn store_plain(
         &self,
         place: Place,
+        group: Range<u32>,
         peers: Range<u32>,
         ring: &mut RestartingState<STAGES>,
         acc: &[f32; SUMS],
@@ -240,8 +256,12 @@ where
     ) {
         let out = self.out();
         // Opaque, or what other ways have in common with this one would be in registers before they part.
-        let first = thread::opaque(place.token_block) * Self::SHAPE.tokens as u32;
-        let tokens = self.args.n - first;
+        let place = Place {
+            token_block: thread::opaque(place.token_block),
+            ..place
+        };
+        let Range { start: first, end } = self.tokens(place, &group);
+        let tokens = end - first;
         let thread = self.thread_of_group();
         let mut lines = epilogue.lines::<16>(first + thread / 8, feature + thread % 8 * 8);
         unroll!(C < SUMS.div_ceil(CHUNK) => {

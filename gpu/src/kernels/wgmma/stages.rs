@@ -2,16 +2,18 @@
 
 use core::ops::Range;
 
-use super::{Accumulator, Block, RestartingState, work_tiles::WorkTileState};
+use super::{Accumulator, Block, Problem, RestartingState, work_tiles::WorkTileState};
 use crate::{
     arch::{barrier, copy, grid},
+    args::Group,
     kernels::fixup::counted,
     launch::Prefill,
     layout::*,
     sched::{schedule::Place, work::WorkTile},
 };
 
-impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
+impl<P: Problem, const SUMS: usize, const STAGES: usize, const CLUSTER: usize>
+    Block<'_, P, SUMS, STAGES, CLUSTER>
 where
     [f32; SUMS]: Accumulator,
 {
@@ -46,7 +48,8 @@ where
         let mut state = WorkTileState::FIRST;
         while let Some(work_tile) = schedule.next() {
             let place = self.tiles().place(work_tile.tile);
-            let strip = self.row_block(place) * Self::STRIPS;
+            let group = self.group(place);
+            let strip = group.expert * self.strips + self.row_block(place) * Self::STRIPS;
             let mut peers = 0..0;
             for column in work_tile.from..work_tile.to {
                 let to = self.stage(ring.stage) + Self::SHAPE.dense_at() as u32;
@@ -56,7 +59,7 @@ where
                     if early > 0 {
                         early -= 1;
                         unroll!(S < Prefill::STRIPS => {
-                            let tile = self.tile(&schedule, place, column, S as u32);
+                            let tile = self.tile(&schedule, place, group.expert, column, S as u32);
                             let from = self.args.dense.add(tile * TILE_BYTES);
                             copy::bulk(to + (S * TILE_BYTES) as u32, from, TILE_BYTES as u32, full, keep);
                         });
@@ -65,7 +68,12 @@ where
                     }
                     if column == work_tile.from {
                         // Only now, for the first copy should not wait.
-                        peers = self.push_work_tile(state, &schedule, &work_tile, place);
+                        let group = if P::GROUPED {
+                            group.first..group.first + group.tokens
+                        } else {
+                            0..0
+                        };
+                        peers = self.push_work_tile(state, &schedule, &work_tile, place, group);
                         state = state.next();
                     }
                 }
@@ -79,7 +87,10 @@ where
         }
         let none = WorkTile::default();
         // SAFETY: `run`'s.
-        unsafe { self.push_work_tile(state, &schedule, &none, self.tiles().place(none.tile)) };
+        unsafe {
+            let place = self.tiles().place(none.tile);
+            self.push_work_tile(state, &schedule, &none, place, 0..0)
+        };
     }
 
     /// Copies the sums that earlier clusters have of an output tile: of each chunk of tokens those of
@@ -163,16 +174,14 @@ where
         let mut ring = RestartingState::<STAGES>::PRODUCER;
         let mut schedule = self.schedule();
         while let Some(work_tile) = schedule.next() {
-            let place = self.tiles().place(work_tile.tile);
-            let first = place.token_block * Self::SHAPE.tokens as u32;
+            let Group { first, tokens, .. } = self.group(self.tiles().place(work_tile.tile));
             let token = first + part;
             // Blocks with no tokens copy nothing, for zeros take longer than activations. What is in their
             // place makes outputs that are not stored.
-            let left = self.args.n - first;
             let mut boxes = 0;
-            unroll!(R < CLUSTER => { boxes += u32::from(R as u32 * box_tokens < left); });
+            unroll!(R < CLUSTER => { boxes += u32::from(R as u32 * box_tokens < tokens); });
             let bytes = boxes * box_tokens * Prefill::LINE_BYTES as u32;
-            let has_tokens = token < self.args.n;
+            let has_tokens = token < first + tokens;
             for column in work_tile.from..work_tile.to {
                 let at = self.stage(ring.stage) + part * Prefill::LINE_BYTES as u32;
                 let column = column * TILE_COLS as u32;

@@ -1,7 +1,7 @@
 //! The warps that write patch tables, ahead of those that multiply.
 
 use super::{
-    Accumulator, Block,
+    Accumulator, Block, Problem,
     patches::{self, Patches, Ready},
 };
 use crate::{
@@ -12,7 +12,8 @@ use crate::{
     sched::schedule::Cursor,
 };
 
-impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
+impl<P: Problem, const SUMS: usize, const STAGES: usize, const CLUSTER: usize>
+    Block<'_, P, SUMS, STAGES, CLUSTER>
 where
     [f32; SUMS]: Accumulator,
 {
@@ -114,7 +115,14 @@ where
         }
         // SAFETY: there is one offset more than there are tiles.
         unsafe {
-            let tile = self.tile(&k_tile.schedule, k_tile.place, k_tile.work_tile.from, strip);
+            let Cursor {
+                schedule,
+                place,
+                work_tile,
+                ..
+            } = k_tile;
+            let expert = self.group(*place).expert;
+            let tile = self.tile(schedule, *place, expert, work_tile.from, strip);
             let offsets = self.args.offsets.add(tile);
             [
                 memory::load_global_u32(offsets),

@@ -4,7 +4,7 @@
 
 use core::ops::Range;
 
-use super::{Accumulator, Block};
+use super::{Accumulator, Block, Problem};
 use crate::{
     arch::{barrier, memory},
     launch::Prefill,
@@ -22,13 +22,16 @@ pub type WorkTileState = CountingState<{ Prefill::WORK_TILES }>;
 pub struct WorkTileInfo {
     /// Where its tile is.
     pub place: Place,
+    /// The tile's tokens where they come in groups, from the first of the group to the end.
+    pub group: Range<u32>,
     /// Earlier clusters whose sums are added to those of the work tile, which is the last of its output tile.
     pub peers: Range<u32>,
     /// Whether it is.
     pub finishes: bool,
 }
 
-impl<const SUMS: usize, const STAGES: usize, const CLUSTER: usize> Block<'_, SUMS, STAGES, CLUSTER>
+impl<P: Problem, const SUMS: usize, const STAGES: usize, const CLUSTER: usize>
+    Block<'_, P, SUMS, STAGES, CLUSTER>
 where
     [f32; SUMS]: Accumulator,
 {
@@ -49,8 +52,8 @@ where
             + state.slot() * Prefill::WORK_TILE_BYTES as u32
     }
 
-    /// Pushes the description of a work tile, whose output tile is at `place`, or that there are no
-    /// more. Returns the earlier clusters that have sums of it.
+    /// Pushes the description of a work tile, whose output tile is at `place`, of a group of tokens if they come in
+    /// groups, or that there are no more. Returns the earlier clusters that have sums of it.
     #[inline(always)]
     pub(super) unsafe fn push_work_tile(
         &self,
@@ -58,6 +61,7 @@ where
         schedule: &Schedule,
         work_tile: &WorkTile,
         place: Place,
+        group: Range<u32>,
     ) -> Range<u32> {
         let Place {
             row_group,
@@ -78,7 +82,7 @@ where
                     finishes,
                 ],
             );
-            memory::store_u32x4(to + 16, [peers.start, peers.end, 0, 0]);
+            memory::store_u32x4(to + 16, [peers.start, peers.end, group.start, group.end]);
             barrier::arrive(self.work_tile_full(state.slot()));
         }
         peers
@@ -101,15 +105,16 @@ where
         unsafe {
             let at = self.work_tile_at(state);
             let [_, row_group, token_block, finishes] = memory::load_u32x4(at);
-            let [start, end, _, _] = memory::load_u32x4(at + 16);
+            let [start, end, first_token, end_token] = memory::load_u32x4(at + 16);
             barrier::arrive(self.work_tile_empty(state.slot()));
             WorkTileInfo {
                 place: Place {
                     row_group,
                     token_block,
                 },
-                peers: start..end,
-                finishes: finishes > 0,
+                group: first_token..end_token,
+                peers: if P::GROUPED { 0..0 } else { start..end },
+                finishes: P::GROUPED || finishes > 0,
             }
         }
     }

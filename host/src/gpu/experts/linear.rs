@@ -156,7 +156,7 @@ impl GroupedLinear {
                 GroupedPlan::with_groups(&self.weights, self.experts, self.rows, raw.group_tokens)?
             }
         };
-        let operands = RawGrouped {
+        let mut operands = RawGrouped {
             x: x.address(),
             x_stride: k,
             x_by_expert,
@@ -165,7 +165,12 @@ impl GroupedLinear {
             output,
             is_gated: self.is_gated,
             follows_routing: true,
+            scratch: 0,
         };
+        let scratch = plan.scratch_bytes(&operands, raw);
+        if scratch > 0 {
+            operands.scratch = workspace.scratch(scratch)?;
+        }
         // SAFETY: lengths and context are right; outputs are borrowed alone, and the workspace serves this stream only.
         unsafe { plan.run_raw(stream.raw(), &self.weights, &operands, raw, workspace) }
     }

@@ -6,6 +6,7 @@
 mod linear;
 mod plan;
 mod routing;
+mod wgmma;
 
 pub use self::{
     linear::{ExpertInputs, GroupedLinear},

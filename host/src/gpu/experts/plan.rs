@@ -2,11 +2,11 @@ use std::fmt;
 
 use zipserv_gpu::{
     args::{GemmArgs, Group, GroupedArgs, Output},
-    launch::{GROUPED, Gemm},
+    launch::{GROUPED, GROUPED_PREFILLS, Gemm, Prefill},
     layout::TILE_ROWS,
 };
 
-use super::routing::RawRouting;
+use super::{routing::RawRouting, wgmma};
 use crate::gpu::{
     driver::RawStream,
     error::{GpuError, Operand},
@@ -23,14 +23,34 @@ use crate::gpu::{
 pub struct GroupedPlan {
     device: u64,
     kernel: &'static str,
-    shape: Gemm,
+    shape: Shape,
     blocks: u32,
     experts: usize,
     rows: usize,
+    cols: usize,
     /// Rows of all, as they are stored.
     stored: usize,
     pdl: bool,
     is_batch_invariant: bool,
+}
+
+/// A kernel's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// For few tokens an expert.
+    Mma(Gemm),
+    /// For many.
+    Wgmma(Prefill),
+}
+
+impl Shape {
+    /// Tokens of an output tile.
+    fn tokens(self) -> usize {
+        match self {
+            Self::Mma(shape) => 8 * shape.n_tiles,
+            Self::Wgmma(shape) => shape.tokens,
+        }
+    }
 }
 
 /// Operands of [`GroupedPlan::run_raw`].
@@ -53,11 +73,15 @@ pub struct RawGrouped {
     /// Whether the kernel ahead in the stream may be that of [`Device::route_raw`](crate::gpu::Device::route_raw). If it
     /// is another one of this plan's kind, weights are asked for before that has finished.
     pub follows_routing: bool,
+    /// [`GroupedPlan::scratch_bytes`] of memory, aligned to 16; anything if those are none.
+    pub scratch: u64,
 }
 
-/// Assignments for each expert up to which groups of 8, 16 and 32 tokens are taken. Not measured: an expert that is
-/// asked for at random has half as many again often enough.
-const GROUPS: [(usize, usize); 3] = [(4, 8), (10, 16), (24, 32)];
+/// Assignments for each expert up to which groups of so many tokens are taken. Not measured: an expert that is asked for
+/// at random has half as many again often enough.
+const GROUPS: [(usize, usize); 5] = [(4, 8), (10, 16), (24, 32), (56, 64), (136, 144)];
+/// Tokens of a group where there are more.
+const LARGEST: usize = 256;
 
 impl GroupedPlan {
     /// A plan for the stack of so many experts of `rows` features each, and so many assignments: tokens times the experts
@@ -78,7 +102,7 @@ impl GroupedPlan {
             weights,
             experts,
             rows,
-            fits.map_or(64, |&(_, tokens)| tokens),
+            fits.map_or(LARGEST, |&(_, tokens)| tokens),
         )
     }
 
@@ -119,18 +143,34 @@ impl GroupedPlan {
         if all == 0 || cols == 0 {
             return Err(GpuError::EmptyWeights { rows: all, cols });
         }
-        let kernels = || GROUPED.iter().filter(|(name, _)| device.has(name));
-        let (kernel, shape) = *kernels()
-            .find(|(_, shape)| tokens <= 8 * shape.n_tiles)
-            .or_else(|| kernels().next_back())
+        let kernels = || {
+            let many = (GROUPED_PREFILLS.iter()).map(|&(name, shape)| (name, Shape::Wgmma(shape)));
+            let few = GROUPED
+                .iter()
+                .map(|&(name, shape)| (name, Shape::Mma(shape)));
+            many.chain(few).filter(|(name, _)| device.has(name))
+        };
+        let tokens_of = |(_, shape): &(&str, Shape)| shape.tokens();
+        // Of two for as many tokens, the first.
+        let (kernel, shape) = kernels()
+            .filter(|kernel| tokens <= tokens_of(kernel))
+            .min_by_key(tokens_of)
+            .or_else(|| kernels().max_by_key(tokens_of))
             .ok_or_else(|| device.no_kernel("zipgemm_grouped"))?;
         Ok(Self {
             device: device.id(),
             kernel,
             shape,
-            blocks: device.resident_blocks(kernel)?,
+            blocks: match shape {
+                Shape::Mma(_) => device.resident_blocks(kernel)?,
+                Shape::Wgmma(shape) => {
+                    let cluster = shape.cluster as u32;
+                    device.resident_blocks(kernel)? / cluster * cluster
+                }
+            },
             experts,
             rows,
+            cols,
             stored: all,
             pdl: device.family() == Family::Hopper,
             is_batch_invariant: false,
@@ -150,23 +190,35 @@ impl GroupedPlan {
 
     /// Tokens of an expert that are multiplied at once, at most: routing makes groups of as many.
     pub fn group_tokens(&self) -> usize {
-        8 * self.shape.n_tiles
+        self.shape.tokens()
+    }
+
+    /// Bytes of [scratch memory](RawGrouped::scratch) that a call takes.
+    pub fn scratch_bytes(&self, operands: &RawGrouped, routing: &RawRouting) -> usize {
+        match self.shape {
+            Shape::Mma(_) => 0,
+            Shape::Wgmma(_) => {
+                let size = (self.rows, self.cols);
+                wgmma::Scratch::new(operands, routing.assignments(), size).bytes
+            }
+        }
     }
 
     /// `Y[a] = X[t(a)] W[e(a)]^T` for each assignment a of a token to an expert, in the order of experts that `routing`
-    /// has; with `is_gated`, silu of the first half of that times the second half. Sums are FP32. It is one launch, which
-    /// can be captured.
+    /// has; with `is_gated`, silu of the first half of that times the second half. Sums are FP32, and those that are gated
+    /// are rounded to BF16 first. It can be captured. With groups of up to 32 tokens it is one launch; with more, activations
+    /// are first put into the order of experts, and outputs gated by a launch of its own.
     ///
     /// # Errors
     /// [`GpuError::PlanMismatch`] when weights or routing are others than the plan's; [`GpuError::Experts`] when a gated
-    /// half is no multiple of 32 features; [`GpuError::Stride`], [`GpuError::Alignment`]; [`GpuError::WorkspaceTooSmall`];
-    /// [`GpuError::Driver`].
+    /// half is no multiple of 32 features; [`GpuError::Routing`] when there are too many assignments;
+    /// [`GpuError::Stride`], [`GpuError::Alignment`]; [`GpuError::WorkspaceTooSmall`]; [`GpuError::Driver`].
     ///
     /// # Safety
     /// - When the kernel runs, `x` and `y` have their rows, in the context of the weights' device, which `stream` is of
     ///   too, and `routing` holds what [`Device::route_raw`](crate::gpu::Device::route_raw) has left.
-    /// - `y` overlaps nothing else. No other kernel uses `workspace` at the same time. Weights, workspace and device live
-    ///   until the kernel has run.
+    /// - `y` and scratch memory overlap nothing else. No other kernel uses `workspace` or scratch memory at the same time.
+    ///   Weights, workspace and device live until the kernel has run.
     /// - Unless `follows_routing`, the kernel ahead in the stream is one of a grouped plan that did.
     pub unsafe fn run_raw(
         &self,
@@ -186,6 +238,7 @@ impl GroupedPlan {
                 device.id() as usize,
             ),
             ("so many rows:", self.stored, weights.rows()),
+            ("so many columns:", self.cols, weights.cols()),
             ("so many experts:", self.experts, routing.experts),
             (
                 "groups of tokens:",
@@ -213,7 +266,22 @@ impl GroupedPlan {
         if routing.assignments() == 0 {
             return Ok(());
         }
-        let needed = self.blocks as usize * self.shape.partial_bytes();
+        let pdl = self.pdl && device.family() == Family::Hopper;
+        let shape = match self.shape {
+            Shape::Mma(shape) => shape,
+            Shape::Wgmma(shape) => {
+                let kernel = wgmma::Kernel {
+                    name: self.kernel,
+                    shape,
+                    blocks: self.blocks,
+                    rows: self.rows,
+                    pdl,
+                };
+                // SAFETY: the caller's promise; strides and addresses are checked but for scratch memory's.
+                return unsafe { wgmma::run(stream, &kernel, weights, operands, routing) };
+            }
+        };
+        let needed = self.blocks as usize * shape.partial_bytes();
         Workspace::check_room("bytes for partial sums", needed, workspace.partial_bytes())?;
         let (dense, offsets, patches) = weights.addresses();
         let rows = match operands.x_by_expert {
@@ -246,7 +314,6 @@ impl GroupedPlan {
             follows_routing: operands.follows_routing,
             is_batch_invariant: self.is_batch_invariant,
         };
-        let pdl = self.pdl && device.family() == Family::Hopper;
         // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
         unsafe { device.launch(self.kernel, self.blocks, stream, pdl, args) }
     }

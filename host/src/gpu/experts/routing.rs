@@ -31,7 +31,7 @@ pub struct RawRouting {
 
 /// Blocks of `route`, each of which counts all assignments.
 const ROUTE_BLOCKS: usize = 64;
-/// The number of groups has so many bytes to itself.
+/// The numbers of groups and of assignments that have an expert have so many bytes to themselves.
 const COUNT_BYTES: usize = 16;
 
 impl RawRouting {
@@ -40,11 +40,15 @@ impl RawRouting {
         self.tokens.saturating_mul(self.top_k)
     }
 
-    /// Groups, at most: each expert has one that is not full.
-    fn groups(&self) -> usize {
+    /// Groups, at most: each expert has one that is not full, or each assignment of a single token one of its own.
+    pub(super) fn groups(&self) -> usize {
         let assignments = self.assignments();
         let full = assignments.checked_div(self.group_tokens).unwrap_or(0);
-        full + assignments.min(self.experts)
+        let others = match self.tokens {
+            1 => assignments,
+            _ => assignments.min(self.experts),
+        };
+        full + others
     }
 
     /// Bytes of device memory.
@@ -54,6 +58,11 @@ impl RawRouting {
 
     pub(super) fn group_count(&self) -> u64 {
         self.address
+    }
+
+    /// Where the number of assignments that have an expert is.
+    pub(super) fn routed(&self) -> u64 {
+        self.address + 4
     }
 
     pub(super) fn groups_at(&self) -> u64 {
@@ -75,14 +84,19 @@ impl RawRouting {
         let most = i32::MAX as usize;
         let is_too_much = self.experts > MAX_EXPERTS || assignments.is_none_or(|all| all > most);
         if is_too_much || self.group_tokens == 0 {
-            return Err(GpuError::Routing {
-                tokens: self.tokens,
-                top_k: self.top_k,
-                experts: self.experts,
-                most: MAX_EXPERTS,
-            });
+            return Err(self.too_much());
         }
         check_aligned(Operand::Routing, self.address, 16)
+    }
+
+    /// The error that there are too many assignments, or experts.
+    pub(super) fn too_much(&self) -> GpuError {
+        GpuError::Routing {
+            tokens: self.tokens,
+            top_k: self.top_k,
+            experts: self.experts,
+            most: MAX_EXPERTS,
+        }
     }
 }
 
@@ -111,6 +125,7 @@ impl Device {
             places: routing.places() as *mut u32,
             groups: routing.groups_at() as *mut Group,
             group_count: routing.group_count() as *mut u32,
+            routed: routing.routed() as *mut u32,
             assignments: routing.assignments() as u32,
             top_k: routing.top_k as u32,
             experts: routing.experts as u32,
@@ -292,6 +307,7 @@ mod tests {
         for (tokens, top_k, experts, group_tokens) in [
             (1, 1, 1, 8),
             (1, 8, 128, 8),
+            (1, 8, 4, 64),
             (33, 8, 128, 16),
             (4096, 2, 8, 64),
             (0, 8, 128, 8),
@@ -310,7 +326,8 @@ mod tests {
                 full.div_ceil(group_tokens) + others
             };
             let most = (0..=all).map(uneven).max().unwrap();
-            assert!(routing.groups() >= most.min(all), "{routing:?}");
+            let most = if tokens == 1 { all } else { most.min(all) };
+            assert!(routing.groups() >= most, "{routing:?}");
             assert_eq!(routing.places() + 4 * all as u64, routing.bytes() as u64);
         }
     }

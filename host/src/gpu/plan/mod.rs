@@ -13,7 +13,7 @@ pub(super) use self::{
     decoupled::run_decoupled,
     invariant::run_invariant,
     mma::{MmaPlan, run_mma, tokens as mma_tokens},
-    wgmma::run_wgmma,
+    wgmma::{can_read, run_wgmma},
 };
 pub use self::{options::PlanOptions, tuning::Tuning};
 
