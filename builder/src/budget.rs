@@ -126,9 +126,11 @@ fn measure(tools: Versions, kernel: Option<&str>) -> Result<Budget> {
         let mut figures = BTreeMap::new();
         // Of the others `read` handles no weights, and memory alone sets the pace of the rest.
         let is_counted = |name: &str| {
-            !["read", "gather", "encode_", "route", "combine"]
-                .iter()
-                .any(|start| name.starts_with(start))
+            ![
+                "read", "gather", "gate", "encode_", "route", "arrange", "combine",
+            ]
+            .iter()
+            .any(|start| name.starts_with(start))
         };
         for kernel in kernels.iter().filter(|kernel| is_counted(&kernel.name)) {
             figures.insert(kernel.name.clone(), Region::of(kernel)?.figures());
