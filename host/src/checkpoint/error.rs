@@ -80,8 +80,11 @@ pub enum ErrorKind {
     #[error("cannot be replaced by the output: {0}")]
     OutputName(&'static str),
     /// The input changed while it was read.
-    #[error("changed while it was being compressed")]
+    #[error("changed while it was being read")]
     Changed,
+    /// An index, manifest or `config.json` is longer than any is.
+    #[error("{0} bytes are more than the limit of {max} for such a file", max = super::header::MAX_HEADER_BYTES)]
+    TextTooLong(u64),
     /// [`Progress::is_cancelled`](super::Progress::is_cancelled) has said so.
     #[error("cancelled")]
     Cancelled,

@@ -86,7 +86,7 @@ impl Files {
                 files.copies.push(Renamed::unchanged(path));
                 continue;
             }
-            let text = Input::open(&root.join(&path))?.to_vec();
+            let text = Input::read_text(&root.join(&path))?;
             match check_config(text) {
                 Ok(text) => files.texts.push(Text {
                     from: path.clone(),

@@ -83,8 +83,7 @@ impl Index {
 
     /// Reads an index, and checks that it names only files beside it.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        // A copy: another process may change the bytes of a mapped file, and strings are made of them.
-        let json = Input::open(path)?.to_vec();
+        let json = Input::read_text(path)?;
         let index = String::from_utf8(json).map_err(serde_json::Error::custom);
         let index = index.and_then(|text| {
             let index: Self = serde_json::from_str(&text)?;

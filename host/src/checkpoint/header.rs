@@ -10,7 +10,7 @@ use serde::{
     ser::SerializeMap,
 };
 
-use super::{ErrorKind, foreign::Foreign};
+use super::{Error, ErrorKind, error::At, foreign::{Foreign, START_BYTES}, input::Input};
 
 /// The longest header that safetensors readers accept.
 pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -110,40 +110,54 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Reads and checks the header of a whole file. Nothing is allocated or looked through before the
-    /// length in it is known to fit.
+    /// Reads and checks the header of a file, and gives its JSON text too. Nothing is allocated or looked through
+    /// before the length in it is known to fit.
     ///
     /// # Errors
     /// [`ErrorKind::Foreign`] for a file of another kind that is known.
-    pub fn of_file(file: &[u8]) -> Result<Self, ErrorKind> {
-        Self::read(file).map_err(|error| Foreign::of(file).map_or(error, ErrorKind::Foreign))
+    pub fn of_file(file: &Input) -> Result<(Self, String), Error> {
+        Self::read(file).map_err(|error| {
+            // What has happened to a file says more than what it is.
+            if matches!(error.kind(), ErrorKind::Changed | ErrorKind::Io(_)) {
+                return error;
+            }
+            let start = file.read(0..file.len().min(START_BYTES as u64));
+            match start.ok().and_then(|start| Foreign::of(&start)) {
+                Some(foreign) => Error::new(file.path(), ErrorKind::Foreign(foreign)),
+                None => error,
+            }
+        })
     }
 
-    fn read(file: &[u8]) -> Result<Self, ErrorKind> {
-        let found = file.len() as u64;
-        let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
-            return Err(ErrorKind::TooShort(found));
+    fn read(file: &Input) -> Result<(Self, String), Error> {
+        let path = file.path();
+        let Some(available) = file.len().checked_sub(LENGTH_BYTES as u64) else {
+            return Err(Error::new(path, ErrorKind::TooShort(file.len())));
         };
-        let length = u64::from_le_bytes(*length);
-        let available = rest.len() as u64;
+        let mut length = [0; LENGTH_BYTES];
+        file.read_at(0, &mut length)?;
+        let length = u64::from_le_bytes(length);
         if length > available {
-            return Err(ErrorKind::HeaderTruncated { length, available });
+            let kind = ErrorKind::HeaderTruncated { length, available };
+            return Err(Error::new(path, kind));
         }
         if length > MAX_HEADER_BYTES {
-            return Err(ErrorKind::HeaderTooLong(length));
+            return Err(Error::new(path, ErrorKind::HeaderTooLong(length)));
         }
-        // A copy: another process may change the bytes of a mapped file, but a string stays UTF-8.
-        let json = String::from_utf8(rest[..length as usize].to_vec())
-            .map_err(|error| ErrorKind::HeaderUtf8(error.utf8_error()))?;
-        let header = Self::of_json(&json)?;
+        let start = LENGTH_BYTES as u64;
+        let json = String::from_utf8(file.read(start..start + length)?)
+            .map_err(|error| ErrorKind::HeaderUtf8(error.utf8_error()))
+            .at(path)?;
+        let header = Self::of_json(&json).at(path)?;
         let (expected, found) = (header.data_bytes(), available - length);
-        if found < expected {
-            return Err(ErrorKind::DataTruncated { expected, found });
+        if found != expected {
+            let kind = match found < expected {
+                true => ErrorKind::DataTruncated { expected, found },
+                false => ErrorKind::TrailingData { expected, found },
+            };
+            return Err(Error::new(path, kind));
         }
-        if found > expected {
-            return Err(ErrorKind::TrailingData { expected, found });
-        }
-        Ok(header)
+        Ok((header, json))
     }
 
     /// Reads and checks a header without its length and data.
@@ -223,12 +237,6 @@ impl Header {
         self.data_at + tensor.data.start..self.data_at + tensor.data.end
     }
 
-    /// The bytes of a tensor in the file that this header describes.
-    pub fn slice<'a>(&self, file: &'a [u8], tensor: &Tensor) -> &'a [u8] {
-        let Range { start, end } = self.file_range(tensor);
-        &file[start as usize..end as usize]
-    }
-
     /// The length and the header as they stand in a file, padded so that the data is aligned.
     /// `data_at` becomes the end of them.
     pub fn lay_out(&mut self) -> Result<Vec<u8>, ErrorKind> {
@@ -243,6 +251,12 @@ impl Header {
         self.data_at = bytes.len() as u64;
         Ok(bytes)
     }
+}
+
+/// The length and the JSON text of a header, as they stand in a file.
+pub(crate) fn header_bytes(json: &str) -> Vec<u8> {
+    let length = (json.len() as u64).to_le_bytes();
+    [&length, json.as_bytes()].concat()
 }
 
 #[derive(Serialize, Deserialize)]

@@ -57,11 +57,11 @@ enum Opened {
 impl Opened {
     fn open(path: &Path) -> Result<Self, Error> {
         let input = Input::open(path)?;
-        let header = Header::of_file(&input).at(path)?;
+        let (header, json) = Header::of_file(&input)?;
         Ok(if is_container(&header) {
             Self::Compressed(Container::new(input, header)?)
         } else {
-            Self::Original(Original::new(input, header))
+            Self::Original(Original::new(input, header, json))
         })
     }
 
