@@ -495,6 +495,26 @@ impl<'a> CompressedMatrix<'a> {
 mod tests {
     use super::*;
 
+    /// As kernels follow them, on the copy that goes to a GPU.
+    #[test]
+    fn patch_offsets_are_checked_by_themselves() {
+        let header = MatrixHeader::new(64, 128, 120, 9).unwrap();
+        let check = |offsets: [u32; 5]| {
+            let bytes: Vec<u8> = offsets.iter().flat_map(|o| o.to_le_bytes()).collect();
+            header.check_offsets(&bytes).map_err(|error| match error {
+                Error::PatchOffset { tile, .. } => tile,
+                other => panic!("{other}"),
+            })
+        };
+        assert_eq!(check([0, 0, 4, 9, 9]), Ok(()));
+        assert_eq!(check([1, 1, 4, 9, 9]), Err(0));
+        assert_eq!(check([0, 0, 4, 3, 9]), Err(3));
+        assert_eq!(check([0, 0, 10, 10, 9]), Err(2));
+        assert_eq!(check([0, u32::MAX, 4, 9, 9]), Err(1));
+        assert_eq!(check([0, 0, 4, 9, 8]), Err(4));
+        assert_eq!(check([0, 0, 4, 9, 10]), Err(4));
+    }
+
     /// A matrix with so many outliers would take 4 GB, so this asks for no more than the header.
     #[test]
     fn no_more_patches_than_the_reader_takes_are_laid_out() {
