@@ -79,6 +79,16 @@ pub enum ErrorKind {
     /// The output cannot be a file or folder of that name.
     #[error("cannot be replaced by the output: {0}")]
     OutputName(&'static str),
+    /// Something else is under the name of the output than when the job began.
+    #[error(
+        "was changed or put there by another program meanwhile: left as it is, and no output written"
+    )]
+    OutputChanged,
+    /// The output has its name, but may lose it.
+    #[error(
+        "the output is complete and in its place, but if the system crashes now it may be lost: its folder could not be synced"
+    )]
+    NotSynced(#[source] io::Error),
     /// The input changed while it was read.
     #[error("changed while it was being read")]
     Changed,
@@ -93,6 +103,12 @@ pub enum ErrorKind {
         "no .safetensors file in this folder; weights in .bin, .pt and .gguf files are not read"
     )]
     NoCheckpoint,
+    /// The folder is the cache of a model hub, with every file of each snapshot twice.
+    #[error("a cache of the Hugging Face hub: give a snapshot in it{}", snapshot.as_ref().map(|path| format!(", such as {}", path.display())).unwrap_or_default())]
+    HubCache {
+        /// The one to give.
+        snapshot: Option<PathBuf>,
+    },
     /// Something in the folder is neither a file nor a folder.
     #[error("neither a file nor a folder")]
     FileType,

@@ -6,7 +6,7 @@ use std::{
 
 use serde::{
     Deserialize, Serialize, Serializer,
-    de::{Deserializer, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor},
     ser::SerializeMap,
 };
 
@@ -16,9 +16,9 @@ use super::{Error, ErrorKind, error::At, foreign::{Foreign, START_BYTES}, input:
 pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// As many as NumPy and PyTorch allow, so that a header cannot take much more memory than bytes.
 pub(crate) const MAX_DIMS: usize = 64;
-/// Tensors, or entries of metadata, in one file. A short entry takes ten times its bytes in
+/// Tensors, or entries of metadata, in one file. A short entry takes several times its bytes in
 /// memory; the largest models have fewer tensors than this in all their shards.
-pub(crate) const MAX_ENTRIES: usize = 1 << 17;
+pub(crate) const MAX_ENTRIES: usize = 600_000;
 /// Bytes of the length in front of the header.
 pub(crate) const LENGTH_BYTES: usize = 8;
 /// The data of a file that we write starts at a multiple of this.
@@ -165,16 +165,33 @@ impl Header {
         if json.len() as u64 > MAX_HEADER_BYTES {
             return Err(ErrorKind::HeaderTooLong(json.len() as u64));
         }
+        // Counted first, so that too many take no memory, and others no more than they need.
+        let counts = Counts::of(json);
+        for (count, of) in [
+            (counts.tensors, "tensors"),
+            (counts.metadata, "entries of metadata"),
+        ] {
+            if count > MAX_ENTRIES {
+                return Err(ErrorKind::TooManyEntries(of));
+            }
+        }
+        let entries = Entries {
+            tensors: Vec::with_capacity(counts.tensors),
+            ..Entries::default()
+        };
+        let mut reader = serde_json::Deserializer::from_str(json);
+        let entries = reader.deserialize_map(entries);
+        let entries = entries.and_then(|entries| reader.end().map(|()| entries));
         let Entries {
             metadata,
             tensors,
             error,
-        } = serde_json::from_str(json).map_err(ErrorKind::HeaderJson)?;
+        } = entries.map_err(ErrorKind::HeaderJson)?;
         if let Some(error) = error {
             return Err(error);
         }
         let mut header = Self {
-            metadata,
+            metadata: metadata.unwrap_or_default(),
             tensors,
             data_at: (LENGTH_BYTES + json.len()) as u64,
         };
@@ -284,11 +301,78 @@ impl Serialize for Header {
     }
 }
 
+/// How many entries a header has, as far as it is JSON.
+#[derive(Default)]
+struct Counts {
+    tensors: usize,
+    metadata: usize,
+}
+
+impl Counts {
+    fn of(json: &str) -> Self {
+        let mut counts = Self::default();
+        // What is wrong with it is told when it is read.
+        let _ = serde_json::Deserializer::from_str(json).deserialize_map(&mut counts);
+        counts
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Counts {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a map of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key::<String>()? {
+            if name == METADATA {
+                map.next_value_seed(CountEntries(&mut self.metadata))?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+                self.tensors += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds the entries of a map.
+struct CountEntries<'a>(&'a mut usize);
+
+impl<'de> DeserializeSeed<'de> for CountEntries<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for CountEntries<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a map of strings")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+            *self.0 += 1;
+        }
+        Ok(())
+    }
+}
+
 /// The entries of a header as they stand in the file. A map would hide names that occur twice.
+#[derive(Default)]
 struct Entries {
-    metadata: BTreeMap<String, String>,
+    metadata: Option<BTreeMap<String, String>>,
     tensors: Vec<Tensor>,
-    /// What is wrong with the entries though they are good JSON. Those after it are not kept.
+    /// What is wrong with the entries though they are good JSON.
     error: Option<ErrorKind>,
 }
 
@@ -325,89 +409,36 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
-/// Metadata of which no more than [`MAX_ENTRIES`] entries, and one, are kept.
-#[derive(Default)]
-struct Metadata(BTreeMap<String, String>);
+impl<'de> Visitor<'de> for Entries {
+    type Value = Self;
 
-impl<'de> Deserialize<'de> for Metadata {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct MetadataVisitor;
-
-        impl<'de> Visitor<'de> for MetadataVisitor {
-            type Value = Metadata;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a map of strings")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
-                let mut entries = BTreeMap::new();
-                while let Some((key, value)) = map.next_entry()? {
-                    if entries.len() <= MAX_ENTRIES {
-                        entries.insert(key, value);
-                    }
-                }
-                Ok(Metadata(entries))
-            }
-        }
-
-        deserializer.deserialize_map(MetadataVisitor)
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a map of tensors")
     }
-}
 
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EntriesVisitor;
-
-        impl<'de> Visitor<'de> for EntriesVisitor {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a map of tensors")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-                let mut metadata = None;
-                let mut tensors = Vec::new();
-                let mut error = None;
-                while let Some(name) = map.next_key::<String>()? {
-                    if name == METADATA {
-                        let value: Option<Metadata> = map.next_value()?;
-                        let Metadata(value) = value.unwrap_or_default();
-                        if value.len() > MAX_ENTRIES {
-                            error.get_or_insert(ErrorKind::TooManyEntries("entries of metadata"));
-                        }
-                        if metadata.replace(value).is_some() {
-                            return Err(serde::de::Error::duplicate_field(METADATA));
-                        }
-                        continue;
-                    }
-                    let info: TensorInfo<String, Shape> = map.next_value()?;
-                    if info.shape.dims > MAX_DIMS {
-                        error.get_or_insert_with(|| ErrorKind::Dimensions {
-                            tensor: name.clone(),
-                            dims: info.shape.dims,
-                        });
-                    }
-                    if tensors.len() == MAX_ENTRIES {
-                        error.get_or_insert(ErrorKind::TooManyEntries("tensors"));
-                        continue;
-                    }
-                    tensors.push(Tensor {
-                        name,
-                        dtype: info.dtype,
-                        shape: info.shape.kept,
-                        data: info.data_offsets.0..info.data_offsets.1,
-                    });
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some(name) = map.next_key::<String>()? {
+            if name == METADATA {
+                let value: Option<BTreeMap<String, String>> = map.next_value()?;
+                if self.metadata.replace(value.unwrap_or_default()).is_some() {
+                    return Err(serde::de::Error::duplicate_field(METADATA));
                 }
-                Ok(Entries {
-                    metadata: metadata.unwrap_or_default(),
-                    tensors,
-                    error,
-                })
+                continue;
             }
+            let info: TensorInfo<String, Shape> = map.next_value()?;
+            if info.shape.dims > MAX_DIMS {
+                self.error.get_or_insert_with(|| ErrorKind::Dimensions {
+                    tensor: name.clone(),
+                    dims: info.shape.dims,
+                });
+            }
+            self.tensors.push(Tensor {
+                name,
+                dtype: info.dtype,
+                shape: info.shape.kept,
+                data: info.data_offsets.0..info.data_offsets.1,
+            });
         }
-
-        deserializer.deserialize_map(EntriesVisitor)
+        Ok(self)
     }
 }
