@@ -146,17 +146,21 @@ impl Index {
                 },
             }
         }
+        let tensors = |count| match count {
+            1 => "1 tensor".into(),
+            count => format!("{count} tensors"),
+        };
         let mut said = Vec::new();
         if let [(name, shard), ..] = &*absent {
-            let count = absent.len();
+            let count = tensors(absent.len());
             said.push(format!(
-                "names {count} tensors that no file has, such as `{name}` in {shard}"
+                "names {count} that no file has, such as `{name}` in {shard}"
             ));
         }
         if let [(name, shard, file), ..] = &*elsewhere {
-            let (count, file) = (elsewhere.len(), file.display());
+            let (count, file) = (tensors(elsewhere.len()), file.display());
             said.push(format!(
-                "names {count} tensors in the wrong file, such as `{name}` in {shard}, which is in {file}"
+                "names {count} in the wrong file, such as `{name}` in {shard}, which is in {file}"
             ));
         }
         let total = self.rest.get("metadata").and_then(|m| m.get("total_size"));

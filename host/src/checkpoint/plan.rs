@@ -117,10 +117,13 @@ impl Plan {
 
 /// The encoder of a tensor, or why it is stored as it is.
 fn encoder(tensor: &Tensor, exponents: Option<&Histogram>) -> Result<Encoder, Storage> {
-    let exponents = exponents.ok_or(Storage::Dtype)?;
+    if tensor.dtype != "BF16" {
+        return Err(Storage::Dtype);
+    }
     if tensor.shape.len() < 2 {
         return Err(Storage::Shape);
     }
+    let exponents = exponents.ok_or(Storage::Incompressible)?;
     let encoder = tensor
         .matrix_shape()
         .and_then(|(rows, cols)| Encoder::new(rows, cols, exponents).ok());
