@@ -237,6 +237,31 @@ fn bombs_are_refused() {
     check("more than 600000 entries of metadata in the header");
 }
 
+/// The safetensors package knows no limit but the header's, and people have files of so many.
+#[test]
+fn six_hundred_thousand_tensors_are_read() {
+    let _alone = COUNTERS.lock();
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let count = 600_000;
+    let entry = |i| format!(r#""{i}":{{"dtype":"BF16","shape":[0],"data_offsets":[0,0]}}"#);
+    let entries: Vec<_> = (0..count).map(entry).collect();
+    let original = file(&format!("{{{}}}", entries.join(",")), b"");
+    drop(entries);
+    fs::write(at("original"), &original).unwrap();
+    let names = safetensors::SafeTensors::deserialize(&original).unwrap();
+    assert_eq!(names.len(), count);
+    drop(names);
+
+    let before = NOW.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    compress(at("original"), at("small"), &options()).unwrap();
+    assert_eq!(open(at("small")).unwrap().tensors().count(), count);
+    // Both headers, and a report of every tensor.
+    let peak = PEAK.load(Relaxed) - before;
+    assert!(peak < count << 10, "{peak} bytes");
+}
+
 /// Indexes that reach out of their folder, or name what is not there.
 #[test]
 fn indexes_do_not_reach_out_of_the_folder() {
