@@ -6,7 +6,7 @@ use super::{CompressedMatrix, MatrixHeader};
 use crate::Error;
 
 /// Tiles that one thread works on at a time: small beside all memory, large beside the cost of a system call.
-const TILES: usize = 512;
+const TILES: usize = 128;
 
 /// Part of a matrix that is itself one, with tiles that follow one another: whole strips, or tiles of a single strip.
 /// So a matrix is encoded and decoded part by part, without all of it in memory.
