@@ -10,7 +10,12 @@ use serde::{
     ser::SerializeMap,
 };
 
-use super::{Error, ErrorKind, error::At, foreign::{Foreign, START_BYTES}, input::Input};
+use super::{
+    Error, ErrorKind,
+    error::At,
+    foreign::{Foreign, START_BYTES},
+    input::Input,
+};
 
 /// The longest header that safetensors readers accept.
 pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
