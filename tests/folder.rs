@@ -584,3 +584,153 @@ fn what_an_interrupted_run_has_left_goes() {
     }
     assert_eq!(warnings.len(), 2);
 }
+
+/// As `hf download` leaves it: blobs, and snapshots of links to them.
+#[test]
+fn a_hub_cache_is_refused_with_the_snapshot_to_give() {
+    let weights = checkpoint(&[matrix("a.weight", &[64, 128])]);
+    let cache = "models--org--name";
+    let folder = model(&[]);
+    let at = |name: &str| folder.path().join(name);
+    let make = |name: &str, bytes: &[u8]| {
+        fs::create_dir_all(at(name).parent().unwrap()).unwrap();
+        fs::write(at(name), bytes).unwrap();
+    };
+    make(&format!("hub/{cache}/blobs/0123"), &weights);
+    make(&format!("hub/{cache}/blobs/4567"), b"{}");
+    make(&format!("hub/{cache}/refs/main"), b"bbbb");
+    for snapshot in ["aaaa", "bbbb"] {
+        let path = format!("hub/{cache}/snapshots/{snapshot}");
+        fs::create_dir_all(at(&path)).unwrap();
+        for (name, blob) in [("model.safetensors", "0123"), ("config.json", "4567")] {
+            let blob = format!("../../blobs/{blob}");
+            std::os::unix::fs::symlink(blob, at(&path).join(name)).unwrap();
+        }
+    }
+    let cache = format!("hub/{cache}");
+    let snapshot = at(&format!("{cache}/snapshots/bbbb"));
+    let refused = |input: &str| {
+        let errors = [
+            compress(at(input), at("small"), &options()).unwrap_err(),
+            decompress(at(input), at("small"), &options()).unwrap_err(),
+            inspect(at(input), &options()).unwrap_err(),
+            open(at(input)).unwrap_err(),
+            verify(&snapshot, at(input), &options()).unwrap_err(),
+        ];
+        for error in &errors {
+            assert_eq!(error.path(), at(&cache));
+            assert_eq!(text(error), text(&errors[0]));
+        }
+        text(&errors[0])
+    };
+    let said = "a cache of the Hugging Face hub: give a snapshot in it";
+    let expected = format!("{said}, such as {}", snapshot.display());
+    // By itself, and among others.
+    for input in [&*cache, "hub"] {
+        assert_eq!(refused(input), expected);
+    }
+    // Without a branch of that name, or with one that leads elsewhere.
+    for main in ["cccc", "", "../../../..", "/tmp"] {
+        fs::write(at(&cache).join("refs/main"), main).unwrap();
+        let said = refused(&cache);
+        assert!(said.ends_with("snapshots/aaaa") || said.ends_with("snapshots/bbbb"));
+    }
+    assert_eq!(names(folder.path()), ["hub"]);
+
+    // The snapshot is a folder as others are; what it has is stored once.
+    compress(&snapshot, at("small"), &options()).unwrap();
+    assert_eq!(
+        verify(at("small"), &snapshot, &options())
+            .unwrap()
+            .difference,
+        None
+    );
+    let stored = ["config.json", "model.zipserv.safetensors", "zipserv.json"];
+    assert_eq!(names(at("small")), stored);
+    assert!(
+        at("small")
+            .join(stored[1])
+            .symlink_metadata()
+            .unwrap()
+            .is_file()
+    );
+
+    fs::remove_dir_all(at(&cache).join("snapshots")).unwrap();
+    fs::create_dir(at(&cache).join("snapshots")).unwrap();
+    let error = inspect(at(&cache), &options()).unwrap_err();
+    assert_eq!(text(&error), said);
+}
+
+#[test]
+fn large_files_that_are_copied_are_named() {
+    let weights = checkpoint(&[matrix("a.weight", &[64, 128])]);
+    let folder = model(&[
+        ("model.safetensors", &weights),
+        ("tokenizer.json", b"{}"),
+        ("sub/.git/config", b"[core]"),
+    ]);
+    let at = |name: &str| folder.path().join("model").join(name);
+    // Holes take no room.
+    let make = |name: &str, bytes: u64| File::create(at(name)).unwrap().set_len(bytes).unwrap();
+    let said = || {
+        let output = folder.path().join("small");
+        let report = compress(at(""), output, &options().force(true)).unwrap();
+        report.warnings
+    };
+    make("pytorch_model.bin", 100_000_000);
+    assert_eq!(said(), [""; 0]);
+    make("pytorch_model.bin", 130_000_000);
+    make("sub/.git/pack", 90_000_000);
+    make("sub/.git/other", 70_000_000);
+    let expected = "4 large files are copied as they are, 0.29 GB: sub/.git (3 files, 0.16 GB), pytorch_model.bin (0.13 GB)";
+    assert_eq!(said(), [expected]);
+}
+
+#[test]
+fn mistakes_of_an_index_are_named() {
+    let shards = ["1", "2"].map(|name| checkpoint(&[matrix(name, &[64, 128])]));
+    let folder = model(&[("1.safetensors", &shards[0]), ("2.safetensors", &shards[1])]);
+    let at = |name: &str| folder.path().join(name);
+    let said = |index: Value| {
+        let name = "model/model.safetensors.index.json";
+        fs::write(at(name), index.to_string()).unwrap();
+        let report = compress(at("model"), at("small"), &options().force(true)).unwrap();
+        comes_back(folder.path());
+        assert_eq!(
+            inspect(at("model"), &options()).unwrap().warnings,
+            report.warnings
+        );
+        report.warnings
+    };
+    let bytes = 2 * 64 * 128;
+    let weight_map = json!({"1": "1.safetensors", "2": "2.safetensors"});
+    for total in [json!(2 * bytes), json!(2.0 * f64::from(bytes)), Value::Null] {
+        let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+        assert_eq!(said(index), [""; 0]);
+    }
+    let index = json!({"metadata": {"total_size": 7}, "weight_map": weight_map});
+    let name = "model.safetensors.index.json";
+    assert_eq!(
+        said(index),
+        [format!(
+            "{name} says total_size 7, but the tensors that it names have {} bytes",
+            2 * bytes
+        )]
+    );
+    // What it says of the whole is no wonder then.
+    let index = json!({"metadata": {"total_size": 7}, "weight_map": {
+        "1": "2.safetensors", "2": "2.safetensors", "3": "1.safetensors", "4\n": "1.safetensors"}});
+    assert_eq!(
+        said(index),
+        [
+            format!("{name} names 2 tensors that no file has, such as `3` in 1.safetensors"),
+            format!(
+                "{name} names 1 tensor in the wrong file, such as `1` in 2.safetensors, which is in 1.safetensors"
+            ),
+        ]
+    );
+    // A shard that is not there stays an error.
+    fs::remove_file(at("model/2.safetensors")).unwrap();
+    let error = compress(at("model"), at("smaller"), &options()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::IndexShard { .. }));
+}

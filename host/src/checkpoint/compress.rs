@@ -1,11 +1,11 @@
-use std::{fs::File, os::unix::fs::FileExt, path::Path};
+use std::{fs::File, ops::Range, os::unix::fs::FileExt, path::Path};
 
 use rayon::prelude::*;
 use zipserv_gpu::layout::TILE_BYTES;
 
 use super::{
     Error, ErrorKind, Options, Progress, Report,
-    container::{TILE_ORIGINAL_BYTES, is_container},
+    container::is_container,
     error::At,
     files::Files,
     header::Header,
@@ -14,16 +14,14 @@ use super::{
     plan::{Item, Plan, suffix},
     report::FileReport,
     scan::Scan,
-    source::{Original, PIECE_BYTES, Source},
+    source::{Original, Source, pieces},
     transform::{Transform, transform},
 };
 use crate::{
-    HEADER_BYTES,
-    codec::{Encoder, TileBuffer, combine_crcs},
+    HEADER_BYTES, Matrix,
+    codec::{Encoder, Part, TileBuffer, combine_crcs},
 };
 
-/// Tiles that a thread encodes at a time.
-const RUN_TILES: usize = PIECE_BYTES / TILE_ORIGINAL_BYTES;
 /// Jobs for each thread between two writes of patches. Bounds the patches held in memory.
 const JOBS_PER_THREAD: usize = 16;
 
@@ -54,13 +52,13 @@ struct Compress {
 impl Transform for Compress {
     fn open(path: &Path) -> Result<Self, Error> {
         let input = Input::open(path)?;
-        let header = Header::of_file(&input).at(path)?;
+        let (header, json) = Header::of_file(&input)?;
         if is_container(&header) {
             return Err(Error::new(path, ErrorKind::AlreadyCompressed));
         }
         Ok(Self {
             suffix: suffix(&header.tensors),
-            original: Original::new(input, header),
+            original: Original::new(input, header, json),
         })
     }
 
@@ -111,20 +109,30 @@ impl Transform for Compress {
 
 struct Writer<'a> {
     original: &'a Original,
-    plan: &'a Plan<'a>,
+    plan: &'a Plan,
     file: &'a File,
     path: &'a Path,
     progress: &'a dyn Progress,
 }
 
 /// Part of a tensor that one thread encodes or copies.
-#[derive(Clone, Copy)]
-struct Job<'a> {
-    item: &'a Item<'a>,
-    /// Where the stored tensor starts in the output.
-    start: u64,
-    /// The first tile for a matrix, the first byte for others.
-    first: usize,
+enum Job<'a> {
+    /// From bytes of the input to the output at an offset.
+    Copy { from: Range<u64>, to: u64 },
+    Encode {
+        item: &'a Item,
+        encoder: &'a Encoder,
+        /// Where the stored tensor starts in the output.
+        start: u64,
+        part: Part,
+    },
+}
+
+/// What a thread keeps from job to job.
+#[derive(Default)]
+struct Buffers {
+    input: Vec<u8>,
+    dense: Vec<u8>,
 }
 
 /// What remains of a job on a matrix after its dense bytes are written.
@@ -152,14 +160,23 @@ impl Writer<'_> {
             let batch: Vec<_> = jobs.by_ref().take(count).collect();
             let done = batch
                 .par_iter()
-                .map_init(Vec::new, |dense, job| self.run_job(job, dense))
+                .map_init(Buffers::default, |buffers, job| self.run_job(job, buffers))
                 .collect::<Result<Vec<_>, _>>()?;
             for (job, encoded) in batch.iter().zip(done) {
-                let (Some(encoder), Some(encoded)) = (&job.item.encoder, encoded) else {
+                let (
+                    Job::Encode {
+                        encoder,
+                        start,
+                        part,
+                        ..
+                    },
+                    Some(encoded),
+                ) = (job, encoded)
+                else {
                     continue;
                 };
-                if job.first == 0 {
-                    tail = Some(Tail::new(encoder, job.start));
+                if part.tiles.start == 0 {
+                    tail = Some(Tail::new(encoder, *start));
                 }
                 let tail = tail.as_mut().expect("the first job starts it");
                 tail.append(self, encoded)?;
@@ -170,42 +187,67 @@ impl Writer<'_> {
 
     fn jobs(&self) -> impl Iterator<Item = Job<'_>> {
         let Plan { header, items, .. } = self.plan;
-        items
-            .iter()
-            .zip(&header.tensors)
-            .flat_map(|(item, tensor)| {
-                let (units, step) = match &item.encoder {
-                    Some(encoder) => (encoder.header().tiles(), RUN_TILES),
-                    None => (self.original.tensor(item.tensor).len(), PIECE_BYTES),
-                };
-                let start = header.file_range(tensor).start;
-                (0..units)
-                    .step_by(step)
-                    .map(move |first| Job { item, start, first })
-            })
+        let original = self.original.header();
+        let items = items.iter().zip(&header.tensors);
+        items.flat_map(move |(item, tensor)| {
+            let start = header.file_range(tensor).start;
+            let from = original.file_range(&original.tensors[item.tensor]);
+            let (parts, copies) = match &item.encoder {
+                Some(encoder) => {
+                    let matrix = encoder.header();
+                    let parts = Part::all(matrix.rows(), matrix.cols());
+                    let parts = parts.map(move |part| Job::Encode {
+                        item,
+                        encoder,
+                        start,
+                        part,
+                    });
+                    (Some(parts), None)
+                }
+                None => {
+                    let copies = pieces(from.clone()).map(move |piece| Job::Copy {
+                        to: start + (piece.start - from.start),
+                        from: piece,
+                    });
+                    (None, Some(copies))
+                }
+            };
+            parts
+                .into_iter()
+                .flatten()
+                .chain(copies.into_iter().flatten())
+        })
     }
 
-    fn run_job(&self, job: &Job, dense: &mut Vec<u8>) -> Result<Option<Encoded>, Error> {
-        let Some(encoder) = &job.item.encoder else {
-            let bytes = &self.original.tensor(job.item.tensor)[job.first..];
-            let bytes = &bytes[..bytes.len().min(PIECE_BYTES)];
-            self.write_at(bytes, job.start + job.first as u64)?;
-            self.progress.step(bytes.len() as u64).at(self.path)?;
-            return Ok(None);
+    fn run_job(&self, job: &Job, buffers: &mut Buffers) -> Result<Option<Encoded>, Error> {
+        let Buffers { input, dense } = buffers;
+        let (item, encoder, start, part) = match job {
+            Job::Copy { from, to } => {
+                input.resize((from.end - from.start) as usize, 0);
+                self.original.input().read_at(from.start, input)?;
+                self.write_at(input, *to)?;
+                self.progress.step(input.len() as u64).at(self.path)?;
+                return Ok(None);
+            }
+            Job::Encode {
+                item,
+                encoder,
+                start,
+                part,
+            } => (item, encoder, start, part),
         };
-        let tiles = RUN_TILES.min(encoder.header().tiles() - job.first);
-        dense.resize(tiles * TILE_BYTES, 0);
+        let cols = encoder.header().cols();
+        self.original.read_part(item.tensor, cols, part, input)?;
+        let matrix = Matrix::from_le_bytes(part.rows.len(), part.cols.len(), input);
+        let matrix = matrix.expect("a part of a matrix");
+        dense.resize(part.tiles.len() * TILE_BYTES, 0);
         let mut buffer = TileBuffer::default();
-        encoder.encode_tiles(job.first, dense, &mut buffer);
+        encoder.encode(&matrix, dense, &mut buffer);
         self.write_at(
             dense,
-            job.start + (HEADER_BYTES + job.first * TILE_BYTES) as u64,
+            start + (HEADER_BYTES + part.tiles.start * TILE_BYTES) as u64,
         )?;
-        // Tiles at the edge have padding, so this is the tensor's share of the run.
-        let total = self.original.tensor(job.item.tensor).len() as u128;
-        let tiles_before = |n: usize| (total * n as u128 / encoder.header().tiles() as u128) as u64;
-        let bytes = tiles_before(job.first + tiles) - tiles_before(job.first);
-        self.progress.step(bytes).at(self.path)?;
+        self.progress.step(input.len() as u64).at(self.path)?;
         Ok(Some(Encoded {
             buffer,
             crc: crc32fast::hash(dense),
@@ -220,7 +262,7 @@ impl Writer<'_> {
 
 /// Writes what follows the dense part of a matrix, run after run, and its header at last.
 struct Tail<'a> {
-    encoder: &'a Encoder<'a>,
+    encoder: &'a Encoder,
     start: u64,
     tiles: usize,
     patches: u32,
@@ -230,7 +272,7 @@ struct Tail<'a> {
 }
 
 impl<'a> Tail<'a> {
-    fn new(encoder: &'a Encoder<'a>, start: u64) -> Self {
+    fn new(encoder: &'a Encoder, start: u64) -> Self {
         let mut offsets_crc = crc32fast::Hasher::new();
         offsets_crc.update(&0u32.to_le_bytes());
         Self {

@@ -1,26 +1,25 @@
 use std::{collections::HashMap, ops::Range, path::Path};
 
 use rayon::prelude::*;
-use zipserv_gpu::layout::{TILE_COLS, TILE_ROWS, tile_grid};
+use zipserv_gpu::layout::TILE_ROWS;
 
 use super::{
     Error, ErrorKind,
+    checksum::Checksum,
     error::At,
-    header::{Header, LENGTH_BYTES, Tensor},
+    header::{Header, Tensor, header_bytes},
     input::Input,
     names::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION, VERSION_KEY},
     report::{FileReport, Storage, TensorReport},
-    source::{PIECE_BYTES, Piece, Source},
+    source::{Piece, Source, pieces},
 };
-use crate::{CompressedMatrix, Histogram, MatrixHeader, codec::decode_panel};
+use crate::{
+    CompressedMatrix, HEADER_BYTES, Histogram, MatrixHeader,
+    codec::{Part, PartError, Parts, decode_strip},
+};
 
-/// Matrices are checked and then decoded in groups of about so many stored bytes, so that a
-/// group is still in memory when it is read for the second time.
+/// Matrices are read in groups of about so many stored bytes, so that few patch offsets are in memory at a time.
 const GROUP_BYTES: u64 = 256 << 20;
-/// A strip whose rows take more than this in all is decoded in panels of columns.
-const STRIP_BYTES: usize = 4 * PIECE_BYTES;
-/// Bytes of a restored tile.
-pub(crate) const TILE_ORIGINAL_BYTES: usize = 2 * TILE_ROWS * TILE_COLS;
 
 /// A file that zipserv has written.
 pub(crate) struct Container {
@@ -50,7 +49,7 @@ impl Container {
     /// Opens a compressed file and checks its header, and those of its matrices.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let input = Input::open(path)?;
-        let header = Header::of_file(&input).at(path)?;
+        let (header, _) = Header::of_file(&input)?;
         Self::new(input, header)
     }
 
@@ -73,7 +72,7 @@ impl Container {
         let original = Header::of_json(&original_json)
             .map_err(|e| ErrorKind::OriginalHeader(Box::new(e)))
             .at(&path)?;
-        let places = places(&input, &stored, &original, &suffix).at(&path)?;
+        let places = places(&input, &stored, &original, &suffix)?;
         Ok(Self {
             input,
             stored,
@@ -133,10 +132,18 @@ impl Container {
         )
     }
 
-    /// The bytes of a tensor as they are stored.
-    pub fn stored_slice(&self, tensor: usize) -> &[u8] {
+    /// Where a tensor is in the compressed file.
+    fn stored_range(&self, tensor: usize) -> Range<u64> {
         let stored = &self.stored.tensors[self.places[tensor].index];
-        self.stored.slice(&self.input, stored)
+        self.stored.file_range(stored)
+    }
+
+    /// The bytes of a tensor as they are stored.
+    pub fn stored(&self, tensor: usize) -> Result<Vec<u8>, Error> {
+        let Range { start, end } = self.stored_range(tensor);
+        let bytes = self.input.read(start..end)?;
+        self.input.check_unchanged()?;
+        Ok(bytes)
     }
 
     /// The name of a tensor in the compressed file.
@@ -150,19 +157,21 @@ impl Container {
     }
 
     /// The compressed matrix of a tensor, checked in full; nothing for a tensor stored as it was.
-    pub fn matrix(&self, tensor: usize) -> Result<Option<CompressedMatrix<'_>>, Error> {
-        let place = &self.places[tensor];
-        if place.matrix.is_none() {
+    pub fn matrix(&self, tensor: usize) -> Result<Option<CompressedMatrix<'static>>, Error> {
+        if self.places[tensor].matrix.is_none() {
             return Ok(None);
         }
-        let matrix = CompressedMatrix::from_bytes(self.stored_slice(tensor));
+        let matrix = CompressedMatrix::from_bytes(self.stored(tensor)?);
         let header = matrix.as_ref().map(|m| *m.header()).map_err(Clone::clone);
-        let start = self
-            .stored
-            .file_range(&self.stored.tensors[place.index])
-            .start;
+        let start = self.stored_range(tensor).start;
         check_shape(&self.original.tensors[tensor], start, header).at(self.path())?;
         Ok(matrix.ok())
+    }
+
+    /// What is wrong with a matrix of which a part is: the checks of the whole, in their order, tell.
+    fn damage(&self, tensor: usize) -> Error {
+        let found = self.matrix(tensor).err();
+        found.unwrap_or_else(|| Error::new(self.path(), ErrorKind::Changed))
     }
 
     /// Runs of tensors of about [`GROUP_BYTES`] in all, at least one each.
@@ -210,11 +219,12 @@ fn check_shape(
 /// A few bytes can claim a matrix of any size. That is found out here, before an output of that size
 /// is made; the matrices themselves are checked when they are decoded.
 fn places(
-    file: &[u8],
+    file: &Input,
     stored: &Header,
     original: &Header,
     suffix: &str,
-) -> Result<Vec<Place>, ErrorKind> {
+) -> Result<Vec<Place>, Error> {
+    let path = file.path();
     let mut by_name: HashMap<&str, usize> = stored
         .tensors
         .iter()
@@ -222,7 +232,7 @@ fn places(
         .map(|(index, tensor)| (tensor.name.as_str(), index))
         .collect();
     let places = original.tensors.iter().map(|tensor| {
-        let mismatch = || ErrorKind::TensorMismatch(tensor.name.clone());
+        let mismatch = || Error::new(path, ErrorKind::TensorMismatch(tensor.name.clone()));
         if let Some(index) = by_name.remove(tensor.name.as_str()) {
             let Tensor { dtype, shape, .. } = &stored.tensors[index];
             let same = (dtype, shape) == (&tensor.dtype, &tensor.shape)
@@ -235,13 +245,22 @@ fn places(
         }
         let index = by_name
             .remove(format!("{}{suffix}", tensor.name).as_str())
-            .ok_or_else(|| ErrorKind::MissingTensor(tensor.name.clone()))?;
+            .ok_or_else(|| ErrorKind::MissingTensor(tensor.name.clone()))
+            .at(path)?;
         let blob = &stored.tensors[index];
         if tensor.matrix_shape().is_none() || blob.dtype != "U8" {
             return Err(mismatch());
         }
-        let header = MatrixHeader::of(stored.slice(file, blob));
-        let header = check_shape(tensor, stored.file_range(blob).start, header)?;
+        let Range { start, end } = stored.file_range(blob);
+        let (expected, found) = (HEADER_BYTES as u64, end - start);
+        let header = if found < expected {
+            Err(crate::Error::Truncated { expected, found })
+        } else {
+            let mut bytes = [0; HEADER_BYTES];
+            file.read_at(start, &mut bytes)?;
+            MatrixHeader::parse(&bytes, found as usize)
+        };
+        let header = check_shape(tensor, start, header).at(path)?;
         Ok(Place {
             index,
             matrix: Some(header),
@@ -249,94 +268,106 @@ fn places(
     });
     let places = places.collect::<Result<_, _>>()?;
     match by_name.into_keys().min() {
-        Some(name) => Err(ErrorKind::UnexpectedTensor(name.into())),
+        Some(name) => Err(Error::new(path, ErrorKind::UnexpectedTensor(name.into()))),
         None => Ok(places),
+    }
+}
+
+/// A compressed matrix that is restored part by part.
+struct Restored {
+    tensor: usize,
+    header: MatrixHeader,
+    parts: Parts,
+    /// Of all behind its header.
+    checksum: Checksum,
+}
+
+impl Restored {
+    /// Reads what all parts need.
+    fn open(file: &Container, tensor: usize, header: &MatrixHeader) -> Result<Self, Error> {
+        let start = file.stored_range(tensor).start;
+        let at = |range: Range<usize>| start + range.start as u64..start + range.end as u64;
+        let offsets = file.input.read(at(header.patch_offsets()))?;
+        let checksum = Checksum::default();
+        checksum.add(header.patch_offsets().start as u64, &offsets);
+        // The last patches are followed by padding, which is no part's.
+        let patches = header.patches();
+        let end = patches.start + 2 * header.outliers();
+        checksum.add(end as u64, &file.input.read(at(end..patches.end))?);
+        Ok(Self {
+            tensor,
+            header: *header,
+            parts: Parts::new(*header, offsets).ok_or_else(|| file.damage(tensor))?,
+            checksum,
+        })
+    }
+
+    /// Restores a part, and hands out its pieces.
+    fn part(
+        &self,
+        file: &Container,
+        part: &Part,
+        buffers: &mut Buffers,
+        each: &(dyn Fn(Piece) -> Result<(), Error> + Sync),
+    ) -> Result<(), Error> {
+        let Buffers { stored, restored } = buffers;
+        let stored_at = file.stored_range(self.tensor).start;
+        let matrix = self.parts.read(part, stored, |offset, bytes| {
+            file.input.read_at(stored_at + offset as u64, bytes)?;
+            self.checksum.add(offset as u64, bytes);
+            Ok(())
+        });
+        let matrix = matrix.map_err(|error| match error {
+            PartError::Read(error) => error,
+            PartError::Invalid => file.damage(self.tensor),
+        })?;
+        let tensor = self.tensor;
+        let start = file.original.file_range(&file.original.tensors[tensor]);
+        let start = start.start;
+        restored.resize(part.original_bytes(), 0);
+        let strip_bytes = 2 * TILE_ROWS * matrix.cols();
+        for (strip, rows) in restored.chunks_mut(strip_bytes).enumerate() {
+            decode_strip(&matrix, strip, rows);
+        }
+        let mut rest = &restored[..];
+        for run in part.runs(self.header.cols()) {
+            let (bytes, after) = rest.split_at(run.len());
+            let offset = start + run.start as u64;
+            each(Piece {
+                tensor,
+                offset,
+                bytes,
+            })?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// When all parts are done: an error if the checksum of the matrix is not that in its header.
+    fn finish(self, file: &Container) -> Result<(), Error> {
+        match self.header.payload_crc() == self.checksum.finish() {
+            true => Ok(()),
+            false => Err(file.damage(self.tensor)),
+        }
     }
 }
 
 /// Part of a tensor that one thread restores.
 enum Job<'a> {
-    Copy(Piece<'a>),
-    Decode {
+    /// So many bytes from an offset in the compressed file, which belong at another in the original.
+    Copy {
         tensor: usize,
-        start: u64,
-        matrix: &'a CompressedMatrix<'a>,
-        strips: Range<usize>,
-        /// All of them, or some of a single strip.
-        tile_cols: Range<usize>,
+        from: Range<u64>,
+        to: u64,
     },
+    Decode(&'a Restored, Part),
 }
 
-impl Job<'_> {
-    fn run(
-        &self,
-        buffer: &mut Vec<u8>,
-        each: &(dyn Fn(Piece) -> Result<(), Error> + Sync),
-    ) -> Result<(), Error> {
-        let (tensor, start, matrix, strips, tile_cols) = match self {
-            Job::Copy(piece) => return each(*piece),
-            Job::Decode {
-                tensor,
-                start,
-                matrix,
-                strips,
-                tile_cols,
-            } => (*tensor, *start, *matrix, strips.clone(), tile_cols.clone()),
-        };
-        let first_row = strips.start * TILE_ROWS;
-        let rows = (strips.end * TILE_ROWS).min(matrix.rows()) - first_row;
-        let first_col = tile_cols.start * TILE_COLS;
-        let cols = (tile_cols.end * TILE_COLS).min(matrix.cols()) - first_col;
-        buffer.resize(2 * rows * cols, 0);
-        for (strip, panel) in strips.zip(buffer.chunks_mut(2 * TILE_ROWS * cols)) {
-            decode_panel(matrix, strip, tile_cols.clone(), panel);
-        }
-        // Whole rows follow each other in the file, parts of rows do not.
-        let run = if cols == matrix.cols() { rows } else { 1 } * 2 * cols;
-        for (index, bytes) in buffer.chunks(run).enumerate() {
-            let at = 2 * ((first_row + index) * matrix.cols() + first_col);
-            each(Piece {
-                tensor,
-                offset: start + at as u64,
-                bytes,
-            })?;
-        }
-        Ok(())
-    }
-}
-
-fn copy_jobs(tensor: usize, start: u64, bytes: &[u8]) -> impl Iterator<Item = Job<'_>> {
-    let pieces = bytes.chunks(PIECE_BYTES).enumerate();
-    pieces.map(move |(index, bytes)| {
-        Job::Copy(Piece {
-            tensor,
-            offset: start + (index * PIECE_BYTES) as u64,
-            bytes,
-        })
-    })
-}
-
-fn decode_jobs<'a>(
-    tensor: usize,
-    start: u64,
-    matrix: &'a CompressedMatrix<'a>,
-) -> impl Iterator<Item = Job<'a>> {
-    let (tile_rows, tile_cols) = tile_grid(matrix.rows(), matrix.cols());
-    let strip_bytes = tile_cols * TILE_ORIGINAL_BYTES;
-    let (strips, panel) = if strip_bytes > STRIP_BYTES {
-        (1, PIECE_BYTES / TILE_ORIGINAL_BYTES)
-    } else {
-        ((PIECE_BYTES / strip_bytes.max(1)).max(1), tile_cols.max(1))
-    };
-    (0..tile_rows).step_by(strips).flat_map(move |strip| {
-        (0..tile_cols).step_by(panel).map(move |col| Job::Decode {
-            tensor,
-            start,
-            matrix,
-            strips: strip..(strip + strips).min(tile_rows),
-            tile_cols: col..(col + panel).min(tile_cols),
-        })
-    })
+/// What a thread keeps from job to job.
+#[derive(Default)]
+struct Buffers {
+    stored: Vec<u8>,
+    restored: Vec<u8>,
 }
 
 impl Source for Container {
@@ -349,12 +380,7 @@ impl Source for Container {
     }
 
     fn header_bytes(&self) -> Vec<u8> {
-        let json = self.original_json.as_bytes();
-        let length = (json.len() as u64).to_le_bytes();
-        let mut bytes = Vec::with_capacity(LENGTH_BYTES + json.len());
-        bytes.extend_from_slice(&length);
-        bytes.extend_from_slice(json);
-        bytes
+        header_bytes(&self.original_json)
     }
 
     fn for_each_piece(
@@ -362,25 +388,45 @@ impl Source for Container {
         each: &(dyn Fn(Piece) -> Result<(), Error> + Sync),
     ) -> Result<(), Error> {
         for group in self.groups() {
-            let matrices = group
-                .clone()
-                .into_par_iter()
-                .map(|tensor| self.matrix(tensor))
-                .collect::<Result<Vec<_>, _>>()?;
-            let mut jobs = Vec::new();
-            for (tensor, matrix) in group.zip(&matrices) {
-                let start = self
-                    .original
-                    .file_range(&self.original.tensors[tensor])
-                    .start;
-                match matrix {
-                    Some(matrix) => jobs.extend(decode_jobs(tensor, start, matrix)),
-                    None => jobs.extend(copy_jobs(tensor, start, self.stored_slice(tensor))),
-                }
-            }
+            let matrices = group.clone().into_par_iter().filter_map(|tensor| {
+                let header = self.places[tensor].matrix.as_ref()?;
+                Some(Restored::open(self, tensor, header))
+            });
+            let matrices = matrices.collect::<Result<Vec<_>, _>>()?;
+            let copied = group.filter(|&tensor| self.places[tensor].matrix.is_none());
+            let copies = copied.flat_map(|tensor| {
+                let stored = self.stored_range(tensor);
+                let original = self.original.file_range(&self.original.tensors[tensor]);
+                pieces(stored.clone()).map(move |from| Job::Copy {
+                    tensor,
+                    to: original.start + (from.start - stored.start),
+                    from,
+                })
+            });
+            let parts = matrices.iter().flat_map(|matrix| {
+                let parts = Part::all(matrix.header.rows(), matrix.header.cols());
+                parts.map(move |part| Job::Decode(matrix, part))
+            });
+            let jobs: Vec<_> = parts.chain(copies).collect();
             jobs.par_iter()
-                .try_for_each_init(Vec::new, |buffer, job| job.run(buffer, each))?;
+                .try_for_each_init(Buffers::default, |buffers, job| match job {
+                    Job::Decode(matrix, part) => matrix.part(self, part, buffers, each),
+                    Job::Copy { tensor, from, to } => {
+                        let Buffers { stored, .. } = buffers;
+                        stored.resize((from.end - from.start) as usize, 0);
+                        self.input.read_at(from.start, stored)?;
+                        each(Piece {
+                            tensor: *tensor,
+                            offset: *to,
+                            bytes: stored,
+                        })
+                    }
+                })?;
+            drop(jobs);
+            matrices
+                .into_iter()
+                .try_for_each(|matrix| matrix.finish(self))?;
         }
-        Ok(())
+        self.input.check_unchanged()
     }
 }

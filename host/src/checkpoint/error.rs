@@ -79,9 +79,22 @@ pub enum ErrorKind {
     /// The output cannot be a file or folder of that name.
     #[error("cannot be replaced by the output: {0}")]
     OutputName(&'static str),
+    /// Something else is under the name of the output than when the job began.
+    #[error(
+        "was changed or put there by another program meanwhile: left as it is, and no output written"
+    )]
+    OutputChanged,
+    /// The output has its name, but may lose it.
+    #[error(
+        "the output is complete and in its place, but if the system crashes now it may be lost: its folder could not be synced"
+    )]
+    NotSynced(#[source] io::Error),
     /// The input changed while it was read.
-    #[error("changed while it was being compressed")]
+    #[error("changed while it was being read")]
     Changed,
+    /// An index, manifest or `config.json` is longer than any is.
+    #[error("{0} bytes are more than the limit of {max} for such a file", max = super::header::MAX_HEADER_BYTES)]
+    TextTooLong(u64),
     /// [`Progress::is_cancelled`](super::Progress::is_cancelled) has said so.
     #[error("cancelled")]
     Cancelled,
@@ -90,6 +103,12 @@ pub enum ErrorKind {
         "no .safetensors file in this folder; weights in .bin, .pt and .gguf files are not read"
     )]
     NoCheckpoint,
+    /// The folder is the cache of a model hub, with every file of each snapshot twice.
+    #[error("a cache of the Hugging Face hub: give a snapshot in it{}", snapshot.as_ref().map(|path| format!(", such as {}", path.display())).unwrap_or_default())]
+    HubCache {
+        /// The one to give.
+        snapshot: Option<PathBuf>,
+    },
     /// Something in the folder is neither a file nor a folder.
     #[error("neither a file nor a folder")]
     FileType,

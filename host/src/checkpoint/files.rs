@@ -1,5 +1,7 @@
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -86,7 +88,7 @@ impl Files {
                 files.copies.push(Renamed::unchanged(path));
                 continue;
             }
-            let text = Input::open(&root.join(&path))?.to_vec();
+            let text = Input::read_text(&root.join(&path))?;
             match check_config(text) {
                 Ok(text) => files.texts.push(Text {
                     from: path.clone(),
@@ -102,6 +104,8 @@ impl Files {
                 }
             }
         }
+        let copies = files.copies.iter().map(|file| &*file.from);
+        files.warnings.extend(large_copies(root, copies)?);
         Ok(files)
     }
 
@@ -115,7 +119,12 @@ impl Files {
         let manifests = self.manifests();
         for text in &mut self.texts {
             text.text = if Index::is_name(&text.from) {
-                stored_index(&text.from, &text.text, reports).at(&root.join(&text.from))?
+                let index = serde_json::from_str(&text.text)
+                    .map_err(ErrorKind::IndexJson)
+                    .at(&root.join(&text.from))?;
+                let (text, mistakes) = stored_index(&text.from, index, reports);
+                self.warnings.extend(mistakes);
+                text
             } else {
                 let folder = folder_of(&text.from);
                 let is_here = |path: &&PathBuf| folder_of(path) == folder;
@@ -213,6 +222,56 @@ impl Files {
     }
 }
 
+/// Files that are copied and take more than this are named.
+const LARGE_BYTES: u64 = 100_000_000;
+/// So many, at most.
+const LARGE_NAMED: usize = 8;
+
+/// What a person should know of large files that are copied: they may be what was to be compressed, or not wanted at all.
+/// What is under a `.git` counts as one.
+fn large_copies<'a>(
+    root: &Path,
+    copies: impl Iterator<Item = &'a Path>,
+) -> Result<Option<String>, Error> {
+    let mut found: BTreeMap<&Path, (u64, usize)> = BTreeMap::new();
+    for path in copies {
+        let bytes = fs::metadata(root.join(path)).at(&root.join(path))?.len();
+        let is_git = |path: &&Path| path.file_name().is_some_and(|name| name == ".git");
+        let (all, count) = found
+            .entry(path.ancestors().find(is_git).unwrap_or(path))
+            .or_default();
+        *all += bytes;
+        *count += 1;
+    }
+    let mut large: Vec<_> = found
+        .into_iter()
+        .filter(|(_, (bytes, _))| *bytes > LARGE_BYTES)
+        .collect();
+    if large.is_empty() {
+        return Ok(None);
+    }
+    large.sort_by_key(|(_, (bytes, _))| Reverse(*bytes));
+    let size = |bytes| format!("{:.2} GB", bytes as f64 / 1e9);
+    let names = large.iter().take(LARGE_NAMED);
+    let names = names.map(|(path, (bytes, count))| {
+        let path = shown(path.display());
+        match count {
+            1 => format!("{path} ({})", size(*bytes)),
+            _ => format!("{path} ({count} files, {})", size(*bytes)),
+        }
+    });
+    let names = names.collect::<Vec<_>>().join(", ");
+    let count: usize = large.iter().map(|(_, (_, count))| count).sum();
+    let bytes = size(large.iter().map(|(_, (bytes, _))| bytes).sum());
+    let more = match large.len().checked_sub(LARGE_NAMED) {
+        None | Some(0) => "",
+        Some(_) => " and others",
+    };
+    Ok(Some(format!(
+        "{count} large files are copied as they are, {bytes}: {names}{more}"
+    )))
+}
+
 fn folder_of(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }
@@ -240,9 +299,9 @@ fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string_pretty(value).expect("maps of strings") + "\n"
 }
 
-/// The index of a compressed folder: stored tensors by the names that they have in stored files.
-fn stored_index(path: &Path, text: &str, reports: &[FileReport]) -> Result<String, ErrorKind> {
-    let mut index: Index = serde_json::from_str(text).map_err(ErrorKind::IndexJson)?;
+/// The index of a compressed folder, stored tensors by the names that they have in stored files; and what the original
+/// says that is not so.
+fn stored_index(path: &Path, mut index: Index, reports: &[FileReport]) -> (String, Vec<String>) {
     let tensors: HashMap<_, _> = reports
         .iter()
         .flat_map(|file| {
@@ -251,6 +310,10 @@ fn stored_index(path: &Path, text: &str, reports: &[FileReport]) -> Result<Strin
                 .map(|tensor| ((&*file.path, &*tensor.name), tensor))
         })
         .collect();
+    let sizes = tensors
+        .iter()
+        .map(|(place, tensor)| (*place, tensor.original_bytes));
+    let mistakes = index.mistakes(path, &sizes.collect());
     let mut bytes = 0;
     let stored = index.weight_map.iter().map(|(name, shard)| {
         let file = folder_of(path).join(shard);
@@ -268,7 +331,7 @@ fn stored_index(path: &Path, text: &str, reports: &[FileReport]) -> Result<Strin
     if let Some(total) = metadata.get_mut("total_size") {
         *total = bytes.into();
     }
-    Ok(json(&index))
+    (json(&index), mistakes)
 }
 
 /// The file by which loaders find the weights of a folder, if it is clear which.

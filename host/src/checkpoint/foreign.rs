@@ -31,10 +31,10 @@ const STARTS: [(&[u8], Foreign); 8] = [
 ];
 
 /// White space is looked past in so many bytes.
-const START_BYTES: usize = 512;
+pub(crate) const START_BYTES: usize = 512;
 
 impl Foreign {
-    /// The kind of a file that is no safetensors file, if it is one of these.
+    /// The kind of a file that is no safetensors file, if it is one of these, by its first [`START_BYTES`].
     pub(crate) fn of(file: &[u8]) -> Option<Self> {
         let start = file[..file.len().min(START_BYTES)].trim_ascii_start();
         let is_start = |of_kind: &[u8]| {

@@ -6,19 +6,24 @@ use std::{
 
 use serde::{
     Deserialize, Serialize, Serializer,
-    de::{Deserializer, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor},
     ser::SerializeMap,
 };
 
-use super::{ErrorKind, foreign::Foreign};
+use super::{
+    Error, ErrorKind,
+    error::At,
+    foreign::{Foreign, START_BYTES},
+    input::Input,
+};
 
 /// The longest header that safetensors readers accept.
 pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// As many as NumPy and PyTorch allow, so that a header cannot take much more memory than bytes.
 pub(crate) const MAX_DIMS: usize = 64;
-/// Tensors, or entries of metadata, in one file. A short entry takes ten times its bytes in
+/// Tensors, or entries of metadata, in one file. A short entry takes several times its bytes in
 /// memory; the largest models have fewer tensors than this in all their shards.
-pub(crate) const MAX_ENTRIES: usize = 1 << 17;
+pub(crate) const MAX_ENTRIES: usize = 600_000;
 /// Bytes of the length in front of the header.
 pub(crate) const LENGTH_BYTES: usize = 8;
 /// The data of a file that we write starts at a multiple of this.
@@ -110,40 +115,54 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Reads and checks the header of a whole file. Nothing is allocated or looked through before the
-    /// length in it is known to fit.
+    /// Reads and checks the header of a file, and gives its JSON text too. Nothing is allocated or looked through
+    /// before the length in it is known to fit.
     ///
     /// # Errors
     /// [`ErrorKind::Foreign`] for a file of another kind that is known.
-    pub fn of_file(file: &[u8]) -> Result<Self, ErrorKind> {
-        Self::read(file).map_err(|error| Foreign::of(file).map_or(error, ErrorKind::Foreign))
+    pub fn of_file(file: &Input) -> Result<(Self, String), Error> {
+        Self::read(file).map_err(|error| {
+            // What has happened to a file says more than what it is.
+            if matches!(error.kind(), ErrorKind::Changed | ErrorKind::Io(_)) {
+                return error;
+            }
+            let start = file.read(0..file.len().min(START_BYTES as u64));
+            match start.ok().and_then(|start| Foreign::of(&start)) {
+                Some(foreign) => Error::new(file.path(), ErrorKind::Foreign(foreign)),
+                None => error,
+            }
+        })
     }
 
-    fn read(file: &[u8]) -> Result<Self, ErrorKind> {
-        let found = file.len() as u64;
-        let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
-            return Err(ErrorKind::TooShort(found));
+    fn read(file: &Input) -> Result<(Self, String), Error> {
+        let path = file.path();
+        let Some(available) = file.len().checked_sub(LENGTH_BYTES as u64) else {
+            return Err(Error::new(path, ErrorKind::TooShort(file.len())));
         };
-        let length = u64::from_le_bytes(*length);
-        let available = rest.len() as u64;
+        let mut length = [0; LENGTH_BYTES];
+        file.read_at(0, &mut length)?;
+        let length = u64::from_le_bytes(length);
         if length > available {
-            return Err(ErrorKind::HeaderTruncated { length, available });
+            let kind = ErrorKind::HeaderTruncated { length, available };
+            return Err(Error::new(path, kind));
         }
         if length > MAX_HEADER_BYTES {
-            return Err(ErrorKind::HeaderTooLong(length));
+            return Err(Error::new(path, ErrorKind::HeaderTooLong(length)));
         }
-        // A copy: another process may change the bytes of a mapped file, but a string stays UTF-8.
-        let json = String::from_utf8(rest[..length as usize].to_vec())
-            .map_err(|error| ErrorKind::HeaderUtf8(error.utf8_error()))?;
-        let header = Self::of_json(&json)?;
+        let start = LENGTH_BYTES as u64;
+        let json = String::from_utf8(file.read(start..start + length)?)
+            .map_err(|error| ErrorKind::HeaderUtf8(error.utf8_error()))
+            .at(path)?;
+        let header = Self::of_json(&json).at(path)?;
         let (expected, found) = (header.data_bytes(), available - length);
-        if found < expected {
-            return Err(ErrorKind::DataTruncated { expected, found });
+        if found != expected {
+            let kind = match found < expected {
+                true => ErrorKind::DataTruncated { expected, found },
+                false => ErrorKind::TrailingData { expected, found },
+            };
+            return Err(Error::new(path, kind));
         }
-        if found > expected {
-            return Err(ErrorKind::TrailingData { expected, found });
-        }
-        Ok(header)
+        Ok((header, json))
     }
 
     /// Reads and checks a header without its length and data.
@@ -151,16 +170,33 @@ impl Header {
         if json.len() as u64 > MAX_HEADER_BYTES {
             return Err(ErrorKind::HeaderTooLong(json.len() as u64));
         }
+        // Counted first, so that too many take no memory, and others no more than they need.
+        let counts = Counts::of(json);
+        for (count, of) in [
+            (counts.tensors, "tensors"),
+            (counts.metadata, "entries of metadata"),
+        ] {
+            if count > MAX_ENTRIES {
+                return Err(ErrorKind::TooManyEntries(of));
+            }
+        }
+        let entries = Entries {
+            tensors: Vec::with_capacity(counts.tensors),
+            ..Entries::default()
+        };
+        let mut reader = serde_json::Deserializer::from_str(json);
+        let entries = reader.deserialize_map(entries);
+        let entries = entries.and_then(|entries| reader.end().map(|()| entries));
         let Entries {
             metadata,
             tensors,
             error,
-        } = serde_json::from_str(json).map_err(ErrorKind::HeaderJson)?;
+        } = entries.map_err(ErrorKind::HeaderJson)?;
         if let Some(error) = error {
             return Err(error);
         }
         let mut header = Self {
-            metadata,
+            metadata: metadata.unwrap_or_default(),
             tensors,
             data_at: (LENGTH_BYTES + json.len()) as u64,
         };
@@ -223,12 +259,6 @@ impl Header {
         self.data_at + tensor.data.start..self.data_at + tensor.data.end
     }
 
-    /// The bytes of a tensor in the file that this header describes.
-    pub fn slice<'a>(&self, file: &'a [u8], tensor: &Tensor) -> &'a [u8] {
-        let Range { start, end } = self.file_range(tensor);
-        &file[start as usize..end as usize]
-    }
-
     /// The length and the header as they stand in a file, padded so that the data is aligned.
     /// `data_at` becomes the end of them.
     pub fn lay_out(&mut self) -> Result<Vec<u8>, ErrorKind> {
@@ -243,6 +273,12 @@ impl Header {
         self.data_at = bytes.len() as u64;
         Ok(bytes)
     }
+}
+
+/// The length and the JSON text of a header, as they stand in a file.
+pub(crate) fn header_bytes(json: &str) -> Vec<u8> {
+    let length = (json.len() as u64).to_le_bytes();
+    [&length, json.as_bytes()].concat()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -270,11 +306,78 @@ impl Serialize for Header {
     }
 }
 
+/// How many entries a header has, as far as it is JSON.
+#[derive(Default)]
+struct Counts {
+    tensors: usize,
+    metadata: usize,
+}
+
+impl Counts {
+    fn of(json: &str) -> Self {
+        let mut counts = Self::default();
+        // What is wrong with it is told when it is read.
+        let _ = serde_json::Deserializer::from_str(json).deserialize_map(&mut counts);
+        counts
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Counts {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a map of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key::<String>()? {
+            if name == METADATA {
+                map.next_value_seed(CountEntries(&mut self.metadata))?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+                self.tensors += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds the entries of a map.
+struct CountEntries<'a>(&'a mut usize);
+
+impl<'de> DeserializeSeed<'de> for CountEntries<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for CountEntries<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a map of strings")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+            *self.0 += 1;
+        }
+        Ok(())
+    }
+}
+
 /// The entries of a header as they stand in the file. A map would hide names that occur twice.
+#[derive(Default)]
 struct Entries {
-    metadata: BTreeMap<String, String>,
+    metadata: Option<BTreeMap<String, String>>,
     tensors: Vec<Tensor>,
-    /// What is wrong with the entries though they are good JSON. Those after it are not kept.
+    /// What is wrong with the entries though they are good JSON.
     error: Option<ErrorKind>,
 }
 
@@ -311,89 +414,36 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
-/// Metadata of which no more than [`MAX_ENTRIES`] entries, and one, are kept.
-#[derive(Default)]
-struct Metadata(BTreeMap<String, String>);
+impl<'de> Visitor<'de> for Entries {
+    type Value = Self;
 
-impl<'de> Deserialize<'de> for Metadata {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct MetadataVisitor;
-
-        impl<'de> Visitor<'de> for MetadataVisitor {
-            type Value = Metadata;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a map of strings")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
-                let mut entries = BTreeMap::new();
-                while let Some((key, value)) = map.next_entry()? {
-                    if entries.len() <= MAX_ENTRIES {
-                        entries.insert(key, value);
-                    }
-                }
-                Ok(Metadata(entries))
-            }
-        }
-
-        deserializer.deserialize_map(MetadataVisitor)
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a map of tensors")
     }
-}
 
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EntriesVisitor;
-
-        impl<'de> Visitor<'de> for EntriesVisitor {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a map of tensors")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-                let mut metadata = None;
-                let mut tensors = Vec::new();
-                let mut error = None;
-                while let Some(name) = map.next_key::<String>()? {
-                    if name == METADATA {
-                        let value: Option<Metadata> = map.next_value()?;
-                        let Metadata(value) = value.unwrap_or_default();
-                        if value.len() > MAX_ENTRIES {
-                            error.get_or_insert(ErrorKind::TooManyEntries("entries of metadata"));
-                        }
-                        if metadata.replace(value).is_some() {
-                            return Err(serde::de::Error::duplicate_field(METADATA));
-                        }
-                        continue;
-                    }
-                    let info: TensorInfo<String, Shape> = map.next_value()?;
-                    if info.shape.dims > MAX_DIMS {
-                        error.get_or_insert_with(|| ErrorKind::Dimensions {
-                            tensor: name.clone(),
-                            dims: info.shape.dims,
-                        });
-                    }
-                    if tensors.len() == MAX_ENTRIES {
-                        error.get_or_insert(ErrorKind::TooManyEntries("tensors"));
-                        continue;
-                    }
-                    tensors.push(Tensor {
-                        name,
-                        dtype: info.dtype,
-                        shape: info.shape.kept,
-                        data: info.data_offsets.0..info.data_offsets.1,
-                    });
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some(name) = map.next_key::<String>()? {
+            if name == METADATA {
+                let value: Option<BTreeMap<String, String>> = map.next_value()?;
+                if self.metadata.replace(value.unwrap_or_default()).is_some() {
+                    return Err(serde::de::Error::duplicate_field(METADATA));
                 }
-                Ok(Entries {
-                    metadata: metadata.unwrap_or_default(),
-                    tensors,
-                    error,
-                })
+                continue;
             }
+            let info: TensorInfo<String, Shape> = map.next_value()?;
+            if info.shape.dims > MAX_DIMS {
+                self.error.get_or_insert_with(|| ErrorKind::Dimensions {
+                    tensor: name.clone(),
+                    dims: info.shape.dims,
+                });
+            }
+            self.tensors.push(Tensor {
+                name,
+                dtype: info.dtype,
+                shape: info.shape.kept,
+                data: info.data_offsets.0..info.data_offsets.1,
+            });
         }
-
-        deserializer.deserialize_map(EntriesVisitor)
+        Ok(self)
     }
 }

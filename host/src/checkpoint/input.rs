@@ -1,19 +1,24 @@
 use std::{
     fs::{self, File, Metadata},
-    ops::Deref,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use memmap2::Mmap;
-
 use super::{Error, ErrorKind, error::At};
+use crate::codec::try_zeroed;
 
-/// A memory-mapped file.
+/// The longest text, such as an index, that is read as a whole: as long as a header may be.
+const MAX_TEXT_BYTES: u64 = super::header::MAX_HEADER_BYTES;
+
+/// A file that is read at offsets. It is never mapped: what is cut off a mapped file while it is read ends the
+/// process, and bytes that were checked may be others when they are used.
 pub(crate) struct Input {
     path: PathBuf,
     file: File,
-    map: Mmap,
+    len: u64,
     modified: Option<SystemTime>,
 }
 
@@ -25,16 +30,10 @@ impl Input {
         }
         let file = File::open(path).at(path)?;
         let metadata = file.metadata().at(path)?;
-        // SAFETY: the map is read-only and used as bytes, of which any value is valid. What
-        // remains is the known gap of all memory-mapped input: another process that writes to
-        // the file meanwhile changes bytes behind a shared reference, and one that truncates it
-        // raises SIGBUS. Neither can be prevented here; nothing read is trusted to stay as it
-        // was checked for the safety of memory, and `check_unchanged` refuses what it can see.
-        let map = unsafe { Mmap::map(&file) }.at(path)?;
         Ok(Self {
             path: path.into(),
             file,
-            map,
+            len: metadata.len(),
             modified: modified(&metadata),
         })
     }
@@ -43,10 +42,47 @@ impl Input {
         &self.path
     }
 
+    /// Bytes of the file, when it was opened.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Fills `buffer` with the bytes from `offset` on. An error if the file has no longer so many.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        let read = self.file.read_exact_at(buffer, offset);
+        let read = read.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => ErrorKind::Changed,
+            _ => error.into(),
+        });
+        read.at(&self.path)
+    }
+
+    /// The bytes in a range, in memory of their own.
+    pub fn read(&self, range: Range<u64>) -> Result<Vec<u8>, Error> {
+        let memory = usize::try_from(range.end - range.start)
+            .ok()
+            .and_then(try_zeroed);
+        let memory = memory.ok_or(io::Error::from(io::ErrorKind::OutOfMemory));
+        let mut bytes = memory.at(&self.path)?;
+        self.read_at(range.start, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// All of a file that is not to be long.
+    pub fn read_text(path: &Path) -> Result<Vec<u8>, Error> {
+        let input = Self::open(path)?;
+        if input.len > MAX_TEXT_BYTES {
+            return Err(Error::new(path, ErrorKind::TextTooLong(input.len)));
+        }
+        let text = input.read(0..input.len)?;
+        input.check_unchanged()?;
+        Ok(text)
+    }
+
     /// An error when the file has been written to since it was opened.
     pub fn check_unchanged(&self) -> Result<(), Error> {
         let now = self.file.metadata().at(&self.path)?;
-        if now.len() != self.map.len() as u64 || modified(&now) != self.modified {
+        if now.len() != self.len || modified(&now) != self.modified {
             return Err(Error::new(&self.path, ErrorKind::Changed));
         }
         Ok(())
@@ -55,12 +91,4 @@ impl Input {
 
 fn modified(metadata: &Metadata) -> Option<SystemTime> {
     metadata.modified().ok()
-}
-
-impl Deref for Input {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.map
-    }
 }

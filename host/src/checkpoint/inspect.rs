@@ -8,7 +8,7 @@ use super::{
     header::Header,
     input::Input,
     plan::{Plan, suffix},
-    report::FileReport,
+    report::{FileReport, TensorReport},
     scan::Scan,
     source::{Original, Source},
 };
@@ -42,10 +42,20 @@ pub fn inspect(path: impl AsRef<Path>, options: &Options) -> Result<Report, Erro
             ..file.report(options.progress)?
         })
     });
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    let tensors = opened.iter().zip(&files).flat_map(|(opened, file)| {
+        file.tensors.iter().map(|tensor| {
+            let (name, bytes) = opened.in_index(tensor);
+            ((&*file.path, name), bytes)
+        })
+    });
+    let tensors = tensors.collect();
+    let mistakes = listing.indexes.iter();
+    let mistakes = mistakes.flat_map(|(path, index)| index.mistakes(path, &tensors));
     Ok(Report {
-        files: files.collect::<Result<_, _>>()?,
+        warnings: mistakes.collect(),
         other_files: listing.others.len(),
-        ..Report::default()
+        files,
     })
 }
 
@@ -57,11 +67,11 @@ enum Opened {
 impl Opened {
     fn open(path: &Path) -> Result<Self, Error> {
         let input = Input::open(path)?;
-        let header = Header::of_file(&input).at(path)?;
+        let (header, json) = Header::of_file(&input)?;
         Ok(if is_container(&header) {
             Self::Compressed(Container::new(input, header)?)
         } else {
-            Self::Original(Original::new(input, header))
+            Self::Original(Original::new(input, header, json))
         })
     }
 
@@ -69,6 +79,14 @@ impl Opened {
         match self {
             Self::Original(original) => original.header().data_bytes(),
             Self::Compressed(container) => container.header().data_bytes(),
+        }
+    }
+
+    /// The name by which an index has a tensor, and its bytes in the file.
+    fn in_index<'a>(&self, tensor: &'a TensorReport) -> (&'a str, u64) {
+        match self {
+            Self::Original(_) => (&tensor.name, tensor.original_bytes),
+            Self::Compressed(_) => (&tensor.stored_name, tensor.stored_bytes),
         }
     }
 

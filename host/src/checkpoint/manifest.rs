@@ -44,8 +44,7 @@ impl Manifest {
 
     /// Reads a manifest, and checks that it names only files beside it.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        // A copy: another process may change the bytes of a mapped file, and strings are made of them.
-        let json = Input::open(path)?.to_vec();
+        let json = Input::read_text(path)?;
         let manifest: Self = serde_json::from_slice(&json)
             .map_err(ErrorKind::ManifestJson)
             .at(path)?;

@@ -38,6 +38,7 @@ mod names;
 mod open;
 mod options;
 mod output;
+mod place;
 mod plan;
 mod report;
 mod scan;

@@ -13,6 +13,8 @@ pub const VERSION: &str = "1";
 /// What the names of unfinished outputs start and end with.
 pub const UNFINISHED_PREFIX: &str = ".zipserv-";
 pub const UNFINISHED_SUFFIX: &str = ".partial";
+/// What the name of a folder that is being replaced ends with, where that takes more than one step.
+pub const REPLACED_EXTENSION: &str = "replaced";
 
 /// What a compressed folder restores its files from.
 pub const MANIFEST: &str = "zipserv.json";

@@ -1,5 +1,4 @@
 use std::{
-    borrow::Cow,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
@@ -24,13 +23,11 @@ use crate::{
 /// folder. Of a folder count the shards that its index names, and without an index all
 /// `.safetensors` files directly in it.
 ///
-/// Files are mapped into memory, and their headers are checked, with the shape of every compressed
-/// matrix. The contents of a matrix are checked when it is asked for. Tensors that are stored as
-/// they were have no checksum of their own: [`inspect`](super::inspect) and
-/// [`verify`](super::verify) check that of the whole file.
-///
-/// No one may write to the files while they are open: bytes that are borrowed from them would change,
-/// and a process that reads what was cut off is killed.
+/// Headers are read and checked, with the shape of every compressed matrix. The contents of a tensor
+/// are read when it is asked for, into memory of its own, and those of a matrix are checked then.
+/// Tensors that are stored as they were have no checksum of their own:
+/// [`inspect`](super::inspect) and [`verify`](super::verify) check that of the whole file. What is read
+/// from a file that was written to since it was opened is refused as [`ErrorKind::Changed`].
 ///
 /// # Errors
 /// [`Error`] names the file, and the tensor and offset where there is one. A file that is not
@@ -208,7 +205,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Those of both.
-    pub fn matrix(&self, name: &str) -> Result<CompressedMatrix<'_>, Error> {
+    pub fn matrix(&self, name: &str) -> Result<CompressedMatrix<'static>, Error> {
         self.tensor(name)?.matrix()
     }
 
@@ -262,7 +259,7 @@ impl<'a> TensorView<'a> {
 
     /// Bytes in the compressed file.
     pub fn stored_bytes(&self) -> u64 {
-        self.file.stored_slice(self.index).len() as u64
+        self.file.storage(self.index).0
     }
 
     /// The file that has it.
@@ -281,13 +278,12 @@ impl<'a> TensorView<'a> {
         self.file.matrix_header(self.index)
     }
 
-    /// Its compressed matrix, in the bytes of the mapped file, after checking all of it, in parallel on
-    /// the current rayon pool. The leading dimensions count as rows, the last one as columns.
+    /// Its compressed matrix, read from the file and checked in full, in parallel on the current rayon pool. The leading dimensions count as rows, the last one as columns.
     ///
     /// # Errors
     /// [`ErrorKind::NoMatrix`] for a tensor stored as it was, and [`ErrorKind::Tensor`] when the
-    /// matrix is damaged.
-    pub fn matrix(&self) -> Result<CompressedMatrix<'a>, Error> {
+    /// matrix is damaged; [`ErrorKind::Changed`]; [`ErrorKind::Io`].
+    pub fn matrix(&self) -> Result<CompressedMatrix<'static>, Error> {
         self.file.matrix(self.index)?.ok_or_else(|| {
             let kind = ErrorKind::NoMatrix {
                 tensor: self.name().into(),
@@ -298,13 +294,14 @@ impl<'a> TensorView<'a> {
         })
     }
 
-    /// The bytes of a tensor stored as it was: row after row, little-endian, at any alignment.
+    /// The bytes of a tensor stored as it was, read from the file: row after row, little-endian.
     ///
     /// # Errors
-    /// [`ErrorKind::Compressed`] for a compressed matrix; [`decoded`](Self::decoded) takes both.
-    pub fn bytes(&self) -> Result<&'a [u8], Error> {
+    /// [`ErrorKind::Compressed`] for a compressed matrix, [`decoded`](Self::decoded) takes both;
+    /// [`ErrorKind::Changed`]; [`ErrorKind::Io`].
+    pub fn bytes(&self) -> Result<Vec<u8>, Error> {
         match self.header() {
-            None => Ok(self.file.stored_slice(self.index)),
+            None => self.file.stored(self.index),
             Some(_) => Err(Error::new(
                 self.path(),
                 ErrorKind::Compressed(self.name().into()),
@@ -316,15 +313,15 @@ impl<'a> TensorView<'a> {
     /// does with an embedding, or where there is no kernel.
     ///
     /// # Errors
-    /// [`ErrorKind::Tensor`] when a compressed matrix is damaged.
-    pub fn decoded(&self) -> Result<Cow<'a, [u8]>, Error> {
+    /// [`ErrorKind::Tensor`] when a compressed matrix is damaged; [`ErrorKind::Changed`]; [`ErrorKind::Io`].
+    pub fn decoded(&self) -> Result<Vec<u8>, Error> {
         if !self.is_compressed() {
-            return self.bytes().map(Cow::Borrowed);
+            return self.bytes();
         }
         let matrix = self.matrix()?;
         let mut bytes = zeroed(matrix.original_bytes());
         decode_into(&matrix, &mut bytes).expect("the size is the matrix's");
-        Ok(Cow::Owned(bytes))
+        Ok(bytes)
     }
 
     fn original(&self) -> &'a Tensor {

@@ -7,10 +7,16 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use tempfile::{Builder, NamedTempFile, TempDir};
 
-use super::{Error, ErrorKind, error::At, names, shown::shown};
+use super::{
+    Error, ErrorKind,
+    error::At,
+    names,
+    place::{self, Seen},
+    shown::shown,
+};
 
 /// A file that appears under its name when it is whole. Until then, and if it never is, it has
 /// another name in the same folder, and is removed if the process lives to do so.
@@ -30,7 +36,8 @@ pub(crate) struct OutputFolder {
 struct Target {
     path: PathBuf,
     parent: PathBuf,
-    force: bool,
+    /// What is to be replaced.
+    old: Option<Seen>,
     /// What interrupted runs had left beside it.
     removed: Vec<PathBuf>,
 }
@@ -40,7 +47,8 @@ impl Target {
         if path.file_name().is_none() {
             return Err(Error::new(path, ErrorKind::OutputName("not a name")));
         }
-        if !force && path.symlink_metadata().is_ok() {
+        let exists = path.symlink_metadata().is_ok();
+        if !force && exists {
             return Err(Error::new(path, ErrorKind::OutputExists));
         }
         let parent = match path.parent() {
@@ -50,18 +58,9 @@ impl Target {
         Ok(Self {
             path: path.into(),
             parent: parent.into(),
-            force,
+            old: exists.then(|| Seen::of(path)).transpose().at(path)?,
             removed: remove_litter(parent),
         })
-    }
-
-    /// What a person should know of it.
-    fn warnings(&self) -> Vec<String> {
-        let line = |path: &PathBuf| {
-            let path = shown(path.display());
-            format!("removed {path}, which an interrupted run had left")
-        };
-        self.removed.iter().map(line).collect()
     }
 
     /// Until it is whole, it is its owner's alone.
@@ -78,14 +77,37 @@ impl Target {
         create(&builder, &self.parent).at(&self.path)
     }
 
-    fn renamed(&self, result: io::Result<()>) -> Result<(), Error> {
-        match result {
+    /// Gives the output its name. What it replaces gets the temporary one. Says what a person should know.
+    fn commit(&self, temporary: &Path) -> Result<Vec<String>, Error> {
+        let placed = match &self.old {
+            Some(old) => place::replace(temporary, &self.path, old),
+            None => place::put(temporary, &self.path).map(|()| true),
+        };
+        match placed {
+            Ok(true) => (),
+            Ok(false) => return Err(Error::new(&self.path, ErrorKind::OutputChanged)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(Error::new(&self.path, ErrorKind::OutputExists))
+                return Err(Error::new(&self.path, ErrorKind::OutputChanged));
             }
-            result => result.at(&self.path),
-        }?;
-        sync(&self.parent).at(&self.path)
+            Err(error) => return Err(Error::new(&self.path, error)),
+        }
+        let litter = self.removed.iter().map(|path| {
+            let path = shown(path.display());
+            format!("removed {path}, which an interrupted run had left")
+        });
+        let mut warnings: Vec<_> = litter.collect();
+        match sync(&self.parent) {
+            Ok(()) => (),
+            // Whoever may write a folder need not be one who may open it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let path = shown(self.path.display());
+                warnings.push(format!(
+                    "{path} is complete, but its folder cannot be synced ({error}): if the system crashes now, it may be lost"
+                ));
+            }
+            Err(error) => return Err(Error::new(&self.path, ErrorKind::NotSynced(error))),
+        }
+        Ok(warnings)
     }
 }
 
@@ -105,24 +127,16 @@ impl OutputFile {
         Ok(Self { temporary, target })
     }
 
-    /// What a person should know.
-    pub fn warnings(&self) -> Vec<String> {
-        self.target.warnings()
-    }
-
     pub fn file(&self) -> &File {
         self.temporary.as_file()
     }
 
-    pub fn commit(self) -> Result<(), Error> {
+    /// Makes it last, and gives it its name. Says what a person should know.
+    pub fn commit(self) -> Result<Vec<String>, Error> {
         let Self { temporary, target } = self;
         temporary.as_file().sync_all().at(&target.path)?;
-        let result = if target.force {
-            temporary.persist(&target.path)
-        } else {
-            temporary.persist_noclobber(&target.path)
-        };
-        target.renamed(result.map(drop).map_err(|e| e.error))
+        // What has the temporary name then, if anything, goes with it.
+        target.commit(temporary.path())
     }
 }
 
@@ -151,29 +165,17 @@ impl OutputFolder {
         })
     }
 
-    /// What a person should know.
-    pub fn warnings(&self) -> Vec<String> {
-        self.target.warnings()
-    }
-
     pub fn path(&self) -> &Path {
         self.temporary.path()
     }
 
-    pub fn commit(self) -> Result<(), Error> {
+    /// Makes all in it last, and gives it its name. Says what a person should know.
+    pub fn commit(self) -> Result<Vec<String>, Error> {
         let Self {
             temporary, target, ..
         } = self;
         sync_folders(temporary.path()).at(&target.path)?;
-        // Swapped, the old folder goes away with the temporary name, and there is no moment
-        // without one of the two.
-        let exists = target.force && target.path.symlink_metadata().is_ok();
-        let flags = match exists {
-            true => RenameFlags::EXCHANGE,
-            false => RenameFlags::NOREPLACE,
-        };
-        let result = renameat_with(CWD, temporary.path(), CWD, &target.path, flags);
-        target.renamed(result.map_err(io::Error::from))
+        target.commit(temporary.path())
     }
 }
 
@@ -240,9 +242,12 @@ fn remove_litter(folder: &Path) -> Vec<PathBuf> {
     litter.collect()
 }
 
-/// Makes the names in a folder last.
+/// Makes the names in a folder last, where the file system can be asked to.
 fn sync(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    match File::open(folder)?.sync_all() {
+        Err(error) if place::is_unsupported(&error) => Ok(()),
+        result => result,
+    }
 }
 
 fn sync_folders(root: &Path) -> io::Result<()> {

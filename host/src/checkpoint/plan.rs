@@ -2,40 +2,40 @@ use std::{cmp::Reverse, collections::HashSet};
 
 use super::{
     ErrorKind,
-    header::{Header, LENGTH_BYTES, Tensor},
+    header::{Header, Tensor},
     names::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION, VERSION_KEY},
     report::{FileReport, Storage, TensorReport},
     scan::Scan,
     source::{Original, Source},
 };
-use crate::{Histogram, Matrix, codec::Encoder};
+use crate::{Histogram, codec::Encoder};
 
 /// Everything about the compressed form of a file but the bytes of its matrices.
-pub(crate) struct Plan<'a> {
+pub(crate) struct Plan {
     /// Length and header.
     pub header_bytes: Vec<u8>,
     pub header: Header,
     /// How the tensors of `header` come about.
-    pub items: Vec<Item<'a>>,
+    pub items: Vec<Item>,
     pub report: FileReport,
 }
 
 /// One tensor of the compressed file.
-pub(crate) struct Item<'a> {
+pub(crate) struct Item {
     /// Index of the tensor in the original header.
     pub tensor: usize,
     /// For a tensor that is not stored as it was.
-    pub encoder: Option<Encoder<'a>>,
+    pub encoder: Option<Encoder>,
 }
 
-impl<'a> Plan<'a> {
+impl Plan {
     /// `suffix` is what [`suffix`] gives for the tensors of the file, or of all files that belong together.
-    pub fn new(original: &'a Original, scan: Scan, suffix: String) -> Result<Self, ErrorKind> {
+    pub fn new(original: &Original, scan: Scan, suffix: String) -> Result<Self, ErrorKind> {
         let tensors = &original.header().tensors;
         let mut items = Vec::with_capacity(tensors.len());
         let mut reports = Vec::with_capacity(tensors.len());
         for (index, (tensor, exponents)) in tensors.iter().zip(scan.exponents).enumerate() {
-            let (storage, encoder) = match encoder(original, index, exponents.as_deref()) {
+            let (storage, encoder) = match encoder(tensor, exponents.as_deref()) {
                 Ok(encoder) => (Storage::Compressed, Some(encoder)),
                 Err(storage) => (storage, None),
             };
@@ -94,19 +94,17 @@ impl<'a> Plan<'a> {
             metadata: original.header().metadata.clone(),
             data_at: 0,
         };
-        let json = &original.header_bytes()[LENGTH_BYTES..];
-        let json = std::str::from_utf8(json).map_err(ErrorKind::HeaderUtf8)?;
         header.metadata.extend([
             (VERSION_KEY.into(), VERSION.into()),
             (SUFFIX_KEY.into(), suffix),
-            (HEADER_KEY.into(), json.into()),
+            (HEADER_KEY.into(), original.json().into()),
             (CRC_KEY.into(), format!("{:08x}", scan.crc)),
         ]);
         let header_bytes = header.lay_out()?;
         Ok(Self {
             report: FileReport {
                 path: original.input().path().into(),
-                original_bytes: original.input().len() as u64,
+                original_bytes: original.input().len(),
                 stored_bytes: header.file_bytes(),
                 tensors: reports,
             },
@@ -118,20 +116,17 @@ impl<'a> Plan<'a> {
 }
 
 /// The encoder of a tensor, or why it is stored as it is.
-fn encoder<'a>(
-    original: &'a Original,
-    index: usize,
-    exponents: Option<&Histogram>,
-) -> Result<Encoder<'a>, Storage> {
-    let tensor = &original.header().tensors[index];
-    let exponents = exponents.ok_or(Storage::Dtype)?;
+fn encoder(tensor: &Tensor, exponents: Option<&Histogram>) -> Result<Encoder, Storage> {
+    if tensor.dtype != "BF16" {
+        return Err(Storage::Dtype);
+    }
     if tensor.shape.len() < 2 {
         return Err(Storage::Shape);
     }
-    let encoder = tensor.matrix_shape().and_then(|(rows, cols)| {
-        let matrix = Matrix::from_le_bytes(rows, cols, original.tensor(index)).ok()?;
-        Encoder::new(&matrix, exponents).ok()
-    });
+    let exponents = exponents.ok_or(Storage::Incompressible)?;
+    let encoder = tensor
+        .matrix_shape()
+        .and_then(|(rows, cols)| Encoder::new(rows, cols, exponents).ok());
     encoder
         .filter(|encoder| (encoder.header().stored_bytes() as u64) < tensor.bytes())
         .ok_or(Storage::Incompressible)

@@ -47,7 +47,7 @@ pub struct TensorReport {
     pub stored_bytes: u64,
     /// How it is stored.
     pub storage: Storage,
-    /// The exponents of a BF16 tensor. Restoring does not count them.
+    /// The exponents of a BF16 tensor, unless it is too small to shrink. Restoring does not count them.
     pub exponents: Option<Box<Histogram>>,
 }
 

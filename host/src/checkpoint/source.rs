@@ -1,12 +1,17 @@
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use rayon::prelude::*;
 
-use super::{Error, header::Header, input::Input};
+use super::{
+    Error,
+    header::{Header, header_bytes},
+    input::Input,
+};
+use crate::codec::Part;
 
 /// Bytes that a thread works on at a time: small beside all memory, large beside the cost of a
 /// system call.
-pub(crate) const PIECE_BYTES: usize = 2 << 20;
+pub(crate) const PIECE_BYTES: usize = 512 << 10;
 
 /// Some bytes of a tensor of an original file.
 #[derive(Clone, Copy)]
@@ -37,25 +42,56 @@ pub(crate) trait Source: Sync {
     ) -> Result<(), Error>;
 }
 
+/// Cuts a range of bytes into pieces of [`PIECE_BYTES`], the last of which may be shorter.
+pub(crate) fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let Range { start, end } = range;
+    let starts = (start..end).step_by(PIECE_BYTES);
+    starts.map(move |start| start..(start + PIECE_BYTES as u64).min(end))
+}
+
 /// A safetensors file that is not compressed.
 pub(crate) struct Original {
     input: Input,
     header: Header,
+    json: String,
 }
 
 impl Original {
-    /// `header` is that of `input`.
-    pub fn new(input: Input, header: Header) -> Self {
-        Self { input, header }
+    /// `header` is that of `input`, and `json` its text.
+    pub fn new(input: Input, header: Header, json: String) -> Self {
+        Self {
+            input,
+            header,
+            json,
+        }
     }
 
     pub fn input(&self) -> &Input {
         &self.input
     }
 
-    /// The bytes of a tensor.
-    pub fn tensor(&self, index: usize) -> &[u8] {
-        self.header.slice(&self.input, &self.header.tensors[index])
+    /// The text of the header.
+    pub fn json(&self) -> &str {
+        &self.json
+    }
+
+    /// Reads a part of the matrix that a tensor is, which has so many columns.
+    pub fn read_part(
+        &self,
+        tensor: usize,
+        cols: usize,
+        part: &Part,
+        to: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let range = self.header.file_range(&self.header.tensors[tensor]);
+        to.resize(part.original_bytes(), 0);
+        let mut rest = &mut to[..];
+        for run in part.runs(cols) {
+            let (here, after) = rest.split_at_mut(run.len());
+            self.input.read_at(range.start + run.start as u64, here)?;
+            rest = after;
+        }
+        Ok(())
     }
 }
 
@@ -69,7 +105,7 @@ impl Source for Original {
     }
 
     fn header_bytes(&self) -> Vec<u8> {
-        self.input[..self.header.data_at as usize].to_vec()
+        header_bytes(&self.json)
     }
 
     fn for_each_piece(
@@ -77,18 +113,22 @@ impl Source for Original {
         each: &(dyn Fn(Piece) -> Result<(), Error> + Sync),
     ) -> Result<(), Error> {
         let tensors = self.header.tensors.par_iter().enumerate();
-        tensors.try_for_each(|(index, tensor)| {
-            let start = self.header.file_range(tensor).start;
-            self.tensor(index)
-                .par_chunks(PIECE_BYTES)
-                .enumerate()
-                .try_for_each(|(piece, bytes)| {
-                    each(Piece {
-                        tensor: index,
-                        offset: start + (piece * PIECE_BYTES) as u64,
-                        bytes,
-                    })
+        tensors.try_for_each(|(tensor, info)| {
+            let Range { start, end } = self.header.file_range(info);
+            let pieces = (end - start).div_ceil(PIECE_BYTES as u64);
+            let pieces = (0..pieces).into_par_iter();
+            pieces.try_for_each_init(Vec::new, |buffer, piece| {
+                let offset = start + piece * PIECE_BYTES as u64;
+                buffer.resize((end - offset).min(PIECE_BYTES as u64) as usize, 0);
+                self.input.read_at(offset, buffer)?;
+                let bytes = buffer;
+                each(Piece {
+                    tensor,
+                    offset,
+                    bytes,
                 })
-        })
+            })
+        })?;
+        self.input.check_unchanged()
     }
 }

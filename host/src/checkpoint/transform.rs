@@ -60,11 +60,9 @@ pub(crate) fn transform<T: Transform>(
     let report = job.write(target.file(), output, options.progress)?;
     options.progress.step(0).at(output)?;
     attributes.give(target.file()).at(output)?;
-    let warnings = target.warnings();
-    target.commit()?;
     Ok(Report {
         files: vec![report],
-        warnings,
+        warnings: target.commit()?,
         ..Report::default()
     })
 }
@@ -141,8 +139,7 @@ fn transform_folder<T: Transform>(
             .give(&made)
             .at(&output.join(folder))?;
     }
-    files.warnings.extend(target.warnings());
-    target.commit()?;
+    files.warnings.extend(target.commit()?);
     Ok(Report {
         files: reports,
         other_files,
@@ -152,10 +149,20 @@ fn transform_folder<T: Transform>(
 
 fn copy(from: &Path, to: &Path, progress: &dyn Progress) -> Result<(), ErrorKind> {
     let (from, mut to) = (File::open(from)?, File::create_new(to)?);
-    while io::copy(&mut (&from).take(COPY_BYTES), &mut to)? > 0 {
+    let before = from.metadata()?;
+    let mut copied = 0;
+    loop {
+        match io::copy(&mut (&from).take(COPY_BYTES), &mut to)? {
+            0 => break,
+            more => copied += more,
+        }
         progress.step(0)?;
     }
-    Attributes::of(&from.metadata()?).give(&to)?;
+    let after = from.metadata()?;
+    if copied != before.len() || before.modified().ok() != after.modified().ok() {
+        return Err(ErrorKind::Changed);
+    }
+    Attributes::of(&before).give(&to)?;
     Ok(to.sync_all()?)
 }
 

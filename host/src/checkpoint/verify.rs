@@ -6,8 +6,15 @@ use std::{
 };
 
 use super::{
-    Error, ErrorKind, Options, checksum::Checksum, container::Container, error::At, files::Files,
-    folder::Listing, input::Input, shown::shown, source::Source,
+    Error, ErrorKind, Options,
+    checksum::Checksum,
+    container::Container,
+    error::At,
+    files::Files,
+    folder::Listing,
+    input::Input,
+    shown::shown,
+    source::{Source, pieces},
 };
 
 /// What a comparison found.
@@ -111,7 +118,7 @@ pub fn verify(
             let pair = Pair::open(compressed, original)?;
             options.progress.start(pair.container.header().data_bytes());
             Ok(Verdict {
-                bytes: pair.original.len() as u64,
+                bytes: pair.original.len(),
                 difference: pair.difference(original, options)?,
             })
         }
@@ -142,7 +149,7 @@ fn verify_folder(compressed: &Path, original: &Path, options: &Options) -> Resul
     let bytes = |pair: &Pair| pair.container.header().data_bytes();
     options.progress.start(pairs.iter().map(bytes).sum());
     for (path, pair) in theirs.checkpoints.iter().zip(&pairs) {
-        verdict.bytes += pair.original.len() as u64;
+        verdict.bytes += pair.original.len();
         verdict.difference = pair.difference(path, options)?;
         if verdict.difference.is_some() {
             return Ok(verdict);
@@ -151,11 +158,17 @@ fn verify_folder(compressed: &Path, original: &Path, options: &Options) -> Resul
     for path in &theirs.others {
         let theirs = Input::open(&original.join(path))?;
         options.progress.step(0).at(theirs.path())?;
-        verdict.bytes += theirs.len() as u64;
+        verdict.bytes += theirs.len();
         let kind = match texts.get(path) {
-            Some(text) => different(text.as_bytes(), &theirs),
-            None => different(&Input::open(&compressed.join(copies[path]))?, &theirs),
+            Some(text) => different(&Ours::Text(text), &theirs)?,
+            None => {
+                let ours = Input::open(&compressed.join(copies[path]))?;
+                let found = different(&Ours::File(&ours), &theirs)?;
+                ours.check_unchanged()?;
+                found
+            }
         };
+        theirs.check_unchanged()?;
         if let Some(kind) = kind {
             let file = path.clone();
             verdict.difference = Some(Difference { file, kind });
@@ -170,16 +183,42 @@ fn by_name<'a, T>(files: impl Iterator<Item = (&'a PathBuf, T)>) -> BTreeMap<&'a
     files.collect()
 }
 
-/// How the content of a file differs, if it does.
-fn different(ours: &[u8], theirs: &[u8]) -> Option<DifferenceKind> {
-    match first_difference(ours, theirs) {
-        Some(offset) => Some(DifferenceKind::Bytes { offset }),
-        None if ours.len() != theirs.len() => Some(DifferenceKind::Length {
-            restored: ours.len() as u64,
-            original: theirs.len() as u64,
-        }),
-        None => None,
+/// What a file is restored to that is no `.safetensors` file.
+enum Ours<'a> {
+    Text(&'a str),
+    File(&'a Input),
+}
+
+impl Ours<'_> {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Text(text) => text.len() as u64,
+            Self::File(file) => file.len(),
+        }
     }
+
+    fn read_at(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
+        match self {
+            Self::Text(text) => to.copy_from_slice(&text.as_bytes()[offset as usize..][..to.len()]),
+            Self::File(file) => file.read_at(offset, to)?,
+        }
+        Ok(())
+    }
+}
+
+/// How the content of a file differs, if it does.
+fn different(ours: &Ours, theirs: &Input) -> Result<Option<DifferenceKind>, Error> {
+    let (restored, original) = (ours.len(), theirs.len());
+    let mut buffer = Vec::new();
+    for piece in pieces(0..restored.min(original)) {
+        buffer.resize((piece.end - piece.start) as usize, 0);
+        ours.read_at(piece.start, &mut buffer)?;
+        if let Some(offset) = first_difference(&buffer, theirs, piece.start)? {
+            return Ok(Some(DifferenceKind::Bytes { offset }));
+        }
+    }
+    let length = DifferenceKind::Length { restored, original };
+    Ok((restored != original).then_some(length))
 }
 
 /// The first path that is restored or in the original folder, but not both.
@@ -213,7 +252,7 @@ impl Pair {
             Ok(Some(Difference { file, kind }))
         };
         let header = self.container.header_bytes();
-        if let Some(offset) = first_difference(&header, &self.original) {
+        if let Some(offset) = first_difference(&header, &self.original, 0)? {
             return found(DifferenceKind::Header { offset });
         }
         let first = AtomicU64::new(u64::MAX);
@@ -223,25 +262,22 @@ impl Pair {
             let bytes = piece.bytes.len() as u64;
             options.progress.step(bytes).at(self.container.path())?;
             checksum.add(piece.offset, piece.bytes);
-            let rest = usize::try_from(piece.offset)
-                .ok()
-                .and_then(|offset| self.original.get(offset..))
-                .unwrap_or_default();
-            if let Some(offset) = first_difference(piece.bytes, rest) {
-                first.fetch_min(piece.offset + offset, Ordering::Relaxed);
+            if let Some(offset) = first_difference(piece.bytes, &self.original, piece.offset)? {
+                first.fetch_min(offset, Ordering::Relaxed);
             }
             Ok(())
         })?;
+        self.original.check_unchanged()?;
         let restored = self.container.header().file_bytes();
         match first.into_inner() {
-            u64::MAX if restored == self.original.len() as u64 => {
+            u64::MAX if restored == self.original.len() => {
                 // What decompression would refuse must not pass here.
                 self.container.check_crc(checksum.finish())?;
                 Ok(None)
             }
             u64::MAX => found(DifferenceKind::Length {
                 restored,
-                original: self.original.len() as u64,
+                original: self.original.len(),
             }),
             offset => found(self.locate(offset)),
         }
@@ -278,12 +314,21 @@ impl Pair {
     }
 }
 
-/// The first place at which two runs of bytes differ, as far as both go.
-fn first_difference(a: &[u8], b: &[u8]) -> Option<u64> {
-    let len = a.len().min(b.len());
-    if a[..len] == b[..len] {
-        return None;
+/// The first offset in a file at which it has not the bytes that would be there from `start` on, as far as both go.
+fn first_difference(bytes: &[u8], file: &Input, start: u64) -> Result<Option<u64>, Error> {
+    /// Small enough to stay in a core's cache beside the bytes.
+    const BYTES: usize = 256 << 10;
+    let len = file.len().saturating_sub(start).min(bytes.len() as u64);
+    let bytes = &bytes[..len as usize];
+    let mut buffer = vec![0; BYTES.min(bytes.len())];
+    for (index, bytes) in bytes.chunks(BYTES).enumerate() {
+        let theirs = &mut buffer[..bytes.len()];
+        let offset = start + (index * BYTES) as u64;
+        file.read_at(offset, theirs)?;
+        if bytes != theirs {
+            let equal = bytes.iter().zip(theirs).take_while(|(a, b)| a == b);
+            return Ok(Some(offset + equal.count() as u64));
+        }
     }
-    let at = a.iter().zip(b).position(|(a, b)| a != b)?;
-    Some(at as u64)
+    Ok(None)
 }

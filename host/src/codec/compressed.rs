@@ -198,7 +198,7 @@ impl MatrixHeader {
     }
 
     /// Reads and checks the header in front of the compressed matrix that `bytes` are.
-    pub(crate) fn of(bytes: &[u8]) -> Result<Self, Error> {
+    fn of(bytes: &[u8]) -> Result<Self, Error> {
         let header = bytes.first_chunk().ok_or(Error::Truncated {
             expected: HEADER_BYTES as u64,
             found: bytes.len() as u64,
@@ -229,6 +229,11 @@ impl MatrixHeader {
     /// Tiles of 32 x 64 weights that cover the matrix.
     pub fn tiles(&self) -> usize {
         self.tiles
+    }
+
+    /// CRC-32 of all behind the header.
+    pub(crate) fn payload_crc(&self) -> u32 {
+        self.payload_crc
     }
 
     /// Where the dense part lies, see [`CompressedMatrix::dense`].
@@ -262,6 +267,31 @@ impl MatrixHeader {
         match self.original_bytes() {
             0 => 0.0,
             original => 16.0 * self.end as f64 / original as f64,
+        }
+    }
+
+    /// The index of a tile's first patch, or their number behind the last tile, in patch offsets as they are stored.
+    pub(crate) fn patch_offset(offsets: &[u8], tile: usize) -> usize {
+        u32_at(offsets, 4 * tile) as usize
+    }
+
+    /// Checks that patch offsets start at 0, never fall, and end at the number of patches.
+    pub(crate) fn check_offsets(&self, offsets: &[u8]) -> Result<(), Error> {
+        let offset_error = |tile| Error::PatchOffset {
+            tile,
+            offset: (self.offsets_at + 4 * tile) as u64,
+        };
+        let offset = |tile| Self::patch_offset(offsets, tile);
+        if offset(0) != 0 {
+            return Err(offset_error(0));
+        }
+        if offset(self.tiles) != self.patches {
+            return Err(offset_error(self.tiles));
+        }
+        let falls = |tile: &usize| offset(tile - 1) > offset(*tile) || offset(*tile) > self.patches;
+        match (1..=self.tiles).find(falls) {
+            Some(tile) => Err(offset_error(tile)),
+            None => Ok(()),
         }
     }
 
@@ -338,7 +368,17 @@ impl<'a> CompressedMatrix<'a> {
             });
         }
         let this = Self { header, bytes };
-        this.check_patches()?;
+        header.check_offsets(this.patch_offsets())?;
+        let tiles = (0..header.tiles).into_par_iter();
+        tiles.try_for_each(|tile| this.check_positions(tile))?;
+        Ok(this)
+    }
+
+    /// A [part](super::part::Part) of a matrix whose checksum is somebody else's task, with patch offsets that are right.
+    pub(crate) fn of_part(header: MatrixHeader, bytes: &'a [u8]) -> Result<Self, Error> {
+        let bytes = bytes.into();
+        let this = Self { header, bytes };
+        (0..header.tiles).try_for_each(|tile| this.check_positions(tile))?;
         Ok(this)
     }
 
@@ -353,36 +393,21 @@ impl<'a> CompressedMatrix<'a> {
         }
     }
 
-    fn check_patches(&self) -> Result<(), Error> {
-        let offset_error = |tile| Error::PatchOffset {
-            tile,
-            offset: (self.header.offsets_at + 4 * tile) as u64,
-        };
-        if self.patch_offset(0) != 0 {
-            return Err(offset_error(0));
-        }
-        if self.patch_offset(self.header.tiles) != self.header.patches {
-            return Err(offset_error(self.header.tiles));
-        }
+    /// Checks that the positions of a tile's patches rise, and lie in the matrix.
+    fn check_positions(&self, tile: usize) -> Result<(), Error> {
         let (_, tile_cols) = tile_grid(self.header.rows, self.header.cols);
-        (0..self.header.tiles).into_par_iter().try_for_each(|tile| {
-            let (start, end) = (self.patch_offset(tile), self.patch_offset(tile + 1));
-            if start > end || end > self.header.patches {
-                return Err(offset_error(tile + 1));
+        let rows = self.header.rows - tile / tile_cols * TILE_ROWS;
+        let cols = self.header.cols - tile % tile_cols * TILE_COLS;
+        let mut next = 0;
+        for index in self.patch_offset(tile)..self.patch_offset(tile + 1) {
+            let position = self.patch(index).position();
+            let (row, col) = patch_row_col(position);
+            if position < next || row >= rows || col >= cols {
+                return Err(Error::PatchPosition { tile, index });
             }
-            let rows = self.header.rows - tile / tile_cols * TILE_ROWS;
-            let cols = self.header.cols - tile % tile_cols * TILE_COLS;
-            let mut next = 0;
-            for index in start..end {
-                let position = self.patch(index).position();
-                let (row, col) = patch_row_col(position);
-                if position < next || row >= rows || col >= cols {
-                    return Err(Error::PatchPosition { tile, index });
-                }
-                next = position + 1;
-            }
-            Ok(())
-        })
+            next = position + 1;
+        }
+        Ok(())
     }
 
     /// What the header says, and where the sections lie in [`as_bytes`](Self::as_bytes).
@@ -449,7 +474,7 @@ impl<'a> CompressedMatrix<'a> {
 
     /// Index of the first patch of `tile`.
     pub(crate) fn patch_offset(&self, tile: usize) -> usize {
-        u32_at(&self.bytes, self.header.offsets_at + 4 * tile) as usize
+        MatrixHeader::patch_offset(self.patch_offsets(), tile)
     }
 
     pub(crate) fn patch(&self, index: usize) -> Patch {
@@ -469,6 +494,26 @@ impl<'a> CompressedMatrix<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As kernels follow them, on the copy that goes to a GPU.
+    #[test]
+    fn patch_offsets_are_checked_by_themselves() {
+        let header = MatrixHeader::new(64, 128, 120, 9).unwrap();
+        let check = |offsets: [u32; 5]| {
+            let bytes: Vec<u8> = offsets.iter().flat_map(|o| o.to_le_bytes()).collect();
+            header.check_offsets(&bytes).map_err(|error| match error {
+                Error::PatchOffset { tile, .. } => tile,
+                other => panic!("{other}"),
+            })
+        };
+        assert_eq!(check([0, 0, 4, 9, 9]), Ok(()));
+        assert_eq!(check([1, 1, 4, 9, 9]), Err(0));
+        assert_eq!(check([0, 0, 4, 3, 9]), Err(3));
+        assert_eq!(check([0, 0, 10, 10, 9]), Err(2));
+        assert_eq!(check([0, u32::MAX, 4, 9, 9]), Err(1));
+        assert_eq!(check([0, 0, 4, 9, 8]), Err(4));
+        assert_eq!(check([0, 0, 4, 9, 10]), Err(4));
+    }
 
     /// A matrix with so many outliers would take 4 GB, so this asks for no more than the header.
     #[test]

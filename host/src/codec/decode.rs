@@ -1,5 +1,3 @@
-use std::ops::Range;
-
 use multiversion::multiversion;
 use rayon::prelude::*;
 use zipserv_gpu::{decode as lanes, layout::*};
@@ -68,24 +66,12 @@ fn decode_all(matrix: &CompressedMatrix, output: &mut [u8]) {
 }
 
 /// Restores the rows of one strip.
-fn decode_strip(matrix: &CompressedMatrix, strip: usize, rows: &mut [u8]) {
-    let (_, tile_cols) = tile_grid(matrix.rows(), matrix.cols());
-    decode_panel(matrix, strip, 0..tile_cols, rows);
-}
-
-/// Restores some columns of one strip: the rows of `panel` are as wide as those tiles.
-pub(crate) fn decode_panel(
-    matrix: &CompressedMatrix,
-    strip: usize,
-    tile_cols: Range<usize>,
-    panel: &mut [u8],
-) {
-    let (_, strip_tiles) = tile_grid(matrix.rows(), matrix.cols());
-    let first_col = tile_cols.start * TILE_COLS;
-    let cols = (tile_cols.end * TILE_COLS).min(matrix.cols()) - first_col;
-    let full = panel.len() == 2 * TILE_ROWS * cols;
-    for (col, tile_col) in (0..cols).step_by(TILE_COLS).zip(tile_cols) {
-        let tile = strip * strip_tiles + tile_col;
+pub(crate) fn decode_strip(matrix: &CompressedMatrix, strip: usize, rows: &mut [u8]) {
+    let cols = matrix.cols();
+    let (_, tile_cols) = tile_grid(matrix.rows(), cols);
+    let full = rows.len() == 2 * TILE_ROWS * cols;
+    for (col, tile_col) in (0..cols).step_by(TILE_COLS).zip(0..tile_cols) {
+        let tile = strip * tile_cols + tile_col;
         let dense = &matrix.dense()[tile * TILE_BYTES..][..TILE_BYTES];
         let patches = (matrix.patch_offset(tile)..matrix.patch_offset(tile + 1))
             .map(|index| matrix.patch(index));
@@ -94,14 +80,14 @@ pub(crate) fn decode_panel(
                 matrix.base(),
                 dense,
                 patches,
-                &mut panel[2 * col..],
+                &mut rows[2 * col..],
                 2 * cols,
             );
         } else {
             let mut padded = [0; 2 * TILE_WEIGHTS];
             decode_tile(matrix.base(), dense, patches, &mut padded, 2 * TILE_COLS);
             let width = 2 * (cols - col).min(TILE_COLS);
-            for (to, from) in panel
+            for (to, from) in rows
                 .chunks_exact_mut(2 * cols)
                 .zip(padded.chunks_exact(2 * TILE_COLS))
             {

@@ -24,18 +24,19 @@ use crate::Error;
 /// # Ok::<(), zipserv::Error>(())
 /// ```
 pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
-    let encoder = Encoder::new(matrix, &Histogram::of(matrix))?;
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let encoder = Encoder::new(rows, cols, &Histogram::of(matrix))?;
     let header = encoder.header();
     let mut bytes = zeroed(header.stored_bytes());
     let [dense, offsets, patches] = header.sections_mut(&mut bytes);
 
+    let (_, tile_cols) = tile_grid(rows, cols);
     let strips: Vec<_> = dense
-        .par_chunks_mut(encoder.strip_bytes().max(1))
+        .par_chunks_mut((tile_cols * TILE_BYTES).max(1))
         .enumerate()
         .map(|(strip, dense)| {
             let mut buffer = TileBuffer::default();
-            let first = strip * encoder.strip_bytes() / TILE_BYTES;
-            encoder.encode_tiles(first, dense, &mut buffer);
+            encoder.encode(&matrix.strip(strip), dense, &mut buffer);
             (buffer, crc32fast::hash(dense), dense.len() as u64)
         })
         .collect();
@@ -60,9 +61,8 @@ pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
     Ok(CompressedMatrix::new(header, bytes, combine_crcs(crcs)))
 }
 
-/// What is known of a matrix before its first strip is encoded: the window and all sizes.
-pub(crate) struct Encoder<'a> {
-    matrix: Matrix<'a>,
+/// What is known of a matrix before its first tile is encoded: the window and all sizes.
+pub(crate) struct Encoder {
     header: MatrixHeader,
 }
 
@@ -75,12 +75,10 @@ pub(crate) struct TileBuffer {
     pub patches: Vec<u16>,
 }
 
-impl<'a> Encoder<'a> {
-    pub fn new(matrix: &Matrix<'a>, histogram: &Histogram) -> Result<Self, Error> {
+impl Encoder {
+    pub fn new(rows: usize, cols: usize, histogram: &Histogram) -> Result<Self, Error> {
         let window = histogram.window();
-        let (rows, cols) = (matrix.rows(), matrix.cols());
         Ok(Self {
-            matrix: *matrix,
             header: MatrixHeader::new(rows, cols, window.base, window.outliers)?,
         })
     }
@@ -90,27 +88,20 @@ impl<'a> Encoder<'a> {
         self.header
     }
 
-    /// Dense bytes of a strip.
-    pub fn strip_bytes(&self) -> usize {
-        tile_grid(self.matrix.rows(), self.matrix.cols()).1 * TILE_BYTES
-    }
-
-    /// Encodes the tiles from `first` on that fill `dense`, and appends to `buffer`.
-    pub fn encode_tiles(&self, first: usize, dense: &mut [u8], buffer: &mut TileBuffer) {
-        let cols = self.matrix.cols();
-        let (_, tile_cols) = tile_grid(self.matrix.rows(), cols);
+    /// Encodes the tiles of a [part](super::Part) of the matrix to `dense`, which they fill, and appends to `buffer`.
+    pub fn encode(&self, part: &Matrix, dense: &mut [u8], buffer: &mut TileBuffer) {
+        let cols = part.cols();
+        let (_, tile_cols) = tile_grid(part.rows(), cols);
         let base = self.header.base();
         for (index, dense) in dense.chunks_exact_mut(TILE_BYTES).enumerate() {
-            let (strip, tile_col) = ((first + index) / tile_cols, (first + index) % tile_cols);
-            let rows = self.matrix.strip(strip);
-            let full = rows.len() == TILE_ROWS * cols * 2;
-            let col = tile_col * TILE_COLS;
+            let rows = part.strip(index / tile_cols);
+            let col = index % tile_cols * TILE_COLS;
             let before = buffer.patches.len();
-            if full && col + TILE_COLS <= cols {
-                let tile = &rows[2 * col..];
+            if rows.rows() == TILE_ROWS && col + TILE_COLS <= cols {
+                let tile = &rows.as_le_bytes()[2 * col..];
                 encode_tile(base, tile, 2 * cols, dense, &mut buffer.patches);
             } else {
-                let tile = self.padded_tile(rows, col);
+                let tile = self.padded_tile(&rows, col);
                 let stride = 2 * TILE_COLS;
                 encode_tile(base, &tile, stride, dense, &mut buffer.patches);
             }
@@ -119,17 +110,17 @@ impl<'a> Encoder<'a> {
     }
 
     /// A tile that sticks out of the matrix, filled up with weights that are stored as zeros.
-    fn padded_tile(&self, rows: &[u8], col: usize) -> [u8; 2 * TILE_WEIGHTS] {
+    fn padded_tile(&self, rows: &Matrix, col: usize) -> [u8; 2 * TILE_WEIGHTS] {
         let padding = (u16::from(self.header.base()) << 7).to_le_bytes();
         let mut tile = [0; 2 * TILE_WEIGHTS];
         for weight in tile.chunks_exact_mut(2) {
             weight.copy_from_slice(&padding);
         }
-        let cols = self.matrix.cols();
+        let cols = rows.cols();
         let width = 2 * (cols - col).min(TILE_COLS);
         for (to, from) in tile
             .chunks_exact_mut(2 * TILE_COLS)
-            .zip(rows.chunks_exact(2 * cols))
+            .zip(rows.as_le_bytes().chunks_exact(2 * cols))
         {
             to[..width].copy_from_slice(&from[2 * col..][..width]);
         }

@@ -5,8 +5,8 @@ use crate::Error;
 
 /// A dense row-major matrix of BF16 weights: `rows` output features by `cols` input features.
 ///
-/// It borrows the weights as little-endian bytes at any alignment, the form in which a
-/// memory-mapped checkpoint holds them.
+/// It borrows the weights as little-endian bytes at any alignment, the form in which a checkpoint
+/// holds them.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     rows: usize,
@@ -65,10 +65,15 @@ impl<'a> Matrix<'a> {
         self.bytes
     }
 
-    /// The bytes of the rows of one strip.
-    pub(crate) fn strip(&self, strip: usize) -> &'a [u8] {
-        let stride = layout::TILE_ROWS * self.cols * 2;
-        let start = strip * stride;
-        &self.bytes[start..(start + stride).min(self.bytes.len())]
+    /// One strip: up to 32 rows.
+    pub(crate) fn strip(&self, strip: usize) -> Self {
+        let first = strip * layout::TILE_ROWS;
+        let rows = layout::TILE_ROWS.min(self.rows - first);
+        let width = 2 * self.cols;
+        Self {
+            rows,
+            cols: self.cols,
+            bytes: &self.bytes[first * width..][..rows * width],
+        }
     }
 }

@@ -8,6 +8,13 @@ pub(crate) fn zeroed<T: Pod>(len: usize) -> Vec<T> {
     memory
 }
 
+/// As [`zeroed`], or nothing if there is not so much memory.
+pub(crate) fn try_zeroed<T: Pod>(len: usize) -> Option<Vec<T>> {
+    let mut memory = bytemuck::allocation::try_zeroed_vec(len).ok()?;
+    ask_for_large_pages(bytemuck::cast_slice_mut(&mut memory));
+    Some(memory)
+}
+
 #[cfg(target_os = "linux")]
 fn ask_for_large_pages(memory: &mut [u8]) {
     use rustix::mm::{Advice, madvise};

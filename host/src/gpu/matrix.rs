@@ -42,7 +42,12 @@ impl DeviceMatrix {
         // Kernels follow offsets without a check, so those that are copied must be those that are
         // checked, even if another process writes to a file that is mapped.
         let offsets = matrix.patch_offsets().to_vec();
-        check_offsets(&offsets, &header)?;
+        header
+            .check_offsets(&offsets)
+            .map_err(|error| match error {
+                crate::Error::PatchOffset { tile, .. } => GpuError::Changed { tile },
+                error => GpuError::Weights(error),
+            })?;
         let bytes = matrix.as_bytes();
         let at = |offset: usize| memory.address() + offset as u64;
         let (from, to) = (header.patch_offsets().start, header.patch_offsets().end);
@@ -172,23 +177,4 @@ impl DeviceMatrix {
     pub(super) fn check_context(&self, device: &Device) -> Result<(), GpuError> {
         same_context(self.device(), device, Operand::Weights)
     }
-}
-
-/// Whether the offsets, as they are copied, are those that a checked matrix may have.
-fn check_offsets(bytes: &[u8], header: &MatrixHeader) -> Result<(), GpuError> {
-    let tiles = header.tiles();
-    let mut last = 0;
-    for (tile, bytes) in bytes.chunks_exact(4).take(tiles + 1).enumerate() {
-        let offset = u32::from_le_bytes(bytes.try_into().expect("four bytes"));
-        let expected = match tile {
-            0 => offset == 0,
-            _ if tile == tiles => offset as usize == header.outliers(),
-            _ => true,
-        };
-        if offset < last || !expected {
-            return Err(GpuError::Changed { tile });
-        }
-        last = offset;
-    }
-    Ok(())
 }

@@ -175,7 +175,8 @@ def from_stored(stored: Tensor, device: torch.device | str | None = None) -> tup
     """
     if stored.dtype != torch.uint8 or stored.dim() != 1:
         raise TypeError(f"stored weights are uint8 of one dimension, got {stored.dtype} of shape {tuple(stored.shape)}")
-    host = stored.detach().cpu().contiguous()
+    # A copy: the bytes of a mapped file may change after the check, and kernels follow what they find.
+    host = stored.detach().to("cpu", copy=True).contiguous()
     rows, cols, stored_bytes = _native.check(host.data_ptr(), host.numel())
     weight = torch.zeros(capacity(stored_bytes), dtype=torch.uint8, device=device or stored.device)
     weight[:stored_bytes].copy_(host[:stored_bytes])
