@@ -3,7 +3,7 @@
 //! The kernel goes through *output tiles*: a row block, of some strips, for up to 8 x N tokens.
 
 use crate::{
-    arch::{grid, memory},
+    arch::{grid, memory, thread},
     args::{GemmArgs, Group, GroupedArgs, Output},
     layout::TILE_ROWS,
 };
@@ -50,7 +50,8 @@ impl RowBlocks {
     #[inline(always)]
     fn new(args: &GemmArgs) -> Self {
         Self {
-            part: args.m.div_ceil(TILE_ROWS as u32) >> u32::from(args.is_gated),
+            // Worked out again where it is wanted, for threads that multiply are short of registers.
+            part: thread::opaque(args.m).div_ceil(TILE_ROWS as u32) >> u32::from(args.is_gated),
             is_gated: args.is_gated,
         }
     }
@@ -95,17 +96,13 @@ impl RowBlocks {
 #[derive(Clone, Copy)]
 pub struct Single<'a> {
     args: &'a GemmArgs,
-    row_blocks: RowBlocks,
 }
 
 impl<'a> Single<'a> {
     /// Of its arguments.
     #[inline(always)]
     pub fn new(args: &'a GemmArgs) -> Self {
-        Self {
-            args,
-            row_blocks: RowBlocks::new(args),
-        }
+        Self { args }
     }
 }
 
@@ -119,12 +116,12 @@ impl Problem for Single<'_> {
 
     #[inline(always)]
     fn tiles<const WARPS_M: usize>(&self) -> u32 {
-        self.row_blocks.count::<WARPS_M>()
+        RowBlocks::new(self.args).count::<WARPS_M>()
     }
 
     #[inline(always)]
     fn strip<const WARPS_M: usize>(&self, tile: u32, strip: u32) -> Option<u32> {
-        self.row_blocks.strip::<WARPS_M>(tile, strip)
+        RowBlocks::new(self.args).strip::<WARPS_M>(tile, strip)
     }
 
     #[inline(always)]
@@ -144,7 +141,7 @@ impl Problem for Single<'_> {
         _own: &'a mut Option<Output>,
     ) -> (&'a Output, u32, u32, u32) {
         let features = self.args.m >> u32::from(self.args.is_gated);
-        let first = self.row_blocks.first_feature::<WARPS_M>(tile);
+        let first = RowBlocks::new(self.args).first_feature::<WARPS_M>(tile);
         (&self.args.output, features, self.args.n, first)
     }
 }
@@ -154,7 +151,6 @@ impl Problem for Single<'_> {
 #[derive(Clone, Copy)]
 pub struct Experts<'a> {
     args: &'a GroupedArgs,
-    row_blocks: RowBlocks,
     /// Strips of an expert's matrix.
     strips: u32,
     /// Groups of tokens.
@@ -170,7 +166,6 @@ impl<'a> Experts<'a> {
         }
         Self {
             args,
-            row_blocks: RowBlocks::new(&args.gemm),
             strips: args.gemm.m.div_ceil(TILE_ROWS as u32),
             // SAFETY: routing has written it.
             groups: unsafe { memory::observe_u32(args.group_count) },
@@ -180,7 +175,7 @@ impl<'a> Experts<'a> {
     /// Group and row block of an output tile.
     #[inline(always)]
     fn place<const WARPS_M: usize>(&self, tile: u32) -> (Group, u32) {
-        let row_blocks = self.row_blocks.count::<WARPS_M>();
+        let row_blocks = RowBlocks::new(&self.args.gemm).count::<WARPS_M>();
         let group = tile.checked_div(row_blocks).unwrap_or(0);
         let row_block = tile - group * row_blocks;
         // SAFETY: routing has written the group. What an earlier kernel's loads have left in the first-level cache is
@@ -206,13 +201,13 @@ impl Problem for Experts<'_> {
 
     #[inline(always)]
     fn tiles<const WARPS_M: usize>(&self) -> u32 {
-        self.groups * self.row_blocks.count::<WARPS_M>()
+        self.groups * RowBlocks::new(&self.args.gemm).count::<WARPS_M>()
     }
 
     #[inline(always)]
     fn strip<const WARPS_M: usize>(&self, tile: u32, strip: u32) -> Option<u32> {
         let (group, row_block) = self.place::<WARPS_M>(tile);
-        let strip = self.row_blocks.strip::<WARPS_M>(row_block, strip)?;
+        let strip = RowBlocks::new(&self.args.gemm).strip::<WARPS_M>(row_block, strip)?;
         Some(group.expert * self.strips + strip)
     }
 
@@ -250,7 +245,7 @@ impl Problem for Experts<'_> {
             accumulate: false,
         };
         let features = self.args.gemm.m >> u32::from(self.args.gemm.is_gated);
-        let first = self.row_blocks.first_feature::<WARPS_M>(row_block);
+        let first = RowBlocks::new(&self.args.gemm).first_feature::<WARPS_M>(row_block);
         (own.insert(output), features, group.tokens, first)
     }
 }
