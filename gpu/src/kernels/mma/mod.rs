@@ -23,8 +23,8 @@
 //! The same kernel multiplies the tokens of a mixture's experts: [`problem`] says where output tiles are then.
 //!
 //! Budget (builder/budget.json, from the machine code): 151 instructions a tile and warp of `2x4x2` at
-//! N = 8, 148 of `1x8x2`; 2.4 for each of a lane's 64 weights, where 132 SMs at 3 TB/s leave 13.6 issue slots. 161 of
-//! `2x4x2` for experts.
+//! N = 8, also for experts, 148 of `1x8x2`; 2.4 for each of a lane's 64 weights, where 132 SMs at 3 TB/s leave 13.6 issue
+//! slots.
 
 pub mod fetch;
 pub mod problem;
