@@ -135,7 +135,7 @@ pub const ERRORS: &[(&str, &str)] = &[
     ),
     (
         "container_version",
-        "container version `2` is not supported; this build reads version 1",
+        "container version `3` is not supported; this build reads versions 1 and 2",
     ),
     (
         "container_suffix",
@@ -223,7 +223,7 @@ pub const ERRORS: &[(&str, &str)] = &[
     ),
     (
         "blob_layout",
-        "tensor `w` at offset 382: layout 4 at offset 10 is not supported; this build reads layout 1",
+        "tensor `w` at offset 382: layout 5 at offset 10 is not supported; this build reads layout 1",
     ),
     (
         "blob_layout_2",

@@ -227,7 +227,7 @@ pub fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("wrong_size", plain(&[entry("a", "F32", "[5]", "[0,16]")])),
         // What zipserv adds to a header.
-        ("container_version", container(|c| c.version = "2")),
+        ("container_version", container(|c| c.version = "3")),
         ("container_suffix", container(|c| c.suffix = ".other")),
         (
             "container_crc_missing",
@@ -305,7 +305,7 @@ pub fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         ("blob_long", container(|c| c.blob.resize(2992, 0))),
         ("blob_magic", container(|c| c.blob[0] = b'z')),
         ("blob_version", forged(|blob| blob[8] = 2)),
-        ("blob_layout", forged(|blob| blob[10] = 4)),
+        ("blob_layout", forged(|blob| blob[10] = 5)),
         ("blob_layout_2", forged(|blob| blob[10] = 2)),
         ("blob_layout_3", forged(|blob| blob[10] = 3)),
         ("blob_header_checksum", container(|c| c.blob[16] ^= 1)),

@@ -1,4 +1,4 @@
-use std::{collections::HashMap, ops::Range, path::Path};
+use std::{borrow::Cow, collections::HashMap, ops::Range, path::Path};
 
 use rayon::prelude::*;
 use zipserv_gpu::layout::{TILE_COLS, TILE_ROWS, tile_grid};
@@ -8,11 +8,20 @@ use super::{
     error::At,
     header::{Header, LENGTH_BYTES, Tensor},
     input::Input,
-    names::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION, VERSION_KEY},
+    layout::unsuited,
+    names::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION, VERSION_KEY, VERSION_WITHOUT_PLANES},
     report::{FileReport, Storage, TensorReport},
     source::{PIECE_BYTES, Piece, Source},
 };
-use crate::{CompressedMatrix, Histogram, MatrixHeader, codec::decode_panel};
+use crate::{
+    CompressedMatrix, Histogram, Matrix, MatrixHeader, Planes,
+    codec::{
+        decode_into, decode_panel,
+        planes::{Table, Unpacker},
+        zeroed,
+    },
+    encode,
+};
 
 /// Matrices are checked and then decoded in groups of about so many stored bytes, so that a
 /// group is still in memory when it is read for the second time.
@@ -37,8 +46,24 @@ pub(crate) struct Container {
 struct Place {
     /// Index in the stored header.
     index: usize,
-    /// The header of a compressed matrix; nothing for a tensor stored as it was.
-    matrix: Option<MatrixHeader>,
+    form: Form,
+}
+
+/// How a tensor is stored.
+#[derive(Clone, Copy)]
+pub(crate) enum Form {
+    /// As a compressed matrix with this header.
+    Matrix(MatrixHeader),
+    Planes,
+    /// As it was.
+    Raw,
+}
+
+/// What it takes to restore a tensor, as far as it can be checked before that.
+enum Stored<'a> {
+    Matrix(CompressedMatrix<'a>),
+    Planes(Planes<'a>),
+    Raw(&'a [u8]),
 }
 
 /// Whether a header is that of a compressed file.
@@ -60,7 +85,7 @@ impl Container {
         let Some(version) = stored.metadata.remove(VERSION_KEY) else {
             return Err(Error::new(path, ErrorKind::NotCompressed));
         };
-        if version != VERSION {
+        if ![VERSION, VERSION_WITHOUT_PLANES].contains(&&*version) {
             return Err(Error::new(path, ErrorKind::Version(version)));
         }
         let mut take = |key| stored.metadata.remove(key).ok_or(ErrorKind::Metadata(key));
@@ -99,21 +124,21 @@ impl Container {
         let mut exponents = exponents.into_iter().flatten();
         let tensors = self.original.tensors.iter().enumerate();
         let tensors = tensors.map(|(index, tensor)| {
-            let (stored_bytes, is_matrix) = self.storage(index);
+            let exponents = exponents.next().flatten();
             TensorReport {
                 name: tensor.name.clone(),
                 stored_name: self.stored_name(index).into(),
                 dtype: tensor.dtype.clone(),
                 shape: tensor.shape.clone(),
                 original_bytes: tensor.bytes(),
-                stored_bytes,
-                storage: match is_matrix {
-                    true => Storage::Compressed,
-                    false if tensor.dtype != "BF16" => Storage::Dtype,
-                    false if tensor.shape.len() < 2 => Storage::Shape,
-                    false => Storage::Incompressible,
+                stored_bytes: self.stored(index).bytes(),
+                storage: match self.form(index) {
+                    Form::Matrix(_) => Storage::Matrix,
+                    Form::Planes => Storage::Planes,
+                    Form::Raw => Storage::Raw,
                 },
-                exponents: exponents.next().flatten(),
+                unsuited: unsuited(tensor, exponents.as_deref()),
+                exponents,
             }
         });
         FileReport {
@@ -124,45 +149,76 @@ impl Container {
         }
     }
 
-    /// Stored bytes of a tensor, and whether they are a compressed matrix.
-    pub fn storage(&self, tensor: usize) -> (u64, bool) {
-        let place = &self.places[tensor];
-        (
-            self.stored.tensors[place.index].bytes(),
-            place.matrix.is_some(),
-        )
+    fn stored(&self, tensor: usize) -> &Tensor {
+        &self.stored.tensors[self.places[tensor].index]
+    }
+
+    /// How a tensor is stored.
+    pub fn form(&self, tensor: usize) -> Form {
+        self.places[tensor].form
     }
 
     /// The bytes of a tensor as they are stored.
     pub fn stored_slice(&self, tensor: usize) -> &[u8] {
-        let stored = &self.stored.tensors[self.places[tensor].index];
-        self.stored.slice(&self.input, stored)
+        self.stored.slice(&self.input, self.stored(tensor))
     }
 
     /// The name of a tensor in the compressed file.
     pub fn stored_name(&self, tensor: usize) -> &str {
-        &self.stored.tensors[self.places[tensor].index].name
+        &self.stored(tensor).name
     }
 
-    /// The header of the compressed matrix of a tensor; nothing for a tensor stored as it was.
-    pub fn matrix_header(&self, tensor: usize) -> Option<&MatrixHeader> {
-        self.places[tensor].matrix.as_ref()
-    }
-
-    /// The compressed matrix of a tensor, checked in full; nothing for a tensor stored as it was.
+    /// The compressed matrix of a tensor, checked in full, or made of its byte planes; nothing for other tensors.
     pub fn matrix(&self, tensor: usize) -> Result<Option<CompressedMatrix<'_>>, Error> {
-        let place = &self.places[tensor];
-        if place.matrix.is_none() {
+        let planes = match self.checked(tensor)? {
+            Stored::Matrix(matrix) => return Ok(Some(matrix)),
+            Stored::Raw(_) => return Ok(None),
+            Stored::Planes(planes) => planes,
+        };
+        let Some((rows, cols)) = self.original.tensors[tensor].matrix_shape() else {
             return Ok(None);
+        };
+        let bytes = planes.decode();
+        let matrix = bytes.and_then(|bytes| {
+            let matrix = Matrix::from_le_bytes(rows, cols, &bytes)?;
+            encode(&matrix)
+        });
+        matrix
+            .map(Some)
+            .map_err(|error| self.damaged(tensor, error))
+    }
+
+    fn checked(&self, tensor: usize) -> Result<Stored<'_>, Error> {
+        let (original, bytes) = (&self.original.tensors[tensor], self.stored_slice(tensor));
+        let start = self.stored.file_range(self.stored(tensor)).start;
+        match self.form(tensor) {
+            Form::Raw => Ok(Stored::Raw(bytes)),
+            Form::Matrix(_) => {
+                let matrix = CompressedMatrix::from_bytes(bytes);
+                let header = matrix.as_ref().map(|m| *m.header()).map_err(Clone::clone);
+                check_shape(original, start, header).at(self.path())?;
+                matrix.map(Stored::Matrix)
+            }
+            Form::Planes => {
+                let planes = Planes::from_bytes(bytes);
+                let found = planes.as_ref().map(Planes::original_bytes);
+                check_bytes(original, start, found.map_err(Clone::clone)).at(self.path())?;
+                planes.map(Stored::Planes)
+            }
         }
-        let matrix = CompressedMatrix::from_bytes(self.stored_slice(tensor));
-        let header = matrix.as_ref().map(|m| *m.header()).map_err(Clone::clone);
-        let start = self
-            .stored
-            .file_range(&self.stored.tensors[place.index])
-            .start;
-        check_shape(&self.original.tensors[tensor], start, header).at(self.path())?;
-        Ok(matrix.ok())
+        .map_err(|error| self.damaged(tensor, error))
+    }
+
+    /// What is wrong with how a tensor is stored.
+    fn damaged(&self, tensor: usize, source: crate::Error) -> Error {
+        let offset = self.stored.file_range(self.stored(tensor)).start;
+        let tensor = self.original.tensors[tensor].name.clone();
+        let kind = ErrorKind::Tensor {
+            tensor,
+            offset,
+            source,
+        };
+        Error::new(self.path(), kind)
     }
 
     /// Runs of tensors of about [`GROUP_BYTES`] in all, at least one each.
@@ -172,7 +228,7 @@ impl Container {
             let mut end = start;
             let mut bytes = 0;
             while end < self.places.len() && (end == start || bytes < GROUP_BYTES) {
-                bytes += self.storage(end).0;
+                bytes += self.stored(end).bytes();
                 end += 1;
             }
             let group = start..end;
@@ -205,10 +261,32 @@ fn check_shape(
     }
 }
 
+/// Compares the number of bytes that planes stored at `offset` give with those of the tensor that they are.
+fn check_bytes(
+    tensor: &Tensor,
+    offset: u64,
+    found: Result<usize, crate::Error>,
+) -> Result<(), ErrorKind> {
+    match found {
+        Ok(found) if found as u64 == tensor.bytes() => Ok(()),
+        Ok(found) => Err(ErrorKind::PlanesSize {
+            tensor: tensor.name.clone(),
+            expected: tensor.bytes(),
+            found: found as u64,
+            offset,
+        }),
+        Err(source) => Err(ErrorKind::Tensor {
+            tensor: tensor.name.clone(),
+            offset,
+            source,
+        }),
+    }
+}
+
 /// Finds each original tensor among the stored ones: under its own name, or with the suffix.
 ///
-/// A few bytes can claim a matrix of any size. That is found out here, before an output of that size
-/// is made; the matrices themselves are checked when they are decoded.
+/// A few bytes can claim a tensor of any size. That is found out here, before an output of that size
+/// is made; matrices and planes themselves are checked when they are decoded.
 fn places(
     file: &[u8],
     stored: &Header,
@@ -229,7 +307,7 @@ fn places(
                 && stored.tensors[index].bytes() == tensor.bytes();
             let place = Place {
                 index,
-                matrix: None,
+                form: Form::Raw,
             };
             return same.then_some(place).ok_or_else(mismatch);
         }
@@ -237,15 +315,20 @@ fn places(
             .remove(format!("{}{suffix}", tensor.name).as_str())
             .ok_or_else(|| ErrorKind::MissingTensor(tensor.name.clone()))?;
         let blob = &stored.tensors[index];
-        if tensor.matrix_shape().is_none() || blob.dtype != "U8" {
+        if blob.dtype != "U8" {
             return Err(mismatch());
         }
-        let header = MatrixHeader::of(stored.slice(file, blob));
-        let header = check_shape(tensor, stored.file_range(blob).start, header)?;
-        Ok(Place {
-            index,
-            matrix: Some(header),
-        })
+        let (bytes, offset) = (stored.slice(file, blob), stored.file_range(blob).start);
+        let form = if Table::is_at(bytes) {
+            let found = Table::parse(bytes).map(|table| table.original_bytes());
+            check_bytes(tensor, offset, found)?;
+            Form::Planes
+        } else if tensor.matrix_shape().is_some() {
+            Form::Matrix(check_shape(tensor, offset, MatrixHeader::of(bytes))?)
+        } else {
+            return Err(mismatch());
+        };
+        Ok(Place { index, form })
     });
     let places = places.collect::<Result<_, _>>()?;
     match by_name.into_keys().min() {
@@ -265,16 +348,40 @@ enum Job<'a> {
         /// All of them, or some of a single strip.
         tile_cols: Range<usize>,
     },
+    Unpack {
+        tensor: usize,
+        start: u64,
+        planes: &'a Planes<'a>,
+        chunk: usize,
+    },
 }
 
 impl Job<'_> {
     fn run(
         &self,
-        buffer: &mut Vec<u8>,
+        container: &Container,
+        (buffer, unpacker): &mut (Vec<u8>, Unpacker),
         each: &(dyn Fn(Piece) -> Result<(), Error> + Sync),
     ) -> Result<(), Error> {
         let (tensor, start, matrix, strips, tile_cols) = match self {
             Job::Copy(piece) => return each(*piece),
+            Job::Unpack {
+                tensor,
+                start,
+                planes,
+                chunk,
+            } => {
+                let range = planes.table().chunk_range(*chunk);
+                buffer.resize(range.len(), 0);
+                let crc = planes.decode_chunk(*chunk, buffer, unpacker);
+                let crc = crc.map_err(|error| container.damaged(*tensor, error))?;
+                return each(Piece {
+                    tensor: *tensor,
+                    offset: start + range.start as u64,
+                    bytes: buffer,
+                    crc: Some(crc),
+                });
+            }
             Job::Decode {
                 tensor,
                 start,
@@ -299,6 +406,7 @@ impl Job<'_> {
                 tensor,
                 offset: start + at as u64,
                 bytes,
+                crc: None,
             })?;
         }
         Ok(())
@@ -312,6 +420,7 @@ fn copy_jobs(tensor: usize, start: u64, bytes: &[u8]) -> impl Iterator<Item = Jo
             tensor,
             offset: start + (index * PIECE_BYTES) as u64,
             bytes,
+            crc: None,
         })
     })
 }
@@ -357,29 +466,51 @@ impl Source for Container {
         bytes
     }
 
+    fn tensor(&self, index: usize) -> Result<Cow<'_, [u8]>, Error> {
+        let damaged = |error| self.damaged(index, error);
+        match self.checked(index)? {
+            Stored::Raw(bytes) => Ok(bytes.into()),
+            Stored::Planes(planes) => planes.decode().map(Cow::Owned).map_err(damaged),
+            Stored::Matrix(matrix) => {
+                let mut bytes = zeroed(matrix.original_bytes());
+                decode_into(&matrix, &mut bytes).map_err(damaged)?;
+                Ok(bytes.into())
+            }
+        }
+    }
+
     fn for_each_piece(
         &self,
         each: &(dyn Fn(Piece) -> Result<(), Error> + Sync),
     ) -> Result<(), Error> {
         for group in self.groups() {
-            let matrices = group
+            let checked = group
                 .clone()
                 .into_par_iter()
-                .map(|tensor| self.matrix(tensor))
+                .map(|tensor| self.checked(tensor))
                 .collect::<Result<Vec<_>, _>>()?;
             let mut jobs = Vec::new();
-            for (tensor, matrix) in group.zip(&matrices) {
+            for (tensor, stored) in group.zip(&checked) {
                 let start = self
                     .original
                     .file_range(&self.original.tensors[tensor])
                     .start;
-                match matrix {
-                    Some(matrix) => jobs.extend(decode_jobs(tensor, start, matrix)),
-                    None => jobs.extend(copy_jobs(tensor, start, self.stored_slice(tensor))),
+                match stored {
+                    Stored::Matrix(matrix) => jobs.extend(decode_jobs(tensor, start, matrix)),
+                    Stored::Planes(planes) => {
+                        let chunks = 0..planes.table().chunks();
+                        jobs.extend(chunks.map(|chunk| Job::Unpack {
+                            tensor,
+                            start,
+                            planes,
+                            chunk,
+                        }));
+                    }
+                    Stored::Raw(bytes) => jobs.extend(copy_jobs(tensor, start, bytes)),
                 }
             }
             jobs.par_iter()
-                .try_for_each_init(Vec::new, |buffer, job| job.run(buffer, each))?;
+                .try_for_each_init(Default::default, |memory, job| job.run(self, memory, each))?;
         }
         Ok(())
     }

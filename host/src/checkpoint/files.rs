@@ -13,7 +13,7 @@ use super::{
     input::Input,
     manifest::{Entry, Manifest},
     names::{CONFIG, MANIFEST, QUANT_KEY, QUANT_METHOD, stored_name},
-    report::FileReport,
+    report::{FileReport, TensorReport},
     shown::shown,
 };
 
@@ -35,12 +35,16 @@ pub(crate) struct Files {
 pub(crate) struct Renamed {
     pub from: PathBuf,
     pub to: PathBuf,
+    /// Its name in the original folder, which is one of the two unless both are compressed.
+    pub original: PathBuf,
 }
 
 /// The content of a file.
 pub(crate) struct Text {
     pub from: PathBuf,
     pub to: PathBuf,
+    /// As in [`Renamed`].
+    pub original: PathBuf,
     pub text: String,
 }
 
@@ -48,6 +52,7 @@ impl Renamed {
     fn unchanged(path: PathBuf) -> Self {
         Self {
             from: path.clone(),
+            original: path.clone(),
             to: path,
         }
     }
@@ -65,12 +70,14 @@ impl Files {
         };
         for from in listing.checkpoints {
             let to = stored_path(root, &from)?;
-            files.checkpoints.push(Renamed { from, to });
+            let original = from.clone();
+            files.checkpoints.push(Renamed { from, to, original });
         }
         for (path, index) in listing.indexes {
             files.texts.push(Text {
                 to: stored_path(root, &path)?,
-                from: path,
+                from: path.clone(),
+                original: path,
                 text: index.text,
             });
         }
@@ -90,7 +97,8 @@ impl Files {
             match check_config(text) {
                 Ok(text) => files.texts.push(Text {
                     from: path.clone(),
-                    to: path,
+                    to: path.clone(),
+                    original: path,
                     text,
                 }),
                 Err(why) => {
@@ -113,9 +121,15 @@ impl Files {
         let indexes = self.texts.iter().filter(|text| Index::is_name(&text.from));
         let indexes: Vec<_> = indexes.map(|text| text.to.clone()).collect();
         let manifests = self.manifests();
+        let originals = self.checkpoints.iter().map(|file| &*file.original);
+        let tensors = originals.zip(reports).flat_map(|(path, file)| {
+            let tensors = file.tensors.iter();
+            tensors.map(move |tensor| ((path, &*tensor.name), tensor))
+        });
+        let tensors = tensors.collect();
         for text in &mut self.texts {
             text.text = if Index::is_name(&text.from) {
-                stored_index(&text.from, &text.text, reports).at(&root.join(&text.from))?
+                stored_index(&text.original, &text.text, &tensors).at(&root.join(&text.from))?
             } else {
                 let folder = folder_of(&text.from);
                 let is_here = |path: &&PathBuf| folder_of(path) == folder;
@@ -135,14 +149,14 @@ impl Files {
         let checkpoints = self
             .checkpoints
             .iter()
-            .map(|file| (&file.to, &file.from, None));
+            .map(|file| (&file.to, &file.original, None));
         let texts = self
             .texts
             .iter()
-            .map(|text| (&text.to, &text.from, Some(text.text.clone())));
-        for (to, from, text) in checkpoints.chain(texts) {
+            .map(|text| (&text.to, &text.original, Some(text.text.clone())));
+        for (to, original, text) in checkpoints.chain(texts) {
             let entry = Entry {
-                name: name_of(from),
+                name: name_of(original),
                 text,
             };
             let files = folders.entry(folder_of(to)).or_default();
@@ -152,6 +166,7 @@ impl Files {
             let path = folder.join(MANIFEST);
             Text {
                 from: path.clone(),
+                original: path.clone(),
                 to: path,
                 text: json(&Manifest::new(files)),
             }
@@ -186,11 +201,13 @@ impl Files {
                         text: Some(text),
                     }) => files.texts.push(Text {
                         to: folder.join(name),
+                        original: folder.join(name),
                         from,
                         text: text.clone(),
                     }),
                     Some(Entry { name, text: None }) => list.push(Renamed {
                         to: folder.join(name),
+                        original: folder.join(name),
                         from,
                     }),
                     None => list.push(Renamed::unchanged(from)),
@@ -208,6 +225,22 @@ impl Files {
                 why: "which two files would be restored to",
             };
             return Err(Error::new(root.join(folder_of(twice)).join(MANIFEST), kind));
+        }
+        Ok(files)
+    }
+
+    /// What the files of a compressed folder become in one of another form. As in [`compressed`](Self::compressed),
+    /// texts are those of the originals until [`mark`](Self::mark).
+    pub fn converted(root: &Path) -> Result<Self, Error> {
+        let mut files = Self::restored(root)?;
+        for file in &mut files.checkpoints {
+            file.to = stored_path(root, &file.original)?;
+        }
+        for text in &mut files.texts {
+            text.to = match Index::is_name(&text.original) {
+                true => stored_path(root, &text.original)?,
+                false => text.original.clone(),
+            };
         }
         Ok(files)
     }
@@ -240,17 +273,14 @@ fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string_pretty(value).expect("maps of strings") + "\n"
 }
 
-/// The index of a compressed folder: stored tensors by the names that they have in stored files.
-fn stored_index(path: &Path, text: &str, reports: &[FileReport]) -> Result<String, ErrorKind> {
+/// The index of a compressed folder: stored tensors by the names that they have in stored files. `tensors` are by file
+/// and name in the original folder.
+fn stored_index(
+    path: &Path,
+    text: &str,
+    tensors: &HashMap<(&Path, &str), &TensorReport>,
+) -> Result<String, ErrorKind> {
     let mut index: Index = serde_json::from_str(text).map_err(ErrorKind::IndexJson)?;
-    let tensors: HashMap<_, _> = reports
-        .iter()
-        .flat_map(|file| {
-            file.tensors
-                .iter()
-                .map(|tensor| ((&*file.path, &*tensor.name), tensor))
-        })
-        .collect();
     let mut bytes = 0;
     let stored = index.weight_map.iter().map(|(name, shard)| {
         let file = folder_of(path).join(shard);

@@ -23,7 +23,7 @@ impl Scan {
             .map(|tensor| is_bf16(&tensor.dtype).then(|| Mutex::new(Box::new(Histogram::empty()))))
             .collect();
         source.for_each_piece(&|piece| {
-            checksum.add(piece.offset, piece.bytes);
+            checksum.add_piece(&piece);
             if let Some(exponents) = &exponents[piece.tensor] {
                 let more = Histogram::of_piece(piece.bytes);
                 **exponents.lock().expect("no panic") += &more;

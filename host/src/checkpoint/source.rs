@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use rayon::prelude::*;
 
@@ -16,6 +16,8 @@ pub(crate) struct Piece<'a> {
     /// Where the bytes lie in the original file.
     pub offset: u64,
     pub bytes: &'a [u8],
+    /// The CRC-32 of the bytes, if it is known.
+    pub crc: Option<u32>,
 }
 
 /// Something that has the bytes of an original file: the file itself, or its compressed form.
@@ -28,6 +30,9 @@ pub(crate) trait Source: Sync {
 
     /// Length and header of the original file, as they stand there.
     fn header_bytes(&self) -> Vec<u8>;
+
+    /// All bytes of a tensor, restored in memory where they are compressed.
+    fn tensor(&self, index: usize) -> Result<Cow<'_, [u8]>, Error>;
 
     /// Hands out all bytes of all tensors, from many threads, in any order; pieces of BF16
     /// tensors hold whole weights. Memory is bounded by the number of threads.
@@ -53,8 +58,7 @@ impl Original {
         &self.input
     }
 
-    /// The bytes of a tensor.
-    pub fn tensor(&self, index: usize) -> &[u8] {
+    fn slice(&self, index: usize) -> &[u8] {
         self.header.slice(&self.input, &self.header.tensors[index])
     }
 }
@@ -72,6 +76,10 @@ impl Source for Original {
         self.input[..self.header.data_at as usize].to_vec()
     }
 
+    fn tensor(&self, index: usize) -> Result<Cow<'_, [u8]>, Error> {
+        Ok(self.slice(index).into())
+    }
+
     fn for_each_piece(
         &self,
         each: &(dyn Fn(Piece) -> Result<(), Error> + Sync),
@@ -79,7 +87,7 @@ impl Source for Original {
         let tensors = self.header.tensors.par_iter().enumerate();
         tensors.try_for_each(|(index, tensor)| {
             let start = self.header.file_range(tensor).start;
-            self.tensor(index)
+            self.slice(index)
                 .par_chunks(PIECE_BYTES)
                 .enumerate()
                 .try_for_each(|(piece, bytes)| {
@@ -87,6 +95,7 @@ impl Source for Original {
                         tensor: index,
                         offset: start + (piece * PIECE_BYTES) as u64,
                         bytes,
+                        crc: None,
                     })
                 })
         })

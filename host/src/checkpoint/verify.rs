@@ -222,7 +222,7 @@ impl Pair {
         self.container.for_each_piece(&|piece| {
             let bytes = piece.bytes.len() as u64;
             options.progress.step(bytes).at(self.container.path())?;
-            checksum.add(piece.offset, piece.bytes);
+            checksum.add_piece(&piece);
             let rest = usize::try_from(piece.offset)
                 .ok()
                 .and_then(|offset| self.original.get(offset..))

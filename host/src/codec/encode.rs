@@ -24,7 +24,7 @@ use crate::Error;
 /// # Ok::<(), zipserv::Error>(())
 /// ```
 pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
-    let encoder = Encoder::new(matrix, &Histogram::of(matrix))?;
+    let encoder = Encoder::new(matrix.rows(), matrix.cols(), &Histogram::of(matrix))?;
     let header = encoder.header();
     let mut bytes = zeroed(header.stored_bytes());
     let [dense, offsets, patches] = header.sections_mut(&mut bytes);
@@ -35,7 +35,7 @@ pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
         .map(|(strip, dense)| {
             let mut buffer = TileBuffer::default();
             let first = strip * encoder.strip_bytes() / TILE_BYTES;
-            encoder.encode_tiles(first, dense, &mut buffer);
+            encoder.encode_tiles(matrix, first, dense, &mut buffer);
             (buffer, crc32fast::hash(dense), dense.len() as u64)
         })
         .collect();
@@ -61,8 +61,8 @@ pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
 }
 
 /// What is known of a matrix before its first strip is encoded: the window and all sizes.
-pub(crate) struct Encoder<'a> {
-    matrix: Matrix<'a>,
+#[derive(Clone, Copy)]
+pub(crate) struct Encoder {
     header: MatrixHeader,
 }
 
@@ -75,14 +75,12 @@ pub(crate) struct TileBuffer {
     pub patches: Vec<u16>,
 }
 
-impl<'a> Encoder<'a> {
-    pub fn new(matrix: &Matrix<'a>, histogram: &Histogram) -> Result<Self, Error> {
-        let window = histogram.window();
-        let (rows, cols) = (matrix.rows(), matrix.cols());
-        Ok(Self {
-            matrix: *matrix,
-            header: MatrixHeader::new(rows, cols, window.base, window.outliers)?,
-        })
+impl Encoder {
+    /// `exponents` are those of the matrix.
+    pub fn new(rows: usize, cols: usize, exponents: &Histogram) -> Result<Self, Error> {
+        let window = exponents.window();
+        let header = MatrixHeader::new(rows, cols, window.base, window.outliers)?;
+        Ok(Self { header })
     }
 
     /// The header, which lacks the checksum of the payload.
@@ -92,17 +90,23 @@ impl<'a> Encoder<'a> {
 
     /// Dense bytes of a strip.
     pub fn strip_bytes(&self) -> usize {
-        tile_grid(self.matrix.rows(), self.matrix.cols()).1 * TILE_BYTES
+        tile_grid(self.header.rows(), self.header.cols()).1 * TILE_BYTES
     }
 
-    /// Encodes the tiles from `first` on that fill `dense`, and appends to `buffer`.
-    pub fn encode_tiles(&self, first: usize, dense: &mut [u8], buffer: &mut TileBuffer) {
-        let cols = self.matrix.cols();
-        let (_, tile_cols) = tile_grid(self.matrix.rows(), cols);
+    /// Encodes the tiles of `matrix` from `first` on that fill `dense`, and appends to `buffer`.
+    pub fn encode_tiles(
+        &self,
+        matrix: &Matrix,
+        first: usize,
+        dense: &mut [u8],
+        buffer: &mut TileBuffer,
+    ) {
+        let cols = matrix.cols();
+        let (_, tile_cols) = tile_grid(matrix.rows(), cols);
         let base = self.header.base();
         for (index, dense) in dense.chunks_exact_mut(TILE_BYTES).enumerate() {
             let (strip, tile_col) = ((first + index) / tile_cols, (first + index) % tile_cols);
-            let rows = self.matrix.strip(strip);
+            let rows = matrix.strip(strip);
             let full = rows.len() == TILE_ROWS * cols * 2;
             let col = tile_col * TILE_COLS;
             let before = buffer.patches.len();
@@ -110,7 +114,7 @@ impl<'a> Encoder<'a> {
                 let tile = &rows[2 * col..];
                 encode_tile(base, tile, 2 * cols, dense, &mut buffer.patches);
             } else {
-                let tile = self.padded_tile(rows, col);
+                let tile = self.padded_tile(cols, rows, col);
                 let stride = 2 * TILE_COLS;
                 encode_tile(base, &tile, stride, dense, &mut buffer.patches);
             }
@@ -119,13 +123,12 @@ impl<'a> Encoder<'a> {
     }
 
     /// A tile that sticks out of the matrix, filled up with weights that are stored as zeros.
-    fn padded_tile(&self, rows: &[u8], col: usize) -> [u8; 2 * TILE_WEIGHTS] {
+    fn padded_tile(&self, cols: usize, rows: &[u8], col: usize) -> [u8; 2 * TILE_WEIGHTS] {
         let padding = (u16::from(self.header.base()) << 7).to_le_bytes();
         let mut tile = [0; 2 * TILE_WEIGHTS];
         for weight in tile.chunks_exact_mut(2) {
             weight.copy_from_slice(&padding);
         }
-        let cols = self.matrix.cols();
         let width = 2 * (cols - col).min(TILE_COLS);
         for (to, from) in tile
             .chunks_exact_mut(2 * TILE_COLS)

@@ -8,6 +8,13 @@ pub(crate) fn zeroed<T: Pod>(len: usize) -> Vec<T> {
     memory
 }
 
+/// As [`zeroed`], but nothing where there is not so much memory.
+pub(crate) fn try_zeroed(len: usize) -> Option<Vec<u8>> {
+    let mut memory = bytemuck::try_zeroed_vec(len).ok()?;
+    ask_for_large_pages(&mut memory);
+    Some(memory)
+}
+
 #[cfg(target_os = "linux")]
 fn ask_for_large_pages(memory: &mut [u8]) {
     use rustix::mm::{Advice, madvise};

@@ -13,6 +13,7 @@ mod experts;
 mod histogram;
 mod matrix;
 mod memory;
+pub(crate) mod planes;
 mod slice;
 
 pub(crate) use compressed::combine_crcs;
@@ -25,3 +26,4 @@ pub use experts::ExpertStack;
 pub use histogram::{Histogram, Window};
 pub use matrix::Matrix;
 pub(crate) use memory::zeroed;
+pub use planes::{Element, Planes};
