@@ -131,7 +131,7 @@ pub enum Error {
         found: u64,
     },
     /// A plane has gone through a coder that this build does not know.
-    #[error("coder {coder} of the plane at offset {offset} of the table is not supported")]
+    #[error("coder {coder} at offset {offset} is not supported")]
     PlaneCoder {
         /// The coder's number.
         coder: u8,
@@ -139,7 +139,7 @@ pub enum Error {
         offset: u64,
     },
     /// A plane's stored length is none that its coder gives.
-    #[error("plane {plane} of chunk {chunk} cannot have {stored} bytes, as offset {offset} says")]
+    #[error("plane {plane} of chunk {chunk} has the impossible length {stored} at offset {offset}")]
     PlaneLength {
         /// Index of the chunk.
         chunk: usize,
@@ -164,7 +164,7 @@ pub enum Error {
     },
     /// A chunk of a tensor does not have its checksum: the bytes were damaged.
     #[error(
-        "checksum of chunk {chunk}, stored from offset {offset} on, is {found:08x}, but {expected:08x} was stored: the data is damaged"
+        "checksum of chunk {chunk} at offset {offset} is {found:08x}, but {expected:08x} was stored: the data is damaged"
     )]
     ChunkChecksum {
         /// Index of the chunk.

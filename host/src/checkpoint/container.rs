@@ -50,7 +50,6 @@ struct Place {
 }
 
 /// How a tensor is stored.
-#[derive(Clone, Copy)]
 pub(crate) enum Form {
     /// As a compressed matrix with this header.
     Matrix(MatrixHeader),
@@ -154,8 +153,8 @@ impl Container {
     }
 
     /// How a tensor is stored.
-    pub fn form(&self, tensor: usize) -> Form {
-        self.places[tensor].form
+    pub fn form(&self, tensor: usize) -> &Form {
+        &self.places[tensor].form
     }
 
     /// The bytes of a tensor as they are stored.
@@ -319,7 +318,7 @@ fn places(
             return Err(mismatch());
         }
         let (bytes, offset) = (stored.slice(file, blob), stored.file_range(blob).start);
-        let form = if Table::is_at(bytes) {
+        let form = if Planes::is_at(bytes) {
             let found = Table::parse(bytes).map(|table| table.original_bytes());
             check_bytes(tensor, offset, found)?;
             Form::Planes

@@ -173,7 +173,7 @@ impl Checkpoint {
     }
 
     /// The names of the matrices that [`matrix`](Self::matrix) is for, in order: those that are stored compressed, and
-    /// of an archive those whose shape suits the layout of the GPU.
+    /// BF16 tensors stored as byte planes, as in an archive, whose shape suits the layout of the GPU.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let matrices = self.tensors().filter(TensorView::is_matrix);
         matrices.map(|tensor| tensor.name())
@@ -285,7 +285,7 @@ impl<'a> TensorView<'a> {
 
     /// The header of its compressed matrix, and so all sizes; nothing for a tensor that is not stored as one.
     /// Unlike [`matrix`](Self::matrix) this reads no more than was checked when the file was opened.
-    pub fn header(&self) -> Option<MatrixHeader> {
+    pub fn header(&self) -> Option<&'a MatrixHeader> {
         match self.form() {
             Form::Matrix(header) => Some(header),
             _ => None,
@@ -332,7 +332,7 @@ impl<'a> TensorView<'a> {
         self.file.tensor(self.index)
     }
 
-    fn form(&self) -> Form {
+    fn form(&self) -> &'a Form {
         self.file.form(self.index)
     }
 

@@ -174,12 +174,13 @@ impl Writer<'_> {
                 .enumerate()
                 .map(|(piece, bytes)| {
                     checksum.add(start + (piece * PIECE_BYTES) as u64, bytes);
-                    Histogram::of_piece(bytes)
+                    self.progress.step(0).at(self.path)?;
+                    Ok(Histogram::of_piece(bytes))
                 })
-                .reduce(Histogram::empty, |mut all, more| {
+                .try_reduce(Histogram::empty, |mut all, more| {
                     all += &more;
-                    all
-                });
+                    Ok(all)
+                })?;
             exponents = Some(Box::new(counted));
         }
         let matrix = exponents
@@ -311,34 +312,32 @@ impl Writer<'_> {
         let mut jobs = Vec::new();
         for item in items {
             if let Form::Planes(recipe) = &item.form {
-                let chunks = (PIECE_BYTES / recipe.chunk_bytes()).max(1);
-                let runs = item.bytes.chunks(chunks * recipe.chunk_bytes());
-                jobs.extend(runs.enumerate().map(|(run, bytes)| ChunkJob {
+                let chunks = item.bytes.chunks(recipe.chunk_bytes()).enumerate();
+                jobs.extend(chunks.map(|(chunk, bytes)| ChunkJob {
                     item,
                     recipe,
-                    first: run * chunks * recipe.chunk_bytes(),
+                    first: chunk * recipe.chunk_bytes(),
                     bytes,
                 }));
             }
         }
+        let mut encoded =
+            vec![EncodedChunk::default(); JOBS_PER_THREAD * rayon::current_num_threads()];
         let mut open = None;
-        for batch in jobs.chunks(JOBS_PER_THREAD * rayon::current_num_threads()) {
-            let done = batch
-                .par_iter()
-                .map_init(Packer::default, |packer, job| {
-                    let chunks = job.bytes.chunks(job.recipe.chunk_bytes());
-                    let chunks = chunks.map(|chunk| job.recipe.encode_chunk(chunk, packer));
-                    let chunks: Vec<_> = chunks.collect();
-                    self.progress.step(job.bytes.len() as u64).at(self.path)?;
-                    Ok(chunks)
-                })
-                .collect::<Result<Vec<_>, Error>>()?;
-            for (job, chunks) in batch.iter().zip(done) {
+        for batch in jobs.chunks(encoded.len()) {
+            batch.par_iter().zip(&mut encoded).try_for_each_init(
+                Packer::default,
+                |packer, (job, encoded)| {
+                    job.recipe.encode_chunk(job.bytes, packer, encoded);
+                    self.progress.step(job.bytes.len() as u64).at(self.path)
+                },
+            )?;
+            for (job, chunk) in batch.iter().zip(&encoded) {
                 if job.first == 0 {
                     open = Some(Packed::new(job, written.end()));
                 }
                 let packed = open.as_mut().expect("the first job starts it");
-                packed.append(self, &mut written.checksum, job, chunks)?;
+                packed.append(self, &written.checksum, job, chunk)?;
                 if job.first + job.bytes.len() < job.item.bytes.len() {
                     continue;
                 }
@@ -452,11 +451,11 @@ fn groups<'a>(order: &'a [usize], tensors: &[Tensor]) -> Vec<&'a [usize]> {
     groups
 }
 
-/// Chunks of a tensor that one thread encodes.
+/// A chunk of a tensor that one thread encodes.
 struct ChunkJob<'a> {
     item: &'a Item<'a>,
     recipe: &'a Recipe,
-    /// Where they start in the tensor.
+    /// Where it starts in the tensor.
     first: usize,
     bytes: &'a [u8],
 }
@@ -489,25 +488,21 @@ impl<'a> Packed<'a> {
     fn append(
         &mut self,
         writer: &Writer,
-        checksum: &mut Checksum,
+        checksum: &Checksum,
         job: &ChunkJob,
-        chunks: Vec<EncodedChunk>,
+        chunk: &EncodedChunk,
     ) -> Result<(), Error> {
         let header = writer.source.header();
-        let tensor = header.file_range(&header.tensors[job.item.tensor]).start;
-        let originals = job.bytes.chunks(self.recipe.chunk_bytes());
-        let mut original_at = tensor + job.first as u64;
-        for (chunk, original) in chunks.into_iter().zip(originals) {
-            if !writer.is_counted(&header.tensors[job.item.tensor]) {
-                checksum.add_crc(original_at, chunk.crc, original.len() as u64);
-            }
-            original_at += original.len() as u64;
-            let at = self.start + (self.table_bytes + self.planes_bytes) as u64;
-            writer.write_at(&chunk.bytes, at)?;
-            self.planes_bytes += chunk.bytes.len();
-            self.crcs.push(chunk.crc);
-            self.planes.extend(chunk.planes);
+        let tensor = &header.tensors[job.item.tensor];
+        if !writer.is_counted(tensor) {
+            let at = header.file_range(tensor).start + job.first as u64;
+            checksum.add_crc(at, chunk.crc, job.bytes.len() as u64);
         }
+        let at = self.start + (self.table_bytes + self.planes_bytes) as u64;
+        writer.write_at(&chunk.bytes, at)?;
+        self.planes_bytes += chunk.bytes.len();
+        self.crcs.push(chunk.crc);
+        self.planes.extend_from_slice(&chunk.planes);
         Ok(())
     }
 

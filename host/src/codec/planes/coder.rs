@@ -103,7 +103,7 @@ impl Decoder {
         let found = self.0.decompress_to_buffer(stored, plane)?;
         match found == plane.len() {
             true => Ok(()),
-            false => Err(io::ErrorKind::UnexpectedEof.into()),
+            false => Err(io::Error::other("it has fewer bytes than the plane")),
         }
     }
 }

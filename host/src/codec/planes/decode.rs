@@ -4,11 +4,14 @@ use rayon::prelude::*;
 
 use super::{
     coder::{CONSTANT, Decoder, RAW},
-    encode::{Packer, Recipe},
+    encode::{EncodedChunk, Packer, Recipe},
     split::Element,
     table::Table,
 };
 use crate::{Error, codec::memory::try_zeroed};
+
+/// Chunks for each thread that are encoded between two copies. Bounds what is held in memory.
+const CHUNKS_PER_THREAD: usize = 8;
 
 /// A tensor of any dtype as byte planes, in the stored form of `docs/FORMAT.md`.
 ///
@@ -53,34 +56,47 @@ impl<'a> Planes<'a> {
     /// ```
     pub fn encode(tensor: &[u8], element: Element) -> Option<Planes<'static>> {
         let recipe = Recipe::choose(tensor, &[element], true, &mut Packer::default())?;
-        let chunks: Vec<_> = tensor
-            .par_chunks(recipe.chunk_bytes())
-            .map_init(Packer::default, |packer, chunk| {
-                recipe.encode_chunk(chunk, packer)
-            })
-            .collect();
-        let (crcs, planes): (Vec<_>, Vec<_>) = chunks
-            .iter()
-            .map(|chunk| (chunk.crc, &chunk.planes[..]))
-            .unzip();
+        let table_bytes = Table::bytes(recipe.element(), tensor.len(), recipe.chunk());
+        let chunks: Vec<_> = tensor.chunks(recipe.chunk_bytes()).collect();
+        let mut encoded =
+            vec![EncodedChunk::default(); CHUNKS_PER_THREAD * rayon::current_num_threads()];
+        let (mut crcs, mut planes) = (Vec::new(), Vec::new());
+        let mut bytes = try_zeroed(tensor.len())?;
+        let mut end = table_bytes;
+        for batch in chunks.chunks(encoded.len()) {
+            batch
+                .par_iter()
+                .zip(&mut encoded)
+                .for_each_init(Packer::default, |packer, (chunk, encoded)| {
+                    recipe.encode_chunk(chunk, packer, encoded)
+                });
+            for chunk in &encoded[..batch.len()] {
+                let start = end;
+                end += chunk.bytes.len();
+                bytes.get_mut(start..end)?.copy_from_slice(&chunk.bytes);
+                crcs.push(chunk.crc);
+                planes.extend_from_slice(&chunk.planes);
+            }
+        }
         let table = Table::new(
             recipe.element(),
             tensor.len(),
             recipe.chunk(),
             &crcs,
-            planes.concat(),
+            planes,
         );
         if table.stored_bytes() >= tensor.len() {
             return None;
         }
-        let mut bytes = table.to_bytes();
-        bytes.reserve_exact(table.stored_bytes() - bytes.len());
-        for chunk in chunks {
-            bytes.extend_from_slice(&chunk.bytes);
-        }
-        bytes.resize(table.stored_bytes(), 0);
+        bytes[..table_bytes].copy_from_slice(&table.to_bytes());
+        bytes.truncate(table.stored_bytes());
         let bytes = bytes.into();
         Some(Planes { table, bytes })
+    }
+
+    /// Whether bytes start as those of byte planes do, whatever comes after.
+    pub fn is_at(bytes: &[u8]) -> bool {
+        Table::is_at(bytes)
     }
 
     /// How the elements are cut.

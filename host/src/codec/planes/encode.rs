@@ -28,8 +28,8 @@ pub(crate) struct Recipe {
     efforts: Vec<Effort>,
 }
 
-/// A chunk in its stored form.
-#[derive(Default)]
+/// A chunk in its stored form, whose memory is used again for others: fresh memory takes longer than the coder.
+#[derive(Clone, Default)]
 pub(crate) struct EncodedChunk {
     /// CRC-32 of the original bytes.
     pub crc: u32,
@@ -88,23 +88,18 @@ impl Recipe {
         self.chunk * self.element.width()
     }
 
-    /// Encodes the bytes of a chunk.
-    pub fn encode_chunk(&self, bytes: &[u8], packer: &mut Packer) -> EncodedChunk {
+    /// Encodes the bytes of a chunk in place of what `chunk` was.
+    pub fn encode_chunk(&self, bytes: &[u8], packer: &mut Packer, chunk: &mut EncodedChunk) {
         let Packer { coder, planes, .. } = packer;
-        let mut chunk = EncodedChunk {
-            crc: crc32fast::hash(bytes),
-            planes: Vec::with_capacity(self.efforts.len()),
-            // Room for what is likely.
-            bytes: Vec::with_capacity(bytes.len()),
-        };
+        chunk.crc = crc32fast::hash(bytes);
+        chunk.planes.clear();
+        chunk.bytes.clear();
         for (plane, effort) in split(self.element, bytes, planes).zip(&self.efforts) {
             let start = chunk.bytes.len();
             let coder = coder.encode(plane, *effort, &mut chunk.bytes);
-            chunk
-                .planes
-                .push((coder, (chunk.bytes.len() - start) as u32));
+            let stored = (chunk.bytes.len() - start) as u32;
+            chunk.planes.push((coder, stored));
         }
-        chunk
     }
 }
 
@@ -149,6 +144,7 @@ fn try_on(
         .any(|effort| matches!(effort, Effort::Matches(_)));
     let chunk = match has_matches {
         true => MAX_CHUNK_BYTES / element.width(),
+        false if element.width() == 1 => 8 * ENTROPY_CHUNK,
         false => ENTROPY_CHUNK,
     };
     let recipe = Recipe {
@@ -166,7 +162,7 @@ fn split<'a>(
     planes: &'a mut Vec<u8>,
 ) -> impl Iterator<Item = &'a [u8]> {
     let planes = match element.width() {
-        1 => bytes,
+        1 if !element.is_rotated() => bytes,
         _ => {
             if planes.len() < bytes.len() {
                 planes.resize(bytes.len(), 0);

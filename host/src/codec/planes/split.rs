@@ -62,16 +62,19 @@ impl Element {
     }
 }
 
-/// Both ways for one width. Loops over planes and elements that the compiler makes vectors of.
+/// Both ways for one width. The compiler makes vectors of the elements.
 macro_rules! of_width {
     ($split:ident, $merge:ident, $element:ty, $width:literal) => {
         #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
         fn $split(elements: &[u8], planes: &mut [u8], rotation: u32) {
-            let count = elements.len() / $width;
-            for (byte, plane) in planes.chunks_exact_mut(count.max(1)).enumerate() {
-                for (to, element) in plane.iter_mut().zip(elements.as_chunks::<$width>().0) {
-                    let element = <$element>::from_le_bytes(*element).rotate_left(rotation);
-                    *to = (element >> (8 * byte)) as u8;
+            let elements = elements.as_chunks::<$width>().0;
+            let mut planes = planes.chunks_exact_mut(elements.len().max(1));
+            let mut planes: [_; $width] =
+                std::array::from_fn(|_| planes.next().unwrap_or_default());
+            for (i, element) in elements.iter().enumerate() {
+                let element = <$element>::from_le_bytes(*element).rotate_left(rotation);
+                for (plane, byte) in planes.iter_mut().zip(element.to_le_bytes()) {
+                    plane[i] = byte;
                 }
             }
         }
