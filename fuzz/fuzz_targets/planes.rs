@@ -85,7 +85,10 @@ fn sign(blob: &mut Vec<u8>) {
         number.fold(0u64, |number, &byte| number << 8 | u64::from(byte))
     };
     let (width, bytes, chunk) = (u64::from(blob[12]), number(16, 8), number(24, 4));
-    let Some(chunks) = bytes.checked_div(chunk * width).filter(|&chunks| chunks < 1000) else {
+    let Some(chunks) = bytes
+        .checked_div(chunk * width)
+        .filter(|&chunks| chunks < 1000)
+    else {
         return;
     };
     let chunks = chunks + u64::from(bytes % (chunk * width) != 0);
