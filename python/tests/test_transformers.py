@@ -93,6 +93,17 @@ def test_a_compressed_folder_loads(family, sharded, folder):
     check_equal(model, load(dense))
 
 
+@pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_archive_loads(family, sharded, folder, tmp_path):
+    dense, _ = folder(family, sharded)
+    zipserv.compress(dense, tmp_path / "archive", archive=True, progress=False)
+    model, info = load(tmp_path / "archive", output_loading_info=True)
+    assert len(compressed_layers(model)) == FAMILIES[family][2]
+    assert not any(info.values())
+    check_equal(model, load(dense))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_is_packed_as_it_loads(family, folder):
     dense, _ = folder(family)
