@@ -261,13 +261,12 @@ pub fn planes(
             return Err("bytes of a frame");
         }
         let before = tensor.len();
-        for element in 0..elements {
-            let bits = 8 * width;
+        let bytes = (0..elements).flat_map(|element| (0..width).map(move |byte| (element, byte)));
+        for (element, byte) in bytes {
             let bit = |bit: usize| planes[bit / 8][element] >> (bit % 8) & 1;
-            for byte in 0..width {
-                let bits = (0..8).map(|i| bit((8 * byte + i + usize::from(rotated)) % bits) << i);
-                tensor.push(bits.sum());
-            }
+            let bits =
+                (0..8).map(|i| bit((8 * byte + i + usize::from(rotated)) % (8 * width)) << i);
+            tensor.push(bits.sum());
         }
         if crc != crc32(&tensor[before..]) {
             return Err("checksum of a chunk");
