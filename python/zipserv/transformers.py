@@ -25,9 +25,7 @@ dense weights          NAME -> rename -> a layer that takes them?          yes: 
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import tempfile
 from copy import deepcopy
@@ -196,9 +194,7 @@ class _Encode(_Operation):
     """Dense weights to compressed ones, where they are, if they become smaller."""
 
     def convert(self, input_dict, full_layer_name, model, **_):
-        return {
-            name: _encoded(self.quantizer, model, name, _one(tensors)) for name, tensors in input_dict.items()
-        }
+        return {name: _encoded(self.quantizer, model, name, _one(tensors)) for name, tensors in input_dict.items()}
 
 
 def _encoded(quantizer: ZipservQuantizer, model: PreTrainedModel, name: str, dense: Tensor) -> Tensor:
