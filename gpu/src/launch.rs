@@ -373,9 +373,6 @@ macro_rules! grouped_kernels {
         $use! {
             "90a":
             zipgemm_grouped_n8_2x4x2: { n_tiles: 1, warps_m: 2, warps_k: 4, consumer_groups: 2, stages: 4, sum_stages: 2, blocks: 1 };
-            zipgemm_grouped_n16_2x4x2: { n_tiles: 2, warps_m: 2, warps_k: 4, consumer_groups: 2, stages: 4, sum_stages: 2, blocks: 1 };
-            zipgemm_grouped_n32_2x2x2: { n_tiles: 4, warps_m: 2, warps_k: 2, consumer_groups: 2, stages: 8, sum_stages: 2, blocks: 1 };
-            zipgemm_grouped_n64_4x2x1: { n_tiles: 8, warps_m: 4, warps_k: 2, consumer_groups: 1, stages: 3, sum_stages: 2, blocks: 1 };
             "80":
             zipgemm_grouped_sm80_n8_2x2x2: { n_tiles: 1, warps_m: 2, warps_k: 2, consumer_groups: 2, stages: 4, sum_stages: 1, blocks: 2 };
             zipgemm_grouped_sm80_n32_4x1x1: { n_tiles: 4, warps_m: 4, warps_k: 1, consumer_groups: 1, stages: 3, sum_stages: 1, blocks: 2 };

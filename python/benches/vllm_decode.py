@@ -13,7 +13,7 @@ of its own, in the forms that are asked for, which take turns:
     packed-late       packed, without that
     dense-invariant   dense, in vLLM's own batch-invariant mode
     packed-invariant  packed, in batch-invariant mode
-    packed-experts    packed, with routed experts
+    packed-part       packed, but for routed experts, which stay dense
 
 CUDA graphs and compilation are on. A step is the difference of two runs that differ in their number of tokens, divided
 by that; no prefix is cached. The first process of a form compiles, later ones find that in vLLM's cache. Checked are
@@ -85,7 +85,7 @@ FORMS = {
     "packed-late": {"TORCHINDUCTOR_ENABLE_PDL": "0"},
     "dense-invariant": {"VLLM_PLUGINS": "", "VLLM_BATCH_INVARIANT": "1"},
     "packed-invariant": {"VLLM_BATCH_INVARIANT": "1"},
-    "packed-experts": {"ZIPSERV_EXPERTS": "1"},
+    "packed-part": {"ZIPSERV_EXPERTS": "0"},
 }
 #: Log-probabilities of two tokens that are closer than this are equal but for rounding.
 TIE = 0.05

@@ -304,8 +304,7 @@ def routed_experts(experts=4, inner=96, **options):
     return RoutedExperts("experts", torch.bfloat16, moe, config.ZipservConfig(), place)
 
 
-def test_routed_experts(monkeypatch):
-    monkeypatch.setenv("ZIPSERV_EXPERTS", "1")
+def test_routed_experts():
     experts, inner = 4, 96
     layer = routed_experts(experts, inner)
     model = nn.ModuleList([layer])
@@ -342,7 +341,6 @@ def test_routed_experts(monkeypatch):
     [({"has_bias": True}, "biases"), ({"inner": 100}, "multiples of 32"), ({"is_lora_enabled": True}, "adapters")],
 )
 def test_experts_that_cannot_be_compressed(options, why, monkeypatch):
-    monkeypatch.setenv("ZIPSERV_EXPERTS", "1")
     said = []
     monkeypatch.setattr(config, "stays_dense", lambda what, why: said.append(why))
     # There is no kernel for dense experts on a machine without a GPU.

@@ -24,8 +24,8 @@ _ROWS = 32
 def why_dense(layer: RoutedExperts) -> str | None:
     """Why a layer's experts cannot be compressed, if they cannot."""
     moe = layer.moe_config
-    if os.environ.get("ZIPSERV_EXPERTS") != "1":
-        return "their kernels have not been run on a GPU yet; ZIPSERV_EXPERTS=1 takes them"
+    if os.environ.get("ZIPSERV_EXPERTS") == "0":
+        return "as ZIPSERV_EXPERTS=0 asks for"
     if layer.params_dtype != torch.bfloat16:
         return f"their weights are {layer.params_dtype}, and only BF16 is compressed"
     if layer.activation != MoEActivation.SILU or moe.swiglu_limit or moe.swiglu_alpha or moe.swiglu_beta:

@@ -77,11 +77,14 @@ pub struct RawGrouped {
     pub scratch: u64,
 }
 
-/// Assignments for each expert up to which groups of so many tokens are taken. Not measured: an expert that is asked for
-/// at random has half as many again often enough.
-const GROUPS: [(usize, usize); 5] = [(4, 8), (10, 16), (24, 32), (56, 64), (136, 144)];
+/// Assignments for each expert up to which groups of so many tokens are taken. An expert that is asked for at random has
+/// half as many again often enough. Measured on an H200 (docs/lab/2026-11-serving.md) at 0.5 to 4, 8, 16, 32, and 64 and
+/// 256 assignments an expert; where one ends and the next begins lies between.
+const GROUPS: [(usize, usize); 5] = [(4, 8), (10, 16), (24, 32), (48, 64), (288, 144)];
 /// Tokens of a group where there are more.
 const LARGEST: usize = 256;
+/// Those of batch-invariant plans, whatever there is: few enough for decoding, and enough for prompts.
+const INVARIANT: usize = 64;
 
 impl GroupedPlan {
     /// A plan for the stack of so many experts of `rows` features each, and so many assignments: tokens times the experts
@@ -117,7 +120,7 @@ impl GroupedPlan {
     ) -> Result<Self, GpuError> {
         Ok(Self {
             is_batch_invariant: true,
-            ..Self::with_groups(weights, experts, rows, 16)?
+            ..Self::with_groups(weights, experts, rows, INVARIANT)?
         })
     }
 
@@ -151,7 +154,6 @@ impl GroupedPlan {
             many.chain(few).filter(|(name, _)| device.has(name))
         };
         let tokens_of = |(_, shape): &(&str, Shape)| shape.tokens();
-        // Of two for as many tokens, the first.
         let (kernel, shape) = kernels()
             .filter(|kernel| tokens <= tokens_of(kernel))
             .min_by_key(tokens_of)
@@ -206,8 +208,8 @@ impl GroupedPlan {
 
     /// `Y[a] = X[t(a)] W[e(a)]^T` for each assignment a of a token to an expert, in the order of experts that `routing`
     /// has; with `is_gated`, silu of the first half of that times the second half. Sums are FP32, and those that are gated
-    /// are rounded to BF16 first. It can be captured. With groups of up to 32 tokens it is one launch; with more, activations
-    /// are first put into the order of experts, and outputs gated by a launch of its own.
+    /// are rounded to BF16 first. It can be captured. With groups of up to 8 tokens it is one launch; with more, on
+    /// Hopper, activations are first put into the order of experts, and outputs gated by a launch of its own.
     ///
     /// # Errors
     /// [`GpuError::PlanMismatch`] when weights or routing are others than the plan's; [`GpuError::Experts`] when a gated
@@ -266,6 +268,7 @@ impl GroupedPlan {
         if routing.assignments() == 0 {
             return Ok(());
         }
+        let _current = device.enter()?;
         let pdl = self.pdl && device.family() == Family::Hopper;
         let shape = match self.shape {
             Shape::Mma(shape) => shape,
