@@ -6,7 +6,7 @@
 
 use std::{env, error::Error, fs, hint::black_box, time::Instant};
 
-use zipserv::{Matrix, decode, decode_into, encode};
+use zipserv::{Element, Matrix, Planes, decode, decode_into, encode};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -20,8 +20,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut output = vec![0; bytes.len()];
     decode_into(&compressed, &mut output)?;
     assert!(output == bytes, "the codec is not lossless");
+    let element = Element::float(2).ok_or("an element has two bytes")?;
+    let planes = Planes::encode(&bytes, element).ok_or("planes do not shrink")?;
+    assert!(planes.decode()? == bytes, "planes are not lossless");
 
-    let mut fields = vec![format!("\"stored_bytes\": {}", compressed.as_bytes().len())];
+    let mut fields = vec![
+        format!("\"stored_bytes\": {}", compressed.as_bytes().len()),
+        format!("\"archive_bytes\": {}", planes.as_bytes().len()),
+    ];
     let mut add = |name: &str, seconds: Vec<f64>| fields.push(format!("\"{name}\": {seconds:?}"));
     let copy = || output.copy_from_slice(black_box(&bytes));
     add("memcpy_1", time(repeats, copy));
@@ -36,6 +42,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             add(&format!("decode_{threads}"), seconds);
             let seconds = time(repeats, || decode_into(&compressed, &mut output));
             add(&format!("decode_into_{threads}"), seconds);
+            let seconds = time(repeats, || Planes::encode(&bytes, element));
+            add(&format!("archive_encode_{threads}"), seconds);
+            let seconds = time(repeats, || planes.decode());
+            add(&format!("archive_decode_{threads}"), seconds);
         });
     }
     println!("{{{}}}", fields.join(", "));

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Speed and ratio of zipserv and of ZipNN on the same bytes, in the same run.
+"""Speed and ratio of zipserv, in its form for GPUs and as an archive, and of ZipNN on the same bytes, in the same run.
 
     pip install zipnn torch numpy        (ZipNN imports torch, CPU builds do)
     cargo build --release -p zipserv-bench --example codec_speed
@@ -77,7 +77,7 @@ def main():
         command = [options.helper, file.name, str(ROWS), str(COLS), str(options.repeats)]
         for _ in range(options.rounds):
             result = json.loads(subprocess.check_output(command))
-            stored = result.pop("stored_bytes")
+            stored, archived = result.pop("stored_bytes"), result.pop("archive_bytes")
             for name, seconds in result.items():
                 ours.setdefault(name, []).extend(seconds[WARM_UP:])
             for repeat in range(options.repeats):
@@ -107,6 +107,7 @@ def main():
         "zipserv": {
             **zipserv_speeds,
             "stored_fraction": round(stored / len(data), 4),
+            "archive_fraction": round(archived / len(data), 4),
         },
         "zipnn": {
             **zipnn_speeds,

@@ -87,7 +87,7 @@ fn restores_what_it_compressed() {
         .success()
         .stdout(contains("bits a weight"))
         .stderr(
-            contains("model.rotary_emb.inv_freq (128 B): F32, not BF16")
+            contains("model.rotary_emb.inv_freq (128 B): would not shrink")
                 .and(contains("more (").and(contains("fewer than two dimensions"))),
         );
     verify(&compressed, &folder.original())
@@ -198,9 +198,12 @@ fn inspects_in_json() {
     assert!(bytes("stored_bytes") < bytes("original_bytes"));
 
     let norm = tensor("model.norm.weight");
-    assert_eq!(norm["entropy_bits_per_weight"], Value::Null);
-    assert_eq!(norm["stored_bytes"], norm["original_bytes"]);
+    assert_eq!(norm["window"], Value::Null);
+    assert_eq!(norm["storage"], "planes");
     assert_eq!(norm["reason"], "fewer than two dimensions");
+    let frequencies = tensor("model.rotary_emb.inv_freq");
+    assert_eq!(frequencies["stored_bytes"], frequencies["original_bytes"]);
+    assert_eq!(frequencies["reason"], "would not shrink");
 
     let total = &document["total"];
     let original = fs::metadata(folder.original()).unwrap().len();
@@ -212,6 +215,42 @@ fn inspects_in_json() {
     // An original file tells what compressing it would give.
     let before = json(inspect(&folder.original()));
     assert_eq!(before["total"], document["total"]);
+}
+
+#[test]
+fn archives_are_smaller_and_become_the_form_for_gpus() {
+    let folder = Folder::new();
+    let compressed = folder.compressed();
+    let [archive, again] = ["archive", "again"].map(|name| folder.path(name));
+    let document = json({
+        let mut command = compress(&folder.original(), &archive);
+        command.arg("--archive");
+        command
+    });
+    assert!(document["total"]["bits_per_weight"].as_f64().unwrap() < 10.7);
+    let size = |path: &Path| fs::metadata(path).unwrap().len();
+    assert!(size(&archive) < size(&compressed));
+    verify(&archive, &folder.original()).assert().success();
+    let convert = |from: &Path, to: &Path| {
+        let mut command = zipserv();
+        command.arg("convert").arg(from).arg("-o").arg(to);
+        command
+    };
+    convert(&archive, &again)
+        .assert()
+        .success()
+        .stdout(contains("converted"));
+    assert!(fs::read(&again).unwrap() == fs::read(&compressed).unwrap());
+    convert(&compressed, &again)
+        .args(["--archive", "--force"])
+        .assert()
+        .success();
+    assert!(fs::read(&again).unwrap() == fs::read(&archive).unwrap());
+    convert(&folder.original(), &again)
+        .arg("--force")
+        .assert()
+        .code(2)
+        .stderr(contains("not compressed by zipserv"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The codec against the plain decoder in `reference.rs`, on every kind of weight and shape.
 
+#[allow(dead_code)]
 mod reference;
 
 use std::ops::Range;

@@ -12,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 use zipserv::checkpoint::{
-    ErrorKind, Options, Progress, Report, compress, decompress, inspect, open, verify,
+    ErrorKind, Options, Progress, Report, compress, convert, decompress, inspect, open, verify,
 };
 
 mod support;
@@ -66,7 +66,23 @@ fn comes_back(folder: &Path) {
 fn small(folder: &Path) -> Report {
     let report = compress(folder.join("model"), folder.join("small"), &options()).unwrap();
     comes_back(folder);
+    each_form_becomes_the_other(folder);
     report
+}
+
+/// An archive comes back too, and either form is made of the other as it is of the original.
+fn each_form_becomes_the_other(folder: &Path) {
+    let made = tempfile::tempdir().unwrap();
+    let (model, small) = (folder.join("model"), folder.join("small"));
+    let at = |name| made.path().join(name);
+    let archive = options().archive(true);
+    compress(&model, at("archive"), &archive).unwrap();
+    decompress(at("archive"), at("restored"), &options()).unwrap();
+    assert!(contents(&at("restored")) == contents(&model));
+    convert(at("archive"), at("small"), &options()).unwrap();
+    assert!(contents(&at("small")) == contents(&small));
+    convert(&small, at("again"), &archive).unwrap();
+    assert!(contents(&at("again")) == contents(&at("archive")));
 }
 
 fn parsed(path: impl AsRef<Path>) -> Value {
@@ -379,7 +395,7 @@ fn wrong_manifests_are_refused() {
     let version = refused(r#"{"version":"2","files":{}}"#);
     assert_eq!(
         version,
-        "container version `2` is not supported; this build reads version 1"
+        "version `2` is not supported; this build reads version 1"
     );
     let wrong = "not what zipserv writes into a compressed folder: ";
     assert!(refused("{}").starts_with(wrong));
@@ -415,10 +431,13 @@ fn a_cancelled_job_leaves_nothing() {
     let before = (names(folder.path()), contents(folder.path()));
 
     type Job<'a> = &'a dyn Fn(&Options) -> Result<(), zipserv::checkpoint::Error>;
-    let jobs: [Job; 9] = [
+    let jobs: [Job; 12] = [
         &|options| compress(at("model"), at("output"), options).map(drop),
         &|options| compress(&file, at("output"), options).map(drop),
         &|options| compress(&file, at("there"), &options.force(true)).map(drop),
+        &|options| compress(&file, at("output"), &options.archive(true)).map(drop),
+        &|options| convert(at("small"), at("output"), &options.archive(true)).map(drop),
+        &|options| convert(&stored, at("output"), options).map(drop),
         &|options| decompress(at("small"), at("output"), options).map(drop),
         &|options| decompress(&stored, at("output"), options).map(drop),
         &|options| verify(at("small"), at("model"), options).map(drop),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tempfile::tempdir;
-use zipserv::checkpoint::{Error, compress, decompress, inspect, open, verify};
+use zipserv::checkpoint::{Error, compress, convert, decompress, inspect, open, verify};
 
 #[path = "hostile/expected.rs"]
 mod expected;
@@ -75,7 +75,7 @@ fn refused<T>(bytes: u64, job: impl FnOnce() -> Result<T, Error>) -> String {
 }
 
 /// What the jobs say of an input; that of compression comes last.
-fn all_jobs(input: &Path, bytes: u64, folder: &Path) -> [String; 5] {
+fn all_jobs(input: &Path, bytes: u64, folder: &Path) -> [String; 6] {
     let original = folder.join("original.safetensors");
     fs::write(&original, generate::original()).unwrap();
     let before = names(folder);
@@ -95,6 +95,7 @@ fn all_jobs(input: &Path, bytes: u64, folder: &Path) -> [String; 5] {
             let mut tensors = checkpoint.tensors();
             tensors.try_for_each(|tensor| tensor.decoded().map(drop))
         }),
+        refused(bytes, || convert(input, folder.join("output"), &options())),
         refused(bytes, || compress(input, folder.join("output"), &options())),
     ];
     assert_eq!(names(folder), before, "something is left behind");
@@ -121,8 +122,8 @@ fn every_file_is_refused_by_its_error() {
         let expected = expected.map_or("", |(_, text)| text);
         // Compression has its own word on files that are compressed.
         let fits = |text: &String| text == expected;
-        let already = found[4].starts_with("already compressed by zipserv; ");
-        if !found[..4].iter().all(fits) || !(fits(&found[4]) || already) {
+        let already = found[5].starts_with("already compressed by zipserv; ");
+        if !found[..5].iter().all(fits) || !(fits(&found[5]) || already) {
             wrong += &format!(
                 "    (\n        {name:?},\n        {:?},\n    ),\n",
                 found[0]
@@ -311,12 +312,14 @@ fn indexes_do_not_reach_out_of_the_folder() {
     assert!(text(&error).starts_with("not an index of shards: "));
 }
 
-/// The file that all others are made of is good: each is refused for the one thing changed.
+/// The files that all others are made of are good: each is refused for the one thing changed.
 #[test]
-fn the_good_file_is_accepted() {
-    let folder = tempdir().unwrap();
-    let at = |name| folder.path().join(name);
-    fs::write(at("good"), generate::good()).unwrap();
-    decompress(at("good"), at("restored"), &options()).unwrap();
-    assert!(fs::read(at("restored")).unwrap() == generate::original());
+fn the_good_files_are_accepted() {
+    for good in [generate::good(), generate::good_planes()] {
+        let folder = tempdir().unwrap();
+        let at = |name| folder.path().join(name);
+        fs::write(at("good"), good).unwrap();
+        decompress(at("good"), at("restored"), &options()).unwrap();
+        assert!(fs::read(at("restored")).unwrap() == generate::original());
+    }
 }

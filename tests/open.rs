@@ -63,7 +63,7 @@ fn all_tensors_of_a_file_are_there() {
         tensor("odd", "U8", &[3], vec![1, 2, 3]),
         tensor("future", "F3_FUTURE", &[10, 10], vec![7; 38]),
         tensor("scalar", "F64", &[], vec![1; 8]),
-        // It would grow.
+        // As a matrix it would grow: it is made of planes.
         tensor(
             "spread",
             "BF16",
@@ -74,17 +74,12 @@ fn all_tensors_of_a_file_are_there() {
     put(&path, &tensors);
     let checkpoint = open(&path).unwrap();
 
-    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["conv", "up"]);
+    assert_eq!(
+        checkpoint.names().collect::<Vec<_>>(),
+        ["conv", "spread", "up"]
+    );
     let others: Vec<_> = checkpoint.other_names().collect();
-    let expected = [
-        "empty",
-        "frequencies",
-        "future",
-        "norm",
-        "odd",
-        "scalar",
-        "spread",
-    ];
+    let expected = ["empty", "frequencies", "future", "norm", "odd", "scalar"];
     assert_eq!(others, expected);
     assert_eq!(all_names(&checkpoint).len(), tensors.len());
     for tensor in &tensors {
@@ -95,7 +90,7 @@ fn all_tensors_of_a_file_are_there() {
         assert_eq!(found.original_bytes(), tensor.bytes.len() as u64);
         assert_eq!(found.path(), path);
         assert!(*found.decoded().unwrap() == tensor.bytes);
-        if found.is_compressed() {
+        if found.header().is_some() {
             let matrix = checkpoint.matrix(&tensor.name).unwrap();
             let (cols, leading) = tensor.shape.split_last().unwrap();
             let rows = leading.iter().product::<u64>();
@@ -105,10 +100,44 @@ fn all_tensors_of_a_file_are_there() {
             assert!(found.stored_bytes() < found.original_bytes());
             let bits = decode(&matrix).into_iter().map(bf16::to_bits);
             assert!(bits.flat_map(u16::to_le_bytes).eq(tensor.bytes.clone()));
+        } else if found.is_compressed() {
+            assert!(found.stored_bytes() < found.original_bytes());
+            assert!(found.bytes().is_err());
         } else {
-            assert_eq!(found.header(), None);
             assert_eq!(found.stored_bytes(), found.original_bytes());
             assert!(found.bytes().unwrap() == tensor.bytes);
+        }
+    }
+}
+
+/// Matrices come from an archive too: what is in a file for GPUs, and more that there are planes.
+#[test]
+fn archives_give_matrices() {
+    let folder = tempdir().unwrap();
+    let at = |name| folder.path().join(name);
+    let tensors = [
+        matrix("up", &[96, 160]),
+        matrix("narrow", &[500, 3]),
+        matrix("norm", &[700]),
+    ];
+    fs::write(at("original"), checkpoint(&tensors)).unwrap();
+    compress(at("original"), at("small"), &options()).unwrap();
+    compress(at("original"), at("archive"), &options().archive(true)).unwrap();
+    let [small, archive] = ["small", "archive"].map(|name| open(at(name)).unwrap());
+    assert_eq!(archive.names().collect::<Vec<_>>(), ["up"]);
+    assert!(archive.names().eq(small.names()) && archive.other_names().eq(small.other_names()));
+    assert_eq!(archive.matrix("up").unwrap(), small.matrix("up").unwrap());
+    assert_eq!(archive.tensor("up").unwrap().header(), None);
+    let narrow = archive.matrix("narrow").unwrap();
+    assert_eq!((narrow.rows(), narrow.cols()), (500, 3));
+    assert!(matches!(
+        archive.matrix("norm").unwrap_err().kind(),
+        ErrorKind::NoMatrix { .. }
+    ));
+    for tensor in &tensors {
+        for checkpoint in [&small, &archive] {
+            let found = checkpoint.tensor(&tensor.name).unwrap();
+            assert!(*found.decoded().unwrap() == tensor.bytes);
         }
     }
 }
@@ -173,7 +202,7 @@ fn what_is_not_there_is_named() {
         assert!(checkpoint.tensor(name).is_err());
     }
     let error = checkpoint.matrix("model.norm.weight").unwrap_err();
-    let expected = "tensor `model.norm.weight` (F32 of shape [4]) is not compressed";
+    let expected = "tensor `model.norm.weight` (F32 of shape [4]) is not a compressed matrix";
     assert_eq!(text(&error), expected);
     let error = checkpoint.tensor("重み").unwrap().bytes().unwrap_err();
     assert_eq!(text(&error), "tensor `重み` is compressed");

@@ -191,6 +191,90 @@ pub fn crc32(bytes: &[u8]) -> u32 {
     !crc
 }
 
+/// Checks and decodes byte planes, bit by bit, or says what is wrong with them. `zstd` decodes a frame.
+pub fn planes(
+    blob: &[u8],
+    zstd: impl Fn(&[u8]) -> Option<Vec<u8>>,
+) -> Result<Vec<u8>, &'static str> {
+    if blob.len() < 32 {
+        return Err("shorter than a header");
+    }
+    if blob[..12] != *b"ZIPSERV\0\x01\0\x04\0" {
+        return Err("magic, version or layout");
+    }
+    let (width, rotated, reserved) = (blob[12], blob[13], u16_at(blob, 14));
+    let (bytes, chunk) = (u128::from(u64_at(blob, 16)), u128::from(u32_at(blob, 24)));
+    let width = u128::from(width);
+    if ![1, 2, 4, 8].contains(&width) || rotated > 1 || reserved != 0 || bytes % width != 0 {
+        return Err("width, rotated, reserved or bytes");
+    }
+    if chunk == 0 || chunk * width > 4 << 20 {
+        return Err("chunk");
+    }
+    let chunks = bytes.div_ceil(chunk * width);
+    let table_end = 32 + chunks * (4 + 4 * width);
+    if table_end > blob.len() as u128 {
+        return Err("table");
+    }
+    let (table_end, width) = (table_end as usize, width as usize);
+    if u32_at(blob, 28) != crc32(&[&blob[..28], &blob[32..table_end]].concat()) {
+        return Err("header checksum");
+    }
+    // All lengths first: a reader knows them before it decodes anything.
+    let mut at = table_end;
+    let mut chunks_left = Vec::new();
+    for (index, entry) in blob[32..table_end].chunks(4 + 4 * width).enumerate() {
+        let elements = chunk.min((bytes / width as u128) - index as u128 * chunk) as usize;
+        let mut planes = Vec::new();
+        for plane in 0..width {
+            let word = u32_at(entry, 4 + 4 * plane);
+            let (coder, stored) = (word >> 24, (word & 0xFF_FFFF) as usize);
+            let fits = match coder {
+                0 => stored == elements,
+                1 => stored == 1,
+                2 => stored < elements,
+                _ => return Err("coder"),
+            };
+            if !fits {
+                return Err("length of a plane");
+            }
+            planes.push((coder, at, at + stored));
+            at += stored;
+        }
+        chunks_left.push((u32_at(entry, 0), elements, planes));
+    }
+    if blob.len() != at.next_multiple_of(16) || blob[at..].iter().any(|&byte| byte != 0) {
+        return Err("length or padding");
+    }
+    let mut tensor = Vec::new();
+    for (crc, elements, stored) in chunks_left {
+        let mut planes = Vec::new();
+        for (coder, start, end) in stored {
+            let stored = &blob[start..end];
+            planes.push(match coder {
+                0 => stored.to_vec(),
+                1 => vec![stored[0]; elements],
+                _ => zstd(stored).ok_or("frame")?,
+            });
+        }
+        if planes.iter().any(|plane| plane.len() != elements) {
+            return Err("bytes of a frame");
+        }
+        let before = tensor.len();
+        let bytes = (0..elements).flat_map(|element| (0..width).map(move |byte| (element, byte)));
+        for (element, byte) in bytes {
+            let bit = |bit: usize| planes[bit / 8][element] >> (bit % 8) & 1;
+            let bits =
+                (0..8).map(|i| bit((8 * byte + i + usize::from(rotated)) % (8 * width)) << i);
+            tensor.push(bits.sum());
+        }
+        if crc != crc32(&tensor[before..]) {
+            return Err("checksum of a chunk");
+        }
+    }
+    Ok(tensor)
+}
+
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap())
 }

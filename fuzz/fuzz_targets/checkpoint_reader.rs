@@ -1,5 +1,5 @@
-//! Whatever the file, inspecting, restoring and compressing it does not panic, and what was
-//! compressed comes back.
+//! Whatever the file, inspecting, restoring, converting and compressing it does not panic, and what was
+//! compressed or converted comes back.
 
 #![no_main]
 
@@ -44,9 +44,19 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(bytes.len() as u64, tensor.original_bytes());
         }
     }
-    if checkpoint::compress(&input, at("compressed"), &options).is_ok() {
-        checkpoint::decompress(at("compressed"), at("again"), &options).expect("own output");
-        assert!(fs::read(at("again")).expect("it is there") == file);
+    for archive in [false, true] {
+        let options = options.archive(archive).force(true);
+        if checkpoint::compress(&input, at("compressed"), &options).is_ok() {
+            checkpoint::decompress(at("compressed"), at("again"), &options).expect("own output");
+            assert!(fs::read(at("again")).expect("it is there") == file);
+        }
+        if checkpoint::convert(&input, at("converted"), &options).is_ok() {
+            checkpoint::decompress(at("converted"), at("again"), &options).expect("own output");
+            assert!(
+                fs::read(at("again")).expect("it is there")
+                    == fs::read(at("restored")).expect("it is there")
+            );
+        }
     }
     assert!(no_leftovers(folder.path()));
 });

@@ -122,10 +122,67 @@ pub enum Error {
         /// Rows of the matrix.
         rows: usize,
     },
-    /// The output does not have room for exactly the decoded matrix.
-    #[error("output of {found} bytes for a matrix of {expected}")]
+    /// Byte planes have another length than their header or table asks for.
+    #[error("byte planes of {found} bytes, but {expected} are needed")]
+    PlanesLength {
+        /// Bytes that header and table ask for.
+        expected: u64,
+        /// Bytes present.
+        found: u64,
+    },
+    /// A plane has gone through a coder that this build does not know.
+    #[error("coder {coder} at offset {offset} is not supported")]
+    PlaneCoder {
+        /// The coder's number.
+        coder: u8,
+        /// Where the plane's word in the table is.
+        offset: u64,
+    },
+    /// A plane's stored length is none that its coder gives.
+    #[error("plane {plane} of chunk {chunk} has the impossible length {stored} at offset {offset}")]
+    PlaneLength {
+        /// Index of the chunk.
+        chunk: usize,
+        /// Index of the plane.
+        plane: usize,
+        /// Where the plane's word in the table is.
+        offset: u64,
+        /// Stored bytes that it claims.
+        stored: u32,
+    },
+    /// The entropy coder refuses a plane.
+    #[error("plane {plane} of chunk {chunk} at offset {offset} cannot be decoded: {why}")]
+    Plane {
+        /// Index of the chunk.
+        chunk: usize,
+        /// Index of the plane.
+        plane: usize,
+        /// Where the plane is.
+        offset: u64,
+        /// What the coder says.
+        why: String,
+    },
+    /// A chunk of a tensor does not have its checksum: the bytes were damaged.
+    #[error(
+        "checksum of chunk {chunk} at offset {offset} is {found:08x}, but {expected:08x} was stored: the data is damaged"
+    )]
+    ChunkChecksum {
+        /// Index of the chunk.
+        chunk: usize,
+        /// Where its planes start.
+        offset: u64,
+        /// The stored checksum.
+        expected: u32,
+        /// The checksum of the restored bytes.
+        found: u32,
+    },
+    /// There is no memory for so many bytes.
+    #[error("no memory for {0} bytes")]
+    Memory(usize),
+    /// The output does not have room for exactly the decoded matrix or tensor.
+    #[error("output of {found} bytes for {expected}")]
     OutputSize {
-        /// Bytes of the decoded matrix.
+        /// Bytes of the decoded matrix or tensor.
         expected: usize,
         /// Bytes given.
         found: usize,
@@ -140,7 +197,11 @@ impl Error {
             Self::Version(_) => Some(8),
             Self::Layout(_) => Some(10),
             Self::HeaderField { offset, .. } => Some(*offset as u64),
-            Self::PatchOffset { offset, .. } => Some(*offset),
+            Self::PatchOffset { offset, .. }
+            | Self::PlaneCoder { offset, .. }
+            | Self::PlaneLength { offset, .. }
+            | Self::Plane { offset, .. }
+            | Self::ChunkChecksum { offset, .. } => Some(*offset),
             _ => None,
         }
     }

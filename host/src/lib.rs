@@ -85,7 +85,7 @@ pub mod gpu;
 pub mod synthetic;
 
 pub use codec::{
-    CompressedMatrix, ExpertStack, HEADER_BYTES, Histogram, LAYOUT_ID, Matrix, MatrixHeader,
-    VERSION, Window, decode, decode_into, decode_rows, encode,
+    CompressedMatrix, Element, ExpertStack, HEADER_BYTES, Histogram, LAYOUT_ID, Matrix,
+    MatrixHeader, Planes, VERSION, Window, decode, decode_into, decode_rows, encode,
 };
 pub use error::Error;

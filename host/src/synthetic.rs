@@ -76,7 +76,7 @@ impl Model {
         let path = path.as_ref();
         let output = OutputFile::create(path, None, options.force)?;
         let mut header = self.header();
-        let bytes = header.lay_out().at(path)?;
+        let bytes = header.lay_out(0).at(path)?;
         output.file().write_all_at(&bytes, 0).at(path)?;
         options.progress.start(header.data_bytes());
         let mut seeds = SmallRng::seed_from_u64(self.seed);

@@ -101,10 +101,27 @@ pub fn compress(
     input: PathBuf,
     output: PathBuf,
     force: bool,
+    archive: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Report> {
     with_progress(py, force, progress, |options| {
-        checkpoint::compress(&input, &output, options)
+        checkpoint::compress(&input, &output, &options.archive(archive))
+    })
+    .map(Report::new)
+}
+
+/// `zipserv.convert`.
+#[pyfunction]
+pub fn convert(
+    py: Python,
+    input: PathBuf,
+    output: PathBuf,
+    force: bool,
+    archive: bool,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Report> {
+    with_progress(py, force, progress, |options| {
+        checkpoint::convert(&input, &output, &options.archive(archive))
     })
     .map(Report::new)
 }

@@ -17,14 +17,16 @@ mod report;
 #[pyo3::pymodule]
 mod _native {
     #[pymodule_export]
-    use crate::files::{compress, decompress, inspect, verify};
+    use crate::files::{compress, convert, decompress, inspect, verify};
     #[pymodule_export]
     use crate::gpu::{
         Measured, combine, device_count, gated_linear, gather, gpu_decompress, gpu_encode,
         grouped_linear, grouped_scratch, linear, measure, route, routing, scratch_bytes,
     };
     #[pymodule_export]
-    use crate::matrix::{Encoded, capacity, check, decode, decode_rows, encode, shape, store};
+    use crate::matrix::{
+        Encoded, capacity, check, decode, decode_rows, encode, is_planes, shape, store, unpack,
+    };
     #[pymodule_export]
     use crate::program::run;
     #[pymodule_export]

@@ -4,7 +4,7 @@
 //! room. Addresses and lengths are those of contiguous CPU tensors, which Python keeps alive and lends alone.
 
 use pyo3::prelude::*;
-use zipserv::{CompressedMatrix, HEADER_BYTES, Matrix, MatrixHeader, gpu::DeviceMatrix};
+use zipserv::{CompressedMatrix, HEADER_BYTES, Matrix, MatrixHeader, Planes, gpu::DeviceMatrix};
 
 use crate::error;
 
@@ -128,5 +128,21 @@ pub fn decode_rows(
     // SAFETY: as in `shape`, and `store`.
     let (bytes, out) = unsafe { (bytes(address, len), bytes_mut(out, out_len)) };
     let done = py.detach(|| zipserv::decode_rows(&matrix(bytes)?, &rows, out));
+    done.map_err(|error| error::of_matrix(py, &error))
+}
+
+/// Whether the bytes of a tensor of a file start as those of byte planes do.
+#[pyfunction]
+pub fn is_planes(address: usize, len: usize) -> bool {
+    // SAFETY: as in `shape`.
+    Planes::is_at(unsafe { bytes(address, len) })
+}
+
+/// Restores a tensor of any dtype from the byte planes that `len` bytes are to `out_len` bytes.
+#[pyfunction]
+pub fn unpack(py: Python, address: usize, len: usize, out: usize, out_len: usize) -> PyResult<()> {
+    // SAFETY: as in `shape`, and `store`.
+    let (bytes, out) = unsafe { (bytes(address, len), bytes_mut(out, out_len)) };
+    let done = py.detach(|| Planes::from_bytes(bytes)?.decode_into(out));
     done.map_err(|error| error::of_matrix(py, &error))
 }

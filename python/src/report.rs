@@ -16,7 +16,7 @@ pub struct Report {
     stored_bytes: u64,
     /// Stored bytes for each original byte.
     ratio: f64,
-    /// Stored bits for each weight of the compressed tensors; None if there are none.
+    /// Stored bits for each weight of the compressed BF16 tensors; None if there are none.
     bits_per_weight: Option<f64>,
     /// Other files of a folder, which are copied.
     other_files: usize,
@@ -41,7 +41,7 @@ pub struct Tensor {
     stored_bytes: u64,
     /// Stored bits for each element; None if there are none.
     bits_per_weight: Option<f64>,
-    /// Whether it is compressed; "dtype", "shape" or "incompressible" say why not.
+    /// "matrix" for kernels, "planes", or "raw" as it was.
     storage: &'static str,
 }
 
@@ -110,10 +110,9 @@ impl Tensor {
             stored_bytes: tensor.stored_bytes,
             bits_per_weight: tensor.bits_per_weight(),
             storage: match tensor.storage {
-                Storage::Compressed => "compressed",
-                Storage::Dtype => "dtype",
-                Storage::Shape => "shape",
-                Storage::Incompressible => "incompressible",
+                Storage::Matrix => "matrix",
+                Storage::Planes => "planes",
+                Storage::Raw => "raw",
             },
         }
     }

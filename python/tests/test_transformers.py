@@ -93,6 +93,17 @@ def test_a_compressed_folder_loads(family, sharded, folder):
     check_equal(model, load(dense))
 
 
+@pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_archive_loads(family, sharded, folder, tmp_path):
+    dense, _ = folder(family, sharded)
+    zipserv.compress(dense, tmp_path / "archive", archive=True, progress=False)
+    model, info = load(tmp_path / "archive", output_loading_info=True)
+    assert len(compressed_layers(model)) == FAMILIES[family][2]
+    assert not any(info.values())
+    check_equal(model, load(dense))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_is_packed_as_it_loads(family, folder):
     dense, _ = folder(family)
@@ -254,15 +265,15 @@ def test_damage_is_an_error(family, folder, tmp_path, report):
     shutil.copytree(small, tmp_path / "bad")
     file = tmp_path / "bad" / "model.zipserv.safetensors"
     data = file.read_bytes()
-    # A byte of the payload of every matrix.
+    # A byte of the payload of every matrix. Planes are shorter.
     parts = data.split(b"ZIPSERV\0")
     assert len(parts) > 10
-    damaged = (part[:200] + bytes([part[200] ^ 1]) + part[201:] for part in parts[1:])
+    damaged = (part[:200] + bytes(byte ^ 1 for byte in part[200:201]) + part[201:] for part in parts[1:])
     file.write_bytes(b"ZIPSERV\0".join([parts[0], *damaged]))
     with pytest.raises(RuntimeError, match="report"):
         load(tmp_path / "bad")
     for name in ["lm_head.weight", *(["experts.0.gate_proj.weight"] if family == "qwen3-moe" else [])]:
-        assert f"{name}: checksum" in report()
+        assert f"{name}`: checksum" in report()
     assert f"{file}: " in report()
 
 
@@ -273,7 +284,7 @@ def test_a_model_of_another_shape_is_refused(folder, tmp_path, report):
     (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "vocab_size": 1024}))
     with pytest.raises(RuntimeError, match="report"):
         load(tmp_path / "other")
-    assert "lm_head.weight: a weight of shape [512, 128], but the model wants [1024, 128]" in report()
+    assert "tensor `lm_head.weight`: a weight of shape [512, 128], but the model wants [1024, 128]" in report()
 
 
 def test_copies_work(folder, tmp_path):

@@ -349,14 +349,14 @@ def test_experts_that_cannot_be_compressed(options, why, monkeypatch):
     assert len(said) == 1 and why in said[0]
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(params=[False, True], ids=["matrices", "archive"])
+def folder(request, tmp_path):
     weights = dense_weights()
     dense = tmp_path / "dense"
     dense.mkdir()
     (dense / "config.json").write_text(json.dumps({"model_type": "llama"}))
     save_file(weights, dense / "model.safetensors", metadata={"format": "pt"})
-    zipserv.compress(dense, tmp_path / "small", progress=False)
+    zipserv.compress(dense, tmp_path / "small", archive=request.param, progress=False)
     return tmp_path / "small", weights
 
 

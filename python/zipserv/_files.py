@@ -39,7 +39,9 @@ def _callback(name: str, progress: Progress):
         yield progress
 
 
-def compress(input: Path, output: Path, *, force: bool = False, progress: Progress = None) -> Report:
+def compress(
+    input: Path, output: Path, *, archive: bool = False, force: bool = False, progress: Progress = None
+) -> Report:
     """Compresses a ``.safetensors`` file or a Hugging Face folder.
 
     Every byte of the input comes back by :func:`decompress`.
@@ -47,6 +49,8 @@ def compress(input: Path, output: Path, *, force: bool = False, progress: Progre
     Args:
         input: A ``.safetensors`` file, or a folder of a model.
         output: The file or folder to write. It appears when it is whole.
+        archive: Make the smallest form, for disks and networks. Models load from it, after restoring every tensor;
+            :func:`convert` makes the form for GPUs of it.
         force: Replace what is there.
         progress: A function of bytes done and bytes in all; True for a bar, False for none, None for a bar if
             standard error is a terminal. If it raises, nothing is written.
@@ -55,7 +59,21 @@ def compress(input: Path, output: Path, *, force: bool = False, progress: Progre
         zipserv.Error: The input is no checkpoint, or the output cannot be written.
     """
     with _callback("compress", progress) as callback:
-        report = _native.compress(input, output, force, callback)
+        report = _native.compress(input, output, force, archive, callback)
+    for line in report.warnings:
+        warnings.warn(line, stacklevel=2)
+    return report
+
+
+def convert(
+    input: Path, output: Path, *, archive: bool = False, force: bool = False, progress: Progress = None
+) -> Report:
+    """Turns a compressed file or folder into what :func:`compress` makes of its original with the same arguments.
+
+    Arguments and errors are those of :func:`compress`.
+    """
+    with _callback("convert", progress) as callback:
+        report = _native.convert(input, output, force, archive, callback)
     for line in report.warnings:
         warnings.warn(line, stacklevel=2)
     return report

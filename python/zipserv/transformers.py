@@ -16,7 +16,7 @@ weights are dense: those of other modules, and those that transformers merges wh
 How a weight gets there, where `rename` is what transformers does with names:
 
 ```text
-stored bytes   NAME.zipserv -> NAME -> rename -> a layer that takes them?  yes: checked (_Load)
+stored bytes   NAME.zipserv -> NAME -> rename -> a layer that takes them?  yes: checked (_Load), byte planes encoded
                                                                            no:  decoded (_Load)
                                               -> to be merged:             decoded (_Decode), then merged
 dense weights          NAME -> rename -> a layer that takes them?          yes: encoded (_Encode)
@@ -25,15 +25,13 @@ dense weights          NAME -> rename -> a layer that takes them?          yes: 
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import tempfile
 from copy import deepcopy
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -52,6 +50,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import zipserv
 from zipserv.torch import Embedding, Experts, Linear, compress_experts, let_kernels_start_early, ops
+from zipserv.torch.stored import Stored, stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -104,34 +103,6 @@ class ZipservConfig(QuantizationConfigMixin):
 auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (ZipservConfig,)
 
 
-class _Source(NamedTuple):
-    """Where a stored tensor is from."""
-
-    file: str
-    name: str
-    #: Shape of the dense weights.
-    shape: torch.Size
-
-    def weight(self, stored: Tensor) -> Tensor:
-        """What operators take, after checking all bytes."""
-        try:
-            weight, rows, cols = ops.from_stored(stored)
-        except zipserv.Error as error:
-            raise self.error(str(error)) from None
-        if (rows, cols) != (math.prod(self.shape[:-1]), self.shape[-1]):
-            raise self.error(f"a matrix of {rows} x {cols} for the shape {list(self.shape)}")
-        return weight
-
-    def dense(self, stored: Tensor) -> Tensor:
-        """The dense weights, where the stored bytes are."""
-        weight = self.weight(stored)
-        return ops.decompress(weight, *ops.shape(weight)).view(self.shape)
-
-    def error(self, message: str) -> zipserv.Error:
-        """An error that names the tensor and its file."""
-        return zipserv.Error(f"{self.file}: {self.name}: {message}", self.file, self.name)
-
-
 class _Names(WeightRenaming):
     """Renames single tensors."""
 
@@ -181,9 +152,11 @@ class _Load(_Operation):
         shape, dtype = self.quantizer.wanted[full_layer_name]
         if source.shape != shape:
             raise source.error(f"a weight of shape {list(source.shape)}, but the model wants {list(shape)}")
-        if full_layer_name not in self.quantizer.packed:
-            return {full_layer_name: source.dense(_one(tensors)).to(dtype)}
-        weight = source.weight(_one(tensors))
+        stored = _one(tensors)
+        if full_layer_name not in self.quantizer.packed or source.is_planes(stored):
+            dense = source.dense(stored).to(dtype)
+            return {full_layer_name: _encoded(self.quantizer, model, full_layer_name, dense)}
+        weight = source.weight(stored)
         _place(model, full_layer_name, weight, self.quantizer)
         return {full_layer_name: weight}
 
@@ -191,7 +164,7 @@ class _Load(_Operation):
 class _Decode(_Operation):
     """Stored bytes to dense weights of the original shapes, for the operations that follow."""
 
-    def __init__(self, quantizer: ZipservQuantizer, sources: dict[tuple[str, str], list[_Source | None]]) -> None:
+    def __init__(self, quantizer: ZipservQuantizer, sources: dict[tuple[str, str], list[Stored | None]]) -> None:
         super().__init__(quantizer)
         # Of (parameter, pattern): in the order in which tensors arrive, None for one that is not stored.
         self.sources = sources
@@ -221,17 +194,19 @@ class _Encode(_Operation):
     """Dense weights to compressed ones, where they are, if they become smaller."""
 
     def convert(self, input_dict, full_layer_name, model, **_):
-        return {name: self._encoded(model, name, _one(tensors)) for name, tensors in input_dict.items()}
+        return {name: _encoded(self.quantizer, model, name, _one(tensors)) for name, tensors in input_dict.items()}
 
-    def _encoded(self, model: PreTrainedModel, name: str, dense: Tensor) -> Tensor:
-        if name not in self.quantizer.packed:
-            return dense
-        weight = ops.encode(dense)
-        if weight.numel() >= dense.nbytes:
-            logger.info("%s stays dense: it would not shrink", name)
-            return dense
-        _place(model, name, weight, self.quantizer)
-        return weight
+
+def _encoded(quantizer: ZipservQuantizer, model: PreTrainedModel, name: str, dense: Tensor) -> Tensor:
+    """A weight as its layer is to hold it: compressed, if it is to be packed and becomes smaller."""
+    if name not in quantizer.packed:
+        return dense
+    weight = ops.encode(dense)
+    if weight.numel() >= dense.nbytes:
+        logger.info("%s stays dense: it would not shrink", name)
+        return dense
+    _place(model, name, weight, quantizer)
+    return weight
 
 
 def _partners(model: PreTrainedModel, name: str) -> set[str]:
@@ -283,9 +258,9 @@ class ZipservQuantizer(HfQuantizer):
         #: Shape and dtype of every parameter and buffer of the dense model.
         self.wanted: dict[str, tuple[torch.Size, torch.dtype]] = {}
         #: Stored tensors, by the parameters that have them to themselves.
-        self.sources: dict[str, _Source] = {}
+        self.sources: dict[str, Stored] = {}
         # Stored tensors by their names in the files; then all names in the files.
-        self._stored: dict[str, _Source] = {}
+        self._stored: dict[str, Stored] = {}
         self._keys: list[str] = []
         self._model: PreTrainedModel | None = None
         self._dtype = torch.bfloat16
@@ -339,14 +314,9 @@ class ZipservQuantizer(HfQuantizer):
 
     def _read_names(self, file: str) -> None:
         with safe_open(file, "pt") as tensors:
-            metadata = tensors.metadata() or {}
-            suffix = metadata.get("zipserv.suffix")
-            original = json.loads(metadata["zipserv.header"]) if suffix else {}
-            for key in tensors.keys():
-                self._keys.append(key)
-                if suffix and key.endswith(suffix) and key not in original:
-                    name = key.removesuffix(suffix)
-                    self._stored[key] = _Source(str(file), name, torch.Size(original[name]["shape"]))
+            keys = tensors.keys()
+            self._stored |= stored_tensors(str(file), keys, tensors.metadata())
+            self._keys += keys
 
     def update_weight_conversions(self, weight_conversions: list) -> list:
         """Finds the parameter of every stored tensor, and what has to become of its bytes."""

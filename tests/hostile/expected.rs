@@ -135,7 +135,7 @@ pub const ERRORS: &[(&str, &str)] = &[
     ),
     (
         "container_version",
-        "container version `2` is not supported; this build reads version 1",
+        "container version `3` is not supported; this build reads versions 1 and 2",
     ),
     (
         "container_suffix",
@@ -223,7 +223,7 @@ pub const ERRORS: &[(&str, &str)] = &[
     ),
     (
         "blob_layout",
-        "tensor `w` at offset 382: layout 4 at offset 10 is not supported; this build reads layout 1",
+        "tensor `w` at offset 382: layout 5 at offset 10 is not supported; this build reads layout 1",
     ),
     (
         "blob_layout_2",
@@ -300,5 +300,101 @@ pub const ERRORS: &[(&str, &str)] = &[
     (
         "patch_decodes_otherwise",
         "checksum of the restored file is bbc97cde, but 64e27434 was stored: the data is damaged",
+    ),
+    (
+        "planes_cut_off",
+        "tensor `w` at offset 374: byte planes of 20 bytes, but 32 are needed",
+    ),
+    (
+        "planes_short",
+        "tensor `w` at offset 374: byte planes of 80 bytes, but 96 are needed",
+    ),
+    (
+        "planes_long",
+        "tensor `w` at offset 378: byte planes of 112 bytes, but 96 are needed",
+    ),
+    (
+        "planes_padding",
+        "tensor `w` at offset 375: header field `padding` at offset 90 has the impossible value 1",
+    ),
+    (
+        "planes_header_checksum",
+        "tensor `w` at offset 375: checksum of the header is f671b382, but 6dd4ffed was stored: the data is damaged",
+    ),
+    (
+        "planes_version",
+        "tensor `w` at offset 375: format version 2 at offset 8 is not supported; this build reads version 1",
+    ),
+    (
+        "planes_width",
+        "tensor `w` at offset 375: header field `width` at offset 12 has the impossible value 3",
+    ),
+    (
+        "planes_rotated",
+        "tensor `w` at offset 375: header field `rotated` at offset 13 has the impossible value 2",
+    ),
+    (
+        "planes_reserved",
+        "tensor `w` at offset 375: header field `reserved` at offset 14 has the impossible value 256",
+    ),
+    (
+        "planes_odd_bytes",
+        "tensor `w` at offset 375: header field `bytes` at offset 16 has the impossible value 39",
+    ),
+    (
+        "planes_petabytes",
+        "tensor `w` at offset 375: header field `bytes` at offset 16 has the impossible value 1152921504606846976",
+    ),
+    (
+        "planes_more_chunks",
+        "tensor `w` at offset 375: byte planes of 96 bytes, but 332 are needed",
+    ),
+    (
+        "planes_chunk_of_nothing",
+        "tensor `w` at offset 375: header field `chunk` at offset 24 has the impossible value 0",
+    ),
+    (
+        "planes_chunk_too_large",
+        "tensor `w` at offset 375: header field `chunk` at offset 24 has the impossible value 2097153",
+    ),
+    (
+        "planes_other_bytes",
+        "tensor `w` of 36 bytes is stored as planes of 40",
+    ),
+    (
+        "planes_coder",
+        "tensor `w` at offset 375: coder 3 at offset 36 is not supported",
+    ),
+    (
+        "planes_raw_short",
+        "tensor `w` at offset 375: plane 1 of chunk 0 has the impossible length 19 at offset 40",
+    ),
+    (
+        "planes_constant_long",
+        "tensor `w` at offset 375: plane 0 of chunk 0 has the impossible length 20 at offset 36",
+    ),
+    (
+        "planes_frame_long",
+        "tensor `w` at offset 375: plane 0 of chunk 0 has the impossible length 20 at offset 36",
+    ),
+    (
+        "planes_no_frame",
+        "tensor `w` at offset 374: plane 1 of chunk 0 at offset 45 cannot be decoded: Unknown frame descriptor",
+    ),
+    (
+        "planes_frame_of_too_much",
+        "tensor `w` at offset 374: plane 1 of chunk 0 at offset 45 cannot be decoded: Destination buffer is too small",
+    ),
+    (
+        "planes_frame_of_too_little",
+        "tensor `w` at offset 374: plane 1 of chunk 0 at offset 45 cannot be decoded: it has fewer bytes than the plane",
+    ),
+    (
+        "planes_decode_otherwise",
+        "tensor `w` at offset 374: checksum of chunk 0 at offset 44 is d19b614c, but 38f71a9f was stored: the data is damaged",
+    ),
+    (
+        "planes_damaged",
+        "tensor `w` at offset 375: checksum of chunk 0 at offset 44 is 3942e782, but 38f71a9f was stored: the data is damaged",
     ),
 ];

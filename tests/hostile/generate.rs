@@ -95,6 +95,70 @@ fn forged(change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
     })
 }
 
+/// The same weights as byte planes of 20 bytes each, as they are: header, table, planes, padding.
+fn planes() -> Vec<u8> {
+    let data = data();
+    let plane = |byte: usize| data[..40].iter().skip(byte).step_by(2);
+    planes_of(&[
+        (0, plane(0).copied().collect()),
+        (0, plane(1).copied().collect()),
+    ])
+}
+
+/// One chunk of 20 elements of two bytes, of coders and stored bytes, signed.
+fn planes_of(stored: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    let mut blob = b"ZIPSERV\0\x01\0\x04\0\x02\0\0\0".to_vec();
+    blob.extend_from_slice(&40u64.to_le_bytes());
+    blob.extend_from_slice(&20u32.to_le_bytes());
+    blob.extend_from_slice(&[0; 4]);
+    blob.extend_from_slice(&crc32fast::hash(&data()[..40]).to_le_bytes());
+    for (coder, bytes) in stored {
+        blob.extend_from_slice(&(u32::from(*coder) << 24 | bytes.len() as u32).to_le_bytes());
+    }
+    for (_, bytes) in stored {
+        blob.extend_from_slice(bytes);
+    }
+    blob.resize(blob.len().next_multiple_of(16), 0);
+    sign_planes(&mut blob);
+    blob
+}
+
+/// One chunk of two planes has a table of 12 bytes.
+fn sign_planes(blob: &mut [u8]) {
+    let crc = crc32fast::hash(&[&blob[..28], &blob[32..44]].concat());
+    put(blob, 28, &crc.to_le_bytes());
+}
+
+/// A frame of zstd with one block: `len` times a byte.
+fn frame(len: u32) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0xa0];
+    frame.extend_from_slice(&len.to_le_bytes());
+    frame.extend_from_slice(&(len << 3 | 0b011).to_le_bytes()[..3]);
+    frame.push(0x3c);
+    frame
+}
+
+/// A compressed file with byte planes.
+fn with_planes(blob: Vec<u8>) -> Vec<u8> {
+    container(|c| {
+        c.version = "2";
+        c.blob.clone_from(&blob);
+    })
+}
+
+/// The same, changed by someone who knows how to make checksums.
+fn forged_planes(change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
+    let mut blob = planes();
+    change(&mut blob);
+    sign_planes(&mut blob);
+    with_planes(blob)
+}
+
+/// A file with byte planes before anything is changed.
+pub fn good_planes() -> Vec<u8> {
+    with_planes(planes())
+}
+
 fn put(bytes: &mut [u8], at: usize, new: &[u8]) {
     bytes[at..at + new.len()].copy_from_slice(new);
 }
@@ -227,7 +291,7 @@ pub fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("wrong_size", plain(&[entry("a", "F32", "[5]", "[0,16]")])),
         // What zipserv adds to a header.
-        ("container_version", container(|c| c.version = "2")),
+        ("container_version", container(|c| c.version = "3")),
         ("container_suffix", container(|c| c.suffix = ".other")),
         (
             "container_crc_missing",
@@ -305,7 +369,7 @@ pub fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         ("blob_long", container(|c| c.blob.resize(2992, 0))),
         ("blob_magic", container(|c| c.blob[0] = b'z')),
         ("blob_version", forged(|blob| blob[8] = 2)),
-        ("blob_layout", forged(|blob| blob[10] = 4)),
+        ("blob_layout", forged(|blob| blob[10] = 5)),
         ("blob_layout_2", forged(|blob| blob[10] = 2)),
         ("blob_layout_3", forged(|blob| blob[10] = 3)),
         ("blob_header_checksum", container(|c| c.blob[16] ^= 1)),
@@ -369,6 +433,82 @@ pub fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         (
             "patch_decodes_otherwise",
             forged(|blob| blob[PATCHES_AT + 1] ^= 8),
+        ),
+        // Byte planes.
+        ("planes_cut_off", with_planes(planes()[..20].to_vec())),
+        ("planes_short", with_planes(planes()[..80].to_vec())),
+        (
+            "planes_long",
+            with_planes([&planes()[..], &[0; 16]].concat()),
+        ),
+        ("planes_padding", forged_planes(|blob| blob[90] = 1)),
+        (
+            "planes_header_checksum",
+            with_planes({
+                let mut blob = planes();
+                blob[32] ^= 1;
+                blob
+            }),
+        ),
+        ("planes_version", forged_planes(|blob| blob[8] = 2)),
+        ("planes_width", forged_planes(|blob| blob[12] = 3)),
+        ("planes_rotated", forged_planes(|blob| blob[13] = 2)),
+        ("planes_reserved", forged_planes(|blob| blob[15] = 1)),
+        ("planes_odd_bytes", forged_planes(|blob| blob[16] = 39)),
+        (
+            "planes_petabytes",
+            forged_planes(|blob| put(blob, 16, &(1u64 << 60).to_le_bytes())),
+        ),
+        (
+            "planes_more_chunks",
+            forged_planes(|blob| put(blob, 16, &1000u64.to_le_bytes())),
+        ),
+        (
+            "planes_chunk_of_nothing",
+            forged_planes(|blob| blob[24] = 0),
+        ),
+        (
+            "planes_chunk_too_large",
+            forged_planes(|blob| put(blob, 24, &(2097153u32).to_le_bytes())),
+        ),
+        (
+            "planes_other_bytes",
+            container(|c| {
+                c.version = "2";
+                c.blob = planes();
+                c.header = ORIGINAL_JSON
+                    .replace("[2,10]", "[2,9]")
+                    .replace("[0,40]", "[0,36]")
+                    .replace("[40,48]", "[36,44]");
+            }),
+        ),
+        ("planes_coder", forged_planes(|blob| blob[39] = 3)),
+        ("planes_raw_short", forged_planes(|blob| blob[40] = 19)),
+        ("planes_constant_long", forged_planes(|blob| blob[39] = 1)),
+        ("planes_frame_long", forged_planes(|blob| blob[39] = 2)),
+        (
+            "planes_no_frame",
+            with_planes(planes_of(&[(1, vec![0]), (2, vec![7; 13])])),
+        ),
+        (
+            "planes_frame_of_too_much",
+            with_planes(planes_of(&[(1, vec![0]), (2, frame(131072))])),
+        ),
+        (
+            "planes_frame_of_too_little",
+            with_planes(planes_of(&[(1, vec![0]), (2, frame(19))])),
+        ),
+        (
+            "planes_decode_otherwise",
+            with_planes(planes_of(&[(1, vec![0]), (2, frame(20))])),
+        ),
+        (
+            "planes_damaged",
+            with_planes({
+                let mut blob = planes();
+                blob[50] ^= 1;
+                blob
+            }),
         ),
     ]
 }

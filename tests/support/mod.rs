@@ -88,18 +88,36 @@ pub fn options() -> Options<'static> {
     Options::default()
 }
 
-/// Compresses and restores a file in a folder of its own, and checks that nothing is lost. The
-/// compressed file is returned.
+/// Compresses and restores a file in a folder of its own, as an archive too, and checks that nothing is lost and that
+/// each form can be made of the other. The compressed file is returned.
 pub fn round_trip(original: &[u8]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
-    let at = |name| folder.path().join(name);
+    let at = |name: &str| folder.path().join(name);
     fs::write(at("original"), original).unwrap();
-    checkpoint::compress(at("original"), at("compressed"), &options()).unwrap();
-    let verdict = checkpoint::verify(at("compressed"), at("original"), &options()).unwrap();
-    assert_eq!(verdict.difference, None);
-    checkpoint::inspect(at("compressed"), &options()).unwrap();
-    checkpoint::decompress(at("compressed"), at("restored"), &options()).unwrap();
-    assert_eq!(sha256(at("original")), sha256(at("restored")));
-    assert_eq!(names(folder.path()), ["compressed", "original", "restored"]);
-    fs::read(at("compressed")).unwrap()
+    let original_hash = sha256(at("original"));
+    let mut expected = vec!["original".to_string()];
+    let forms = [("gpu", false), ("archive", true)];
+    for (form, archive) in forms {
+        let options = options().archive(archive);
+        checkpoint::compress(at("original"), at(form), &options).unwrap();
+        let verdict = checkpoint::verify(at(form), at("original"), &options).unwrap();
+        assert_eq!(verdict.difference, None);
+        checkpoint::inspect(at(form), &options).unwrap();
+        let restored = format!("{form} restored");
+        checkpoint::decompress(at(form), at(&restored), &options).unwrap();
+        assert_eq!(original_hash, sha256(at(&restored)));
+        expected.extend([form.into(), restored]);
+    }
+    for (from, _) in forms {
+        for (to, archive) in forms {
+            let converted = format!("{from} to {to}");
+            let options = options().archive(archive);
+            checkpoint::convert(at(from), at(&converted), &options).unwrap();
+            assert_eq!(sha256(at(&converted)), sha256(at(to)), "{converted}");
+            expected.push(converted);
+        }
+    }
+    expected.sort();
+    assert_eq!(names(folder.path()), expected);
+    fs::read(at("gpu")).unwrap()
 }

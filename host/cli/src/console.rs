@@ -14,7 +14,7 @@ use std::{
 use ::console::Term;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
-use zipserv::checkpoint::{Options, Progress, Report, Storage, TensorReport, shown};
+use zipserv::checkpoint::{Options, Progress, Reason, Report, Storage, TensorReport, shown};
 
 use super::{layout, sentence::sentence, signals};
 
@@ -147,13 +147,18 @@ pub fn sizes(report: &Report) -> String {
     )
 }
 
-/// Why a tensor is stored as it was, if it is.
+/// Why a tensor is not in the layout of the GPU, or is as it was; nothing for what archives are made of.
 pub fn reason(tensor: &TensorReport) -> Option<String> {
     match tensor.storage {
-        Storage::Compressed => None,
-        Storage::Dtype => Some(format!("{}, not BF16", shown(&tensor.dtype))),
-        Storage::Shape => Some("fewer than two dimensions".into()),
-        Storage::Incompressible => Some("would not shrink".into()),
+        Storage::Matrix => None,
+        Storage::Planes => tensor.unsuited.map(|reason| match reason {
+            Reason::Dtype => format!("{}, not BF16", shown(&tensor.dtype)),
+            Reason::Dimensions => "fewer than two dimensions".into(),
+            Reason::Padding => "too few rows or columns for tiles of 32 x 64".into(),
+            Reason::Size => "too large for the layout".into(),
+            Reason::Outliers => "too many exponents outside the window".into(),
+        }),
+        Storage::Raw => Some("would not shrink".into()),
     }
 }
 
@@ -164,22 +169,35 @@ pub fn note_warnings(report: &Report) {
     }
 }
 
+/// What is said of tensors that kernels do not multiply from.
+const PLANES: &str = "stored as planes: ";
 const PASSED_THROUGH: &str = "passed through: ";
 /// Reasons that are told one by one, at most.
 const REASONS: usize = 8;
 
-/// Which tensors are stored as they were, and why: a line for each reason, that of most bytes first, with so much of
-/// a name as `width` has room for.
-pub fn passed_through(report: &Report, width: Option<usize>) -> Vec<String> {
-    let mut groups: BTreeMap<String, Vec<&TensorReport>> = BTreeMap::new();
+/// Which tensors are stored as planes or as they were, and why: a line for each reason, that of most bytes first, with
+/// so much of a name as `width` has room for. Of an archive, where all else is planes, only the latter.
+pub fn others(report: &Report, width: Option<usize>) -> Vec<String> {
+    let is_planes = |tensor: &TensorReport| tensor.storage == Storage::Planes;
+    let is_archive = report
+        .tensors()
+        .any(|tensor| is_planes(tensor) && tensor.unsuited.is_none());
+    let mut groups: BTreeMap<(&str, String), Vec<&TensorReport>> = BTreeMap::new();
     for tensor in report.tensors() {
-        if let Some(reason) = reason(tensor) {
-            groups.entry(reason).or_default().push(tensor);
+        let how = if is_planes(tensor) {
+            PLANES
+        } else {
+            PASSED_THROUGH
+        };
+        if let Some(reason) = reason(tensor)
+            && !(is_archive && is_planes(tensor))
+        {
+            groups.entry((how, reason)).or_default().push(tensor);
         }
     }
     let bytes =
         |tensors: &[&TensorReport]| tensors.iter().map(|tensor| tensor.original_bytes).sum();
-    let line = |(reason, tensors): (String, Vec<&TensorReport>)| {
+    let line = |((how, reason), tensors): ((&str, String), Vec<&TensorReport>)| {
         let size: u64 = bytes(&tensors);
         let text = DecimalBytes(size);
         let more = match tensors.len() - 1 {
@@ -189,10 +207,10 @@ pub fn passed_through(report: &Report, width: Option<usize>) -> Vec<String> {
         let mut name = shown(&tensors[0].name).to_string();
         let rest = format!("{more} ({text}): {reason}");
         if let Some(width) = width {
-            let room = width.saturating_sub(PASSED_THROUGH.len() + rest.len());
+            let room = width.saturating_sub(how.len() + rest.len());
             name = layout::elide(&name, room.max(1));
         }
-        let line = format!("{PASSED_THROUGH}{name}{rest}");
+        let line = format!("{how}{name}{rest}");
         (size, line)
     };
     let mut lines: Vec<_> = groups.into_iter().map(line).collect();
@@ -202,7 +220,7 @@ pub fn passed_through(report: &Report, width: Option<usize>) -> Vec<String> {
     if !rest.is_empty() {
         let (count, bytes) = (rest.len(), rest.iter().map(|(bytes, _)| bytes).sum());
         let bytes = DecimalBytes(bytes);
-        lines.push(format!("passed through for {count} other reasons: {bytes}"));
+        lines.push(format!("and for {count} other reasons: {bytes}"));
     }
     lines
 }

@@ -185,9 +185,9 @@ impl<'a> Group<'a> {
         (elements > 0).then(|| 8.0 * self.stored_bytes() as f64 / elements as f64)
     }
 
-    /// Of compressed tensors, whose exponents were counted.
+    /// Of matrices, whose exponents were counted.
     pub fn exponents(&self) -> Option<Exponents> {
-        if self.first().storage != Storage::Compressed || self.elements() == 0 {
+        if self.first().storage != Storage::Matrix || self.elements() == 0 {
             return None;
         }
         let (mut outliers, mut bits) = (0, 0.0);

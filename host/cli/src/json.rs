@@ -28,10 +28,11 @@ struct TensorJson<'a> {
     original_bytes: u64,
     stored_bytes: u64,
     bits_per_weight: Option<f64>,
-    /// Null when the tensor is not compressed, and when its exponents were not counted.
+    /// Null when its exponents were not counted.
     entropy_bits_per_weight: Option<f64>,
     compressed: bool,
-    /// Why it is not compressed.
+    storage: &'static str,
+    /// Why it is not in the layout of the GPU, or is as it was.
     reason: Option<String>,
     window: Option<WindowJson>,
 }
@@ -50,7 +51,7 @@ struct Total {
     original_bytes: u64,
     stored_bytes: u64,
     ratio: f64,
-    /// Of the weights of compressed tensors, as is the next.
+    /// Of the weights of compressed BF16 tensors, as is the next.
     bits_per_weight: Option<f64>,
     entropy_bits_per_weight: Option<f64>,
 }
@@ -79,8 +80,8 @@ impl<'a> ReportJson<'a> {
 
 impl<'a> TensorJson<'a> {
     fn new(Entry { file, tensor }: Entry<'a>) -> Self {
-        let compressed = tensor.storage == Storage::Compressed;
-        let exponents = tensor.exponents.as_ref().filter(|_| compressed);
+        let exponents = tensor.exponents.as_ref();
+        let exponents = exponents.filter(|_| tensor.storage == Storage::Matrix);
         Self {
             file,
             name: &tensor.name,
@@ -89,8 +90,13 @@ impl<'a> TensorJson<'a> {
             original_bytes: tensor.original_bytes,
             stored_bytes: tensor.stored_bytes,
             bits_per_weight: tensor.bits_per_weight(),
-            entropy_bits_per_weight: exponents.and_then(|_| tensor.entropy_bits_per_weight()),
-            compressed,
+            entropy_bits_per_weight: tensor.entropy_bits_per_weight(),
+            compressed: tensor.storage != Storage::Raw,
+            storage: match tensor.storage {
+                Storage::Matrix => "matrix",
+                Storage::Planes => "planes",
+                Storage::Raw => "raw",
+            },
             reason: reason(tensor),
             window: exponents.map(|exponents| {
                 let window = exponents.window();

@@ -5,6 +5,7 @@
 mod completions;
 mod compress;
 mod console;
+mod convert;
 mod decompress;
 mod demo;
 mod files;
@@ -84,6 +85,7 @@ struct Format {
 #[derive(Subcommand)]
 enum Command {
     Compress(compress::Compress),
+    Convert(convert::Convert),
     Decompress(decompress::Decompress),
     Verify(verify::Verify),
     Inspect(inspect::Inspect),
@@ -171,6 +173,7 @@ impl Command {
     fn run(&self) -> Outcome {
         match self {
             Self::Compress(command) => command.run(),
+            Self::Convert(command) => command.run(),
             Self::Decompress(command) => command.run(),
             Self::Verify(command) => command.run(),
             Self::Inspect(command) => command.run(),

@@ -91,13 +91,13 @@ pub fn rows(groups: &[Group], all: bool, width: Option<usize>) -> String {
     text
 }
 
-/// Sizes and counts of all tensors, and which are stored as they were.
+/// Sizes and counts of all tensors, and which are not for the GPU.
 pub fn totals(report: &Report, width: Option<usize>) -> String {
     let bound = match report.entropy_bits_per_weight() {
         Some(bits) => format!(" (entropy bound {bits:.3})"),
         None => String::new(),
     };
-    let mut lines = console::passed_through(report, width);
+    let mut lines = console::others(report, width);
     lines.push(format!("{}{bound}", console::sizes(report)));
     lines.push(format!(
         "{} of {} tensors compressed, {} weights",

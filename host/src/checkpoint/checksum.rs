@@ -1,5 +1,6 @@
 use std::sync::Mutex;
 
+use super::source::Piece;
 use crate::codec::combine_crcs;
 
 /// The CRC-32 of a file whose pieces come in any order.
@@ -10,8 +11,19 @@ pub(crate) struct Checksum {
 
 impl Checksum {
     pub fn add(&self, offset: u64, bytes: &[u8]) {
-        let piece = (offset, crc32fast::hash(bytes), bytes.len() as u64);
+        self.add_crc(offset, crc32fast::hash(bytes), bytes.len() as u64);
+    }
+
+    /// Adds a piece whose checksum is known.
+    pub fn add_crc(&self, offset: u64, crc: u32, bytes: u64) {
+        let piece = (offset, crc, bytes);
         self.pieces.lock().expect("no panic").push(piece);
+    }
+
+    /// Adds a piece of an original file.
+    pub fn add_piece(&self, piece: &Piece) {
+        let crc = piece.crc.unwrap_or_else(|| crc32fast::hash(piece.bytes));
+        self.add_crc(piece.offset, crc, piece.bytes.len() as u64);
     }
 
     /// The checksum of the pieces in the order of their offsets.

@@ -9,13 +9,19 @@ use super::{
     error::At,
     header::{Header, Tensor, header_bytes},
     input::Input,
-    names::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION, VERSION_KEY},
+    layout::unsuited,
+    names::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION, VERSION_KEY, VERSION_WITHOUT_PLANES},
     report::{FileReport, Storage, TensorReport},
-    source::{Piece, Source, pieces},
+    source::{Bytes, Piece, Source, pieces},
 };
 use crate::{
-    CompressedMatrix, HEADER_BYTES, Histogram, MatrixHeader,
-    codec::{Part, PartError, Parts, decode_strip},
+    CompressedMatrix, HEADER_BYTES, Histogram, Matrix, MatrixHeader, Planes,
+    codec::{
+        Part, PartError, Parts, decode_into, decode_strip,
+        planes::{Table, Unpacker},
+        zeroed,
+    },
+    encode,
 };
 
 /// Matrices are read in groups of about so many stored bytes, so that few patch offsets are in memory at a time.
@@ -36,8 +42,24 @@ pub(crate) struct Container {
 struct Place {
     /// Index in the stored header.
     index: usize,
-    /// The header of a compressed matrix; nothing for a tensor stored as it was.
-    matrix: Option<MatrixHeader>,
+    form: Form,
+}
+
+/// How a tensor is stored.
+pub(crate) enum Form {
+    /// As a compressed matrix with this header.
+    Matrix(MatrixHeader),
+    /// As byte planes with this table.
+    Planes(Table),
+    /// As it was.
+    Raw,
+}
+
+/// All that is stored of a tensor, in memory, as far as it can be checked before it is restored.
+enum Stored {
+    Matrix(CompressedMatrix<'static>),
+    Planes(Planes<'static>),
+    Raw(Vec<u8>),
 }
 
 /// Whether a header is that of a compressed file.
@@ -59,7 +81,7 @@ impl Container {
         let Some(version) = stored.metadata.remove(VERSION_KEY) else {
             return Err(Error::new(path, ErrorKind::NotCompressed));
         };
-        if version != VERSION {
+        if ![VERSION, VERSION_WITHOUT_PLANES].contains(&&*version) {
             return Err(Error::new(path, ErrorKind::Version(version)));
         }
         let mut take = |key| stored.metadata.remove(key).ok_or(ErrorKind::Metadata(key));
@@ -98,21 +120,21 @@ impl Container {
         let mut exponents = exponents.into_iter().flatten();
         let tensors = self.original.tensors.iter().enumerate();
         let tensors = tensors.map(|(index, tensor)| {
-            let (stored_bytes, is_matrix) = self.storage(index);
+            let exponents = exponents.next().flatten();
             TensorReport {
                 name: tensor.name.clone(),
                 stored_name: self.stored_name(index).into(),
                 dtype: tensor.dtype.clone(),
                 shape: tensor.shape.clone(),
                 original_bytes: tensor.bytes(),
-                stored_bytes,
-                storage: match is_matrix {
-                    true => Storage::Compressed,
-                    false if tensor.dtype != "BF16" => Storage::Dtype,
-                    false if tensor.shape.len() < 2 => Storage::Shape,
-                    false => Storage::Incompressible,
+                stored_bytes: self.stored_bytes(index),
+                storage: match self.form(index) {
+                    Form::Matrix(_) => Storage::Matrix,
+                    Form::Planes(_) => Storage::Planes,
+                    Form::Raw => Storage::Raw,
                 },
-                exponents: exponents.next().flatten(),
+                unsuited: unsuited(tensor, exponents.as_deref()),
+                exponents,
             }
         });
         FileReport {
@@ -123,19 +145,18 @@ impl Container {
         }
     }
 
-    /// Stored bytes of a tensor, and whether they are a compressed matrix.
-    pub fn storage(&self, tensor: usize) -> (u64, bool) {
-        let place = &self.places[tensor];
-        (
-            self.stored.tensors[place.index].bytes(),
-            place.matrix.is_some(),
-        )
+    fn stored_tensor(&self, tensor: usize) -> &Tensor {
+        &self.stored.tensors[self.places[tensor].index]
     }
 
     /// Where a tensor is in the compressed file.
     fn stored_range(&self, tensor: usize) -> Range<u64> {
-        let stored = &self.stored.tensors[self.places[tensor].index];
-        self.stored.file_range(stored)
+        self.stored.file_range(self.stored_tensor(tensor))
+    }
+
+    /// Bytes of a tensor in the compressed file.
+    pub fn stored_bytes(&self, tensor: usize) -> u64 {
+        self.stored_tensor(tensor).bytes()
     }
 
     /// The bytes of a tensor as they are stored.
@@ -146,32 +167,117 @@ impl Container {
         Ok(bytes)
     }
 
+    /// How a tensor is stored.
+    pub fn form(&self, tensor: usize) -> &Form {
+        &self.places[tensor].form
+    }
+
     /// The name of a tensor in the compressed file.
     pub fn stored_name(&self, tensor: usize) -> &str {
-        &self.stored.tensors[self.places[tensor].index].name
+        &self.stored_tensor(tensor).name
     }
 
-    /// The header of the compressed matrix of a tensor; nothing for a tensor stored as it was.
-    pub fn matrix_header(&self, tensor: usize) -> Option<&MatrixHeader> {
-        self.places[tensor].matrix.as_ref()
-    }
-
-    /// The compressed matrix of a tensor, checked in full; nothing for a tensor stored as it was.
+    /// The compressed matrix of a tensor, checked in full, or made of its byte planes; nothing for other tensors.
     pub fn matrix(&self, tensor: usize) -> Result<Option<CompressedMatrix<'static>>, Error> {
-        if self.places[tensor].matrix.is_none() {
+        let planes = match self.checked(tensor)? {
+            Stored::Matrix(matrix) => return Ok(Some(matrix)),
+            Stored::Raw(_) => return Ok(None),
+            Stored::Planes(planes) => planes,
+        };
+        let Some((rows, cols)) = self.original.tensors[tensor].matrix_shape() else {
             return Ok(None);
+        };
+        let bytes = planes.decode();
+        let matrix = bytes.and_then(|bytes| {
+            let matrix = Matrix::from_le_bytes(rows, cols, &bytes)?;
+            encode(&matrix)
+        });
+        matrix
+            .map(Some)
+            .map_err(|error| self.damaged(tensor, error))
+    }
+
+    /// All bytes of a tensor.
+    pub fn decoded(&self, tensor: usize) -> Result<Vec<u8>, Error> {
+        let damaged = |error| self.damaged(tensor, error);
+        match self.checked(tensor)? {
+            Stored::Raw(bytes) => Ok(bytes),
+            Stored::Planes(planes) => planes.decode().map_err(damaged),
+            Stored::Matrix(matrix) => {
+                let mut bytes = zeroed(matrix.original_bytes());
+                decode_into(&matrix, &mut bytes).map_err(damaged)?;
+                Ok(bytes)
+            }
         }
-        let matrix = CompressedMatrix::from_bytes(self.stored(tensor)?);
-        let header = matrix.as_ref().map(|m| *m.header()).map_err(Clone::clone);
+    }
+
+    fn checked(&self, tensor: usize) -> Result<Stored, Error> {
+        let (original, bytes) = (&self.original.tensors[tensor], self.stored(tensor)?);
         let start = self.stored_range(tensor).start;
-        check_shape(&self.original.tensors[tensor], start, header).at(self.path())?;
-        Ok(matrix.ok())
+        match self.form(tensor) {
+            Form::Raw => Ok(Stored::Raw(bytes)),
+            Form::Matrix(_) => {
+                let matrix = CompressedMatrix::from_bytes(bytes);
+                let header = matrix.as_ref().map(|m| *m.header()).map_err(Clone::clone);
+                check_shape(original, start, header).at(self.path())?;
+                matrix.map(Stored::Matrix)
+            }
+            Form::Planes(_) => {
+                let planes = Planes::from_bytes(bytes);
+                let found = planes.as_ref().map(Planes::original_bytes);
+                check_bytes(original, start, found.map_err(Clone::clone)).at(self.path())?;
+                planes.map(Stored::Planes)
+            }
+        }
+        .map_err(|error| self.damaged(tensor, error))
     }
 
     /// What is wrong with a matrix of which a part is: the checks of the whole, in their order, tell.
     fn damage(&self, tensor: usize) -> Error {
-        let found = self.matrix(tensor).err();
+        let found = self.checked(tensor).err();
         found.unwrap_or_else(|| Error::new(self.path(), ErrorKind::Changed))
+    }
+
+    /// What is wrong with how a tensor is stored.
+    fn damaged(&self, tensor: usize, source: crate::Error) -> Error {
+        let offset = self.stored_range(tensor).start;
+        let tensor = self.original.tensors[tensor].name.clone();
+        let kind = ErrorKind::Tensor {
+            tensor,
+            offset,
+            source,
+        };
+        Error::new(self.path(), kind)
+    }
+
+    /// Restores a chunk of byte planes, and hands it out.
+    fn unpack(
+        &self,
+        tensor: usize,
+        table: &Table,
+        chunk: usize,
+        buffers: &mut Buffers,
+        each: &(dyn Fn(Piece) -> Result<(), Error> + Sync),
+    ) -> Result<(), Error> {
+        let Buffers {
+            stored,
+            restored,
+            unpacker,
+        } = buffers;
+        let (from, to) = (table.stored_range(chunk), table.chunk_range(chunk));
+        stored.resize(from.len(), 0);
+        restored.resize(to.len(), 0);
+        let stored_at = self.stored_range(tensor).start;
+        self.input.read_at(stored_at + from.start as u64, stored)?;
+        let crc = table.decode_chunk(chunk, stored, restored, unpacker);
+        let crc = crc.map_err(|error| self.damaged(tensor, error))?;
+        let start = self.original.file_range(&self.original.tensors[tensor]);
+        each(Piece {
+            tensor,
+            offset: start.start + to.start as u64,
+            bytes: restored,
+            crc: Some(crc),
+        })
     }
 
     /// Runs of tensors of about [`GROUP_BYTES`] in all, at least one each.
@@ -181,7 +287,7 @@ impl Container {
             let mut end = start;
             let mut bytes = 0;
             while end < self.places.len() && (end == start || bytes < GROUP_BYTES) {
-                bytes += self.storage(end).0;
+                bytes += self.stored_bytes(end);
                 end += 1;
             }
             let group = start..end;
@@ -214,10 +320,32 @@ fn check_shape(
     }
 }
 
+/// Compares the number of bytes that planes stored at `offset` give with those of the tensor that they are.
+fn check_bytes(
+    tensor: &Tensor,
+    offset: u64,
+    found: Result<usize, crate::Error>,
+) -> Result<(), ErrorKind> {
+    match found {
+        Ok(found) if found as u64 == tensor.bytes() => Ok(()),
+        Ok(found) => Err(ErrorKind::PlanesSize {
+            tensor: tensor.name.clone(),
+            expected: tensor.bytes(),
+            found: found as u64,
+            offset,
+        }),
+        Err(source) => Err(ErrorKind::Tensor {
+            tensor: tensor.name.clone(),
+            offset,
+            source,
+        }),
+    }
+}
+
 /// Finds each original tensor among the stored ones: under its own name, or with the suffix.
 ///
-/// A few bytes can claim a matrix of any size. That is found out here, before an output of that size
-/// is made; the matrices themselves are checked when they are decoded.
+/// A few bytes can claim a tensor of any size. That is found out here, before an output of that size
+/// is made; matrices and planes themselves are checked when they are decoded.
 fn places(
     file: &Input,
     stored: &Header,
@@ -239,7 +367,7 @@ fn places(
                 && stored.tensors[index].bytes() == tensor.bytes();
             let place = Place {
                 index,
-                matrix: None,
+                form: Form::Raw,
             };
             return same.then_some(place).ok_or_else(mismatch);
         }
@@ -248,23 +376,32 @@ fn places(
             .ok_or_else(|| ErrorKind::MissingTensor(tensor.name.clone()))
             .at(path)?;
         let blob = &stored.tensors[index];
-        if tensor.matrix_shape().is_none() || blob.dtype != "U8" {
+        if blob.dtype != "U8" {
             return Err(mismatch());
         }
         let Range { start, end } = stored.file_range(blob);
-        let (expected, found) = (HEADER_BYTES as u64, end - start);
-        let header = if found < expected {
-            Err(crate::Error::Truncated { expected, found })
+        let len = end - start;
+        let mut first = [0; HEADER_BYTES];
+        let first = &mut first[..len.min(HEADER_BYTES as u64) as usize];
+        file.read_at(start, first)?;
+        let form = if Planes::is_at(first) {
+            let table = Table::read(len, |offset, to| file.read_at(start + offset, to))?;
+            let found = table.as_ref().map(Table::original_bytes);
+            check_bytes(tensor, start, found.map_err(Clone::clone)).at(path)?;
+            Form::Planes(table.expect("it has been checked"))
+        } else if tensor.matrix_shape().is_some() {
+            let header = match first.first_chunk() {
+                Some(header) => MatrixHeader::parse(header, len as usize),
+                None => Err(crate::Error::Truncated {
+                    expected: HEADER_BYTES as u64,
+                    found: len,
+                }),
+            };
+            Form::Matrix(check_shape(tensor, start, header).at(path)?)
         } else {
-            let mut bytes = [0; HEADER_BYTES];
-            file.read_at(start, &mut bytes)?;
-            MatrixHeader::parse(&bytes, found as usize)
+            return Err(mismatch());
         };
-        let header = check_shape(tensor, start, header).at(path)?;
-        Ok(Place {
-            index,
-            matrix: Some(header),
-        })
+        Ok(Place { index, form })
     });
     let places = places.collect::<Result<_, _>>()?;
     match by_name.into_keys().min() {
@@ -310,7 +447,9 @@ impl Restored {
         buffers: &mut Buffers,
         each: &(dyn Fn(Piece) -> Result<(), Error> + Sync),
     ) -> Result<(), Error> {
-        let Buffers { stored, restored } = buffers;
+        let Buffers {
+            stored, restored, ..
+        } = buffers;
         let stored_at = file.stored_range(self.tensor).start;
         let matrix = self.parts.read(part, stored, |offset, bytes| {
             file.input.read_at(stored_at + offset as u64, bytes)?;
@@ -337,6 +476,7 @@ impl Restored {
                 tensor,
                 offset,
                 bytes,
+                crc: None,
             })?;
             rest = after;
         }
@@ -361,6 +501,11 @@ enum Job<'a> {
         to: u64,
     },
     Decode(&'a Restored, Part),
+    Unpack {
+        tensor: usize,
+        table: &'a Table,
+        chunk: usize,
+    },
 }
 
 /// What a thread keeps from job to job.
@@ -368,6 +513,7 @@ enum Job<'a> {
 struct Buffers {
     stored: Vec<u8>,
     restored: Vec<u8>,
+    unpacker: Unpacker,
 }
 
 impl Source for Container {
@@ -383,34 +529,65 @@ impl Source for Container {
         header_bytes(&self.original_json)
     }
 
+    fn check_unchanged(&self) -> Result<(), Error> {
+        self.input.check_unchanged()
+    }
+
+    fn tensor(&self, index: usize) -> Result<Bytes<'_>, Error> {
+        match self.form(index) {
+            Form::Raw => Ok(Bytes::File(&self.input, self.stored_range(index))),
+            _ => self.decoded(index).map(Bytes::Memory),
+        }
+    }
+
     fn for_each_piece(
         &self,
         each: &(dyn Fn(Piece) -> Result<(), Error> + Sync),
     ) -> Result<(), Error> {
         for group in self.groups() {
             let matrices = group.clone().into_par_iter().filter_map(|tensor| {
-                let header = self.places[tensor].matrix.as_ref()?;
+                let Form::Matrix(header) = self.form(tensor) else {
+                    return None;
+                };
                 Some(Restored::open(self, tensor, header))
             });
             let matrices = matrices.collect::<Result<Vec<_>, _>>()?;
-            let copied = group.filter(|&tensor| self.places[tensor].matrix.is_none());
-            let copies = copied.flat_map(|tensor| {
-                let stored = self.stored_range(tensor);
-                let original = self.original.file_range(&self.original.tensors[tensor]);
-                pieces(stored.clone()).map(move |from| Job::Copy {
-                    tensor,
-                    to: original.start + (from.start - stored.start),
-                    from,
-                })
-            });
-            let parts = matrices.iter().flat_map(|matrix| {
+            let mut jobs = Vec::new();
+            for matrix in &matrices {
                 let parts = Part::all(matrix.header.rows(), matrix.header.cols());
-                parts.map(move |part| Job::Decode(matrix, part))
-            });
-            let jobs: Vec<_> = parts.chain(copies).collect();
+                jobs.extend(parts.map(|part| Job::Decode(matrix, part)));
+            }
+            for tensor in group {
+                match self.form(tensor) {
+                    Form::Matrix(_) => (),
+                    Form::Planes(table) => {
+                        let chunks = 0..table.chunks();
+                        jobs.extend(chunks.map(|chunk| Job::Unpack {
+                            tensor,
+                            table,
+                            chunk,
+                        }));
+                    }
+                    Form::Raw => {
+                        let stored = self.stored_range(tensor);
+                        let original = self.original.file_range(&self.original.tensors[tensor]);
+                        let pieces = pieces(stored.clone());
+                        jobs.extend(pieces.map(|from| Job::Copy {
+                            tensor,
+                            to: original.start + (from.start - stored.start),
+                            from,
+                        }));
+                    }
+                }
+            }
             jobs.par_iter()
                 .try_for_each_init(Buffers::default, |buffers, job| match job {
                     Job::Decode(matrix, part) => matrix.part(self, part, buffers, each),
+                    Job::Unpack {
+                        tensor,
+                        table,
+                        chunk,
+                    } => self.unpack(*tensor, table, *chunk, buffers, each),
                     Job::Copy { tensor, from, to } => {
                         let Buffers { stored, .. } = buffers;
                         stored.resize((from.end - from.start) as usize, 0);
@@ -419,6 +596,7 @@ impl Source for Container {
                             tensor: *tensor,
                             offset: *to,
                             bytes: stored,
+                            crc: None,
                         })
                     }
                 })?;

@@ -1,7 +1,7 @@
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 use super::{
-    Error, Options, Progress, Report,
+    Error, Options, Report,
     checksum::Checksum,
     container::Container,
     error::At,
@@ -42,12 +42,7 @@ impl Transform for Decompress {
         self.0.header().data_bytes()
     }
 
-    fn write(
-        &self,
-        file: &File,
-        path: &Path,
-        progress: &dyn Progress,
-    ) -> Result<FileReport, Error> {
+    fn write(&self, file: &File, path: &Path, options: &Options) -> Result<FileReport, Error> {
         let Self(container) = self;
         file.set_len(container.header().file_bytes()).at(path)?;
         let header = container.header_bytes();
@@ -55,9 +50,9 @@ impl Transform for Decompress {
         let checksum = Checksum::default();
         checksum.add(0, &header);
         container.for_each_piece(&|piece| {
-            checksum.add(piece.offset, piece.bytes);
+            checksum.add_piece(&piece);
             file.write_all_at(piece.bytes, piece.offset).at(path)?;
-            progress.step(piece.bytes.len() as u64).at(path)
+            options.progress.step(piece.bytes.len() as u64).at(path)
         })?;
         container.check_crc(checksum.finish())?;
         Ok(container.report(None))

@@ -183,8 +183,8 @@ pub enum ErrorKind {
         /// A name that there is, if one is much alike.
         near: Option<String>,
     },
-    /// A compressed matrix is asked for, but the tensor is stored as it was.
-    #[error("tensor `{tensor}` ({dtype} of shape {shape:?}) is not compressed")]
+    /// A compressed matrix is asked for, but the tensor is none, and cannot be made one.
+    #[error("tensor `{tensor}` ({dtype} of shape {shape:?}) is not a compressed matrix")]
     NoMatrix {
         /// The tensor's name.
         tensor: String,
@@ -193,7 +193,7 @@ pub enum ErrorKind {
         /// Its shape.
         shape: Vec<u64>,
     },
-    /// A tensor's own bytes are asked for, but it is stored as a compressed matrix.
+    /// A tensor's own bytes are asked for, but it is stored compressed.
     #[error("tensor `{0}` is compressed")]
     Compressed(String),
 
@@ -320,8 +320,11 @@ pub enum ErrorKind {
     #[error("not compressed by zipserv: no `{key}` in its metadata", key = super::names::VERSION_KEY)]
     NotCompressed,
     /// A version of the container that this build does not read.
-    #[error("container version `{0}` is not supported; this build reads version {version}", version = super::names::VERSION)]
+    #[error("container version `{0}` is not supported; this build reads versions 1 and {version}", version = super::names::VERSION)]
     Version(String),
+    /// A version of the folder's `zipserv.json` that this build does not read.
+    #[error("version `{0}` is not supported; this build reads version {version}", version = super::names::MANIFEST_VERSION)]
+    ManifestVersion(String),
     /// What zipserv noted in the metadata is missing or wrong.
     #[error("metadata `{0}` is missing or not what zipserv writes")]
     Metadata(&'static str),
@@ -351,7 +354,19 @@ pub enum ErrorKind {
         /// Where the matrix starts in the file.
         offset: u64,
     },
-    /// A tensor's compressed matrix cannot be read or made.
+    /// The byte planes of a tensor are those of another number of bytes.
+    #[error("tensor `{tensor}` of {expected} bytes is stored as planes of {found}")]
+    PlanesSize {
+        /// The tensor's name.
+        tensor: String,
+        /// Its bytes in the original file.
+        expected: u64,
+        /// Bytes of the stored tensor, before compression.
+        found: u64,
+        /// Where the planes start in the file.
+        offset: u64,
+    },
+    /// A tensor's compressed matrix or byte planes cannot be read or made.
     #[error("tensor `{tensor}` at offset {offset}")]
     Tensor {
         /// The tensor's name.
@@ -394,6 +409,7 @@ impl ErrorKind {
             | Self::UnexpectedTensor(tensor)
             | Self::TensorMismatch(tensor)
             | Self::MatrixShape { tensor, .. }
+            | Self::PlanesSize { tensor, .. }
             | Self::Tensor { tensor, .. } => Some(tensor),
             Self::OriginalHeader(kind) => kind.tensor(),
             _ => None,
@@ -408,7 +424,7 @@ impl ErrorKind {
             Self::OffsetOrder { start, data_at, .. }
             | Self::Overlap { start, data_at, .. }
             | Self::Hole { start, data_at, .. } => data_at.checked_add(*start),
-            Self::MatrixShape { offset, .. } => Some(*offset),
+            Self::MatrixShape { offset, .. } | Self::PlanesSize { offset, .. } => Some(*offset),
             Self::Tensor { offset, source, .. } => {
                 Some(offset + source.offset().unwrap_or_default())
             }

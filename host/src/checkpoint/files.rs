@@ -15,7 +15,7 @@ use super::{
     input::Input,
     manifest::{Entry, Manifest},
     names::{CONFIG, MANIFEST, QUANT_KEY, QUANT_METHOD, stored_name},
-    report::FileReport,
+    report::{FileReport, TensorReport},
     shown::shown,
 };
 
@@ -37,12 +37,16 @@ pub(crate) struct Files {
 pub(crate) struct Renamed {
     pub from: PathBuf,
     pub to: PathBuf,
+    /// Its name in the original folder, which is one of the two unless both are compressed.
+    pub original: PathBuf,
 }
 
 /// The content of a file.
 pub(crate) struct Text {
     pub from: PathBuf,
     pub to: PathBuf,
+    /// As in [`Renamed`].
+    pub original: PathBuf,
     pub text: String,
 }
 
@@ -50,6 +54,7 @@ impl Renamed {
     fn unchanged(path: PathBuf) -> Self {
         Self {
             from: path.clone(),
+            original: path.clone(),
             to: path,
         }
     }
@@ -67,12 +72,14 @@ impl Files {
         };
         for from in listing.checkpoints {
             let to = stored_path(root, &from)?;
-            files.checkpoints.push(Renamed { from, to });
+            let original = from.clone();
+            files.checkpoints.push(Renamed { from, to, original });
         }
         for (path, index) in listing.indexes {
             files.texts.push(Text {
                 to: stored_path(root, &path)?,
-                from: path,
+                from: path.clone(),
+                original: path,
                 text: index.text,
             });
         }
@@ -92,7 +99,8 @@ impl Files {
             match check_config(text) {
                 Ok(text) => files.texts.push(Text {
                     from: path.clone(),
-                    to: path,
+                    to: path.clone(),
+                    original: path,
                     text,
                 }),
                 Err(why) => {
@@ -117,12 +125,18 @@ impl Files {
         let indexes = self.texts.iter().filter(|text| Index::is_name(&text.from));
         let indexes: Vec<_> = indexes.map(|text| text.to.clone()).collect();
         let manifests = self.manifests();
+        let originals = self.checkpoints.iter().map(|file| &*file.original);
+        let tensors = originals.zip(reports).flat_map(|(path, file)| {
+            let tensors = file.tensors.iter();
+            tensors.map(move |tensor| ((path, &*tensor.name), tensor))
+        });
+        let tensors = tensors.collect();
         for text in &mut self.texts {
             text.text = if Index::is_name(&text.from) {
                 let index = serde_json::from_str(&text.text)
                     .map_err(ErrorKind::IndexJson)
                     .at(&root.join(&text.from))?;
-                let (text, mistakes) = stored_index(&text.from, index, reports);
+                let (text, mistakes) = stored_index(&text.original, index, &tensors);
                 self.warnings.extend(mistakes);
                 text
             } else {
@@ -144,14 +158,14 @@ impl Files {
         let checkpoints = self
             .checkpoints
             .iter()
-            .map(|file| (&file.to, &file.from, None));
+            .map(|file| (&file.to, &file.original, None));
         let texts = self
             .texts
             .iter()
-            .map(|text| (&text.to, &text.from, Some(text.text.clone())));
-        for (to, from, text) in checkpoints.chain(texts) {
+            .map(|text| (&text.to, &text.original, Some(text.text.clone())));
+        for (to, original, text) in checkpoints.chain(texts) {
             let entry = Entry {
-                name: name_of(from),
+                name: name_of(original),
                 text,
             };
             let files = folders.entry(folder_of(to)).or_default();
@@ -161,6 +175,7 @@ impl Files {
             let path = folder.join(MANIFEST);
             Text {
                 from: path.clone(),
+                original: path.clone(),
                 to: path,
                 text: json(&Manifest::new(files)),
             }
@@ -195,11 +210,13 @@ impl Files {
                         text: Some(text),
                     }) => files.texts.push(Text {
                         to: folder.join(name),
+                        original: folder.join(name),
                         from,
                         text: text.clone(),
                     }),
                     Some(Entry { name, text: None }) => list.push(Renamed {
                         to: folder.join(name),
+                        original: folder.join(name),
                         from,
                     }),
                     None => list.push(Renamed::unchanged(from)),
@@ -217,6 +234,22 @@ impl Files {
                 why: "which two files would be restored to",
             };
             return Err(Error::new(root.join(folder_of(twice)).join(MANIFEST), kind));
+        }
+        Ok(files)
+    }
+
+    /// What the files of a compressed folder become in one of another form. As in [`compressed`](Self::compressed),
+    /// texts are those of the originals until [`mark`](Self::mark).
+    pub fn converted(root: &Path) -> Result<Self, Error> {
+        let mut files = Self::restored(root)?;
+        for file in &mut files.checkpoints {
+            file.to = stored_path(root, &file.original)?;
+        }
+        for text in &mut files.texts {
+            text.to = match Index::is_name(&text.original) {
+                true => stored_path(root, &text.original)?,
+                false => text.original.clone(),
+            };
         }
         Ok(files)
     }
@@ -300,16 +333,12 @@ fn json(value: &impl serde::Serialize) -> String {
 }
 
 /// The index of a compressed folder, stored tensors by the names that they have in stored files; and what the original
-/// says that is not so.
-fn stored_index(path: &Path, mut index: Index, reports: &[FileReport]) -> (String, Vec<String>) {
-    let tensors: HashMap<_, _> = reports
-        .iter()
-        .flat_map(|file| {
-            file.tensors
-                .iter()
-                .map(|tensor| ((&*file.path, &*tensor.name), tensor))
-        })
-        .collect();
+/// says that is not so. `tensors` are by file and name in the original folder.
+fn stored_index(
+    path: &Path,
+    mut index: Index,
+    tensors: &HashMap<(&Path, &str), &TensorReport>,
+) -> (String, Vec<String>) {
     let sizes = tensors
         .iter()
         .map(|(place, tensor)| (*place, tensor.original_bytes));

@@ -259,12 +259,20 @@ impl Header {
         self.data_at + tensor.data.start..self.data_at + tensor.data.end
     }
 
-    /// The length and the header as they stand in a file, padded so that the data is aligned.
-    /// `data_at` becomes the end of them.
-    pub fn lay_out(&mut self) -> Result<Vec<u8>, ErrorKind> {
+    /// With other values for some keys of the metadata.
+    pub fn with_metadata<const N: usize>(mut self, entries: [(&str, String); N]) -> Self {
+        let entries = entries.map(|(key, value)| (key.into(), value));
+        self.metadata.extend(entries);
+        self
+    }
+
+    /// The length and the header as they stand in a file, padded to at least `least` bytes in all and so that the data
+    /// is aligned. `data_at` becomes the end of them.
+    pub fn lay_out(&mut self, least: u64) -> Result<Vec<u8>, ErrorKind> {
         let mut bytes = vec![0; LENGTH_BYTES];
         serde_json::to_writer(&mut bytes, &*self).map_err(ErrorKind::HeaderJson)?;
-        bytes.resize(bytes.len().next_multiple_of(DATA_ALIGN), b' ');
+        let end = bytes.len().max(least as usize);
+        bytes.resize(end.next_multiple_of(DATA_ALIGN), b' ');
         let length = (bytes.len() - LENGTH_BYTES) as u64;
         if length > MAX_HEADER_BYTES {
             return Err(ErrorKind::HeaderTooLong(length));

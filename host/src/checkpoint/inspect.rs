@@ -1,16 +1,16 @@
 use std::path::Path;
 
 use super::{
-    Error, Options, Progress, Report,
+    Error, Options, Report,
     container::{Container, is_container},
-    error::At,
     folder::Listing,
     header::Header,
     input::Input,
-    plan::{Plan, suffix},
+    layout::suffix,
     report::{FileReport, TensorReport},
     scan::Scan,
     source::{Original, Source},
+    writer::Writer,
 };
 
 /// Tells what is in a compressed file or folder, or what compressing one would give.
@@ -23,7 +23,7 @@ pub fn inspect(path: impl AsRef<Path>, options: &Options) -> Result<Report, Erro
         let file = Opened::open(path)?;
         options.progress.start(file.bytes());
         return Ok(Report {
-            files: vec![file.report(options.progress)?],
+            files: vec![file.report(options)?],
             ..Report::default()
         });
     }
@@ -39,7 +39,7 @@ pub fn inspect(path: impl AsRef<Path>, options: &Options) -> Result<Report, Erro
     let files = opened.iter().zip(listing.checkpoints).map(|(file, path)| {
         Ok(FileReport {
             path,
-            ..file.report(options.progress)?
+            ..file.report(options)?
         })
     });
     let files = files.collect::<Result<Vec<_>, _>>()?;
@@ -90,16 +90,21 @@ impl Opened {
         }
     }
 
-    fn report(&self, progress: &dyn Progress) -> Result<FileReport, Error> {
+    fn report(&self, options: &Options) -> Result<FileReport, Error> {
         match self {
             Self::Original(original) => {
-                let scan = Scan::of(original, progress)?;
-                let plan = Plan::new(original, scan, suffix(&original.header().tensors))
-                    .at(original.input().path())?;
-                Ok(plan.report)
+                let writer = Writer {
+                    source: original,
+                    suffix: &suffix(&original.header().tensors),
+                    is_archive: options.archive,
+                    file: None,
+                    path: original.path(),
+                    progress: options.progress,
+                };
+                Ok(writer.run()?.0)
             }
             Self::Compressed(container) => {
-                let scan = Scan::of(container, progress)?;
+                let scan = Scan::of(container, options.progress)?;
                 container.check_crc(scan.crc)?;
                 Ok(container.report(Some(scan.exponents)))
             }

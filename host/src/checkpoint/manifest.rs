@@ -9,7 +9,7 @@ use super::{
     Error, ErrorKind,
     error::At,
     input::Input,
-    names::{MANIFEST, VERSION},
+    names::{MANIFEST, MANIFEST_VERSION},
 };
 
 /// The file `zipserv.json` of a compressed folder: what the files beside it were in the original one.
@@ -32,7 +32,7 @@ pub(crate) struct Entry {
 impl Manifest {
     pub fn new(files: BTreeMap<String, Entry>) -> Self {
         Self {
-            version: VERSION.into(),
+            version: MANIFEST_VERSION.into(),
             files,
         }
     }
@@ -48,8 +48,11 @@ impl Manifest {
         let manifest: Self = serde_json::from_slice(&json)
             .map_err(ErrorKind::ManifestJson)
             .at(path)?;
-        if manifest.version != VERSION {
-            return Err(Error::new(path, ErrorKind::Version(manifest.version)));
+        if manifest.version != MANIFEST_VERSION {
+            return Err(Error::new(
+                path,
+                ErrorKind::ManifestVersion(manifest.version),
+            ));
         }
         let folder = path.parent().unwrap_or(Path::new(""));
         let is_plain = |name: &str| {

@@ -7,8 +7,12 @@ pub const VERSION_KEY: &str = "zipserv.version";
 pub const SUFFIX_KEY: &str = "zipserv.suffix";
 pub const HEADER_KEY: &str = "zipserv.header";
 pub const CRC_KEY: &str = "zipserv.crc32";
-/// The version of the container that this build writes and reads.
-pub const VERSION: &str = "1";
+/// The version of the container that this build writes.
+pub const VERSION: &str = "2";
+/// The one before, which it writes where there are no byte planes, and reads.
+pub const VERSION_WITHOUT_PLANES: &str = "1";
+/// The version of [`MANIFEST`].
+pub const MANIFEST_VERSION: &str = "1";
 
 /// What the names of unfinished outputs start and end with.
 pub const UNFINISHED_PREFIX: &str = ".zipserv-";

@@ -7,27 +7,25 @@ use std::{
 
 use super::{
     Error, ErrorKind,
-    container::Container,
+    container::{Container, Form},
     folder::{Index, Listing},
     header::Tensor,
+    layout::unsuited,
     source::Source,
 };
-use crate::{
-    CompressedMatrix, MatrixHeader,
-    codec::{decode_into, zeroed},
-};
+use crate::{CompressedMatrix, MatrixHeader};
 
-/// Opens what [`compress`](super::compress) has made, to load a model from it tensor by tensor.
+/// Opens what [`compress`](super::compress()) has made, an archive too, to load a model from it tensor by tensor.
 ///
 /// `path` is a compressed `.safetensors` file, an index of shards (`*.safetensors.index.json`), or a
 /// folder. Of a folder count the shards that its index names, and without an index all
 /// `.safetensors` files directly in it.
 ///
-/// Headers are read and checked, with the shape of every compressed matrix. The contents of a tensor
-/// are read when it is asked for, into memory of its own, and those of a matrix are checked then.
-/// Tensors that are stored as they were have no checksum of their own:
-/// [`inspect`](super::inspect) and [`verify`](super::verify) check that of the whole file. What is read
-/// from a file that was written to since it was opened is refused as [`ErrorKind::Changed`].
+/// Headers are read and checked, with the shape of every compressed matrix and the length of all byte planes. The
+/// contents of a tensor are read when it is asked for, into memory of its own, and those of matrices and planes are
+/// checked then. Tensors that are stored as they were have no checksum of their own: [`inspect`](super::inspect) and
+/// [`verify`](super::verify) check that of the whole file. What is read from a file that was written to since it was
+/// opened is refused as [`ErrorKind::Changed`].
 ///
 /// # Errors
 /// [`Error`] names the file, and the tensor and offset where there is one. A file that is not
@@ -171,15 +169,16 @@ impl Checkpoint {
         self.places.values().map(|&place| self.view(place))
     }
 
-    /// The names of the compressed matrices, in order.
+    /// The names of the matrices that [`matrix`](Self::matrix) is for, in order: those that are stored compressed, and
+    /// BF16 tensors stored as byte planes, as in an archive, whose shape suits the layout of the GPU.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let compressed = self.tensors().filter(TensorView::is_compressed);
-        compressed.map(|tensor| tensor.name())
+        let matrices = self.tensors().filter(TensorView::is_matrix);
+        matrices.map(|tensor| tensor.name())
     }
 
-    /// The names of all other tensors, which are stored as they were, in order.
+    /// The names of all other tensors, in order: [`TensorView::decoded`] gives their bytes.
     pub fn other_names(&self) -> impl Iterator<Item = &str> {
-        let others = self.tensors().filter(|tensor| !tensor.is_compressed());
+        let others = self.tensors().filter(|tensor| !tensor.is_matrix());
         others.map(|tensor| tensor.name())
     }
 
@@ -242,12 +241,12 @@ impl<'a> TensorView<'a> {
         self.file.stored_name(self.index)
     }
 
-    /// Its dtype as safetensors spells it: `BF16` if it is compressed.
+    /// Its dtype as safetensors spells it: `BF16` if it is a compressed matrix.
     pub fn dtype(&self) -> &'a str {
         &self.original().dtype
     }
 
-    /// Its dimensions in the original file, two or more if it is compressed.
+    /// Its dimensions in the original file, two or more if it is a compressed matrix.
     pub fn shape(&self) -> &'a [u64] {
         &self.original().shape
     }
@@ -259,7 +258,7 @@ impl<'a> TensorView<'a> {
 
     /// Bytes in the compressed file.
     pub fn stored_bytes(&self) -> u64 {
-        self.file.storage(self.index).0
+        self.file.stored_bytes(self.index)
     }
 
     /// The file that has it.
@@ -267,22 +266,36 @@ impl<'a> TensorView<'a> {
         self.file.path()
     }
 
-    /// Whether it is stored as a compressed matrix.
+    /// Whether it is stored as a compressed matrix or as byte planes.
     pub fn is_compressed(&self) -> bool {
-        self.header().is_some()
+        !matches!(self.form(), Form::Raw)
     }
 
-    /// The header of its compressed matrix, and so all sizes; nothing for a tensor stored as it was.
+    /// Whether it is stored as a compressed matrix, or as byte planes of which one would be made.
+    fn is_matrix(&self) -> bool {
+        match self.form() {
+            Form::Matrix(_) => true,
+            Form::Planes(_) => unsuited(self.original(), None).is_none(),
+            Form::Raw => false,
+        }
+    }
+
+    /// The header of its compressed matrix, and so all sizes; nothing for a tensor that is not stored as one.
     /// Unlike [`matrix`](Self::matrix) this reads no more than was checked when the file was opened.
     pub fn header(&self) -> Option<&'a MatrixHeader> {
-        self.file.matrix_header(self.index)
+        match self.form() {
+            Form::Matrix(header) => Some(header),
+            _ => None,
+        }
     }
 
-    /// Its compressed matrix, read from the file and checked in full, in parallel on the current rayon pool. The leading dimensions count as rows, the last one as columns.
+    /// Its compressed matrix, read from the file and checked in full, in parallel on the current rayon pool. The leading
+    /// dimensions count as rows, the last one as columns. BF16 tensors of two or more dimensions that are stored as byte
+    /// planes are restored and compressed in memory.
     ///
     /// # Errors
-    /// [`ErrorKind::NoMatrix`] for a tensor stored as it was, and [`ErrorKind::Tensor`] when the
-    /// matrix is damaged; [`ErrorKind::Changed`]; [`ErrorKind::Io`].
+    /// [`ErrorKind::NoMatrix`] for all other tensors, and [`ErrorKind::Tensor`] when what is stored is damaged;
+    /// [`ErrorKind::Changed`]; [`ErrorKind::Io`].
     pub fn matrix(&self) -> Result<CompressedMatrix<'static>, Error> {
         self.file.matrix(self.index)?.ok_or_else(|| {
             let kind = ErrorKind::NoMatrix {
@@ -297,12 +310,12 @@ impl<'a> TensorView<'a> {
     /// The bytes of a tensor stored as it was, read from the file: row after row, little-endian.
     ///
     /// # Errors
-    /// [`ErrorKind::Compressed`] for a compressed matrix, [`decoded`](Self::decoded) takes both;
-    /// [`ErrorKind::Changed`]; [`ErrorKind::Io`].
+    /// [`ErrorKind::Compressed`] for others, [`decoded`](Self::decoded) takes all; [`ErrorKind::Changed`];
+    /// [`ErrorKind::Io`].
     pub fn bytes(&self) -> Result<Vec<u8>, Error> {
-        match self.header() {
-            None => self.file.stored(self.index),
-            Some(_) => Err(Error::new(
+        match self.is_compressed() {
+            false => self.file.stored(self.index),
+            true => Err(Error::new(
                 self.path(),
                 ErrorKind::Compressed(self.name().into()),
             )),
@@ -313,15 +326,14 @@ impl<'a> TensorView<'a> {
     /// does with an embedding, or where there is no kernel.
     ///
     /// # Errors
-    /// [`ErrorKind::Tensor`] when a compressed matrix is damaged; [`ErrorKind::Changed`]; [`ErrorKind::Io`].
+    /// [`ErrorKind::Tensor`] when a compressed matrix or byte planes are damaged; [`ErrorKind::Changed`];
+    /// [`ErrorKind::Io`].
     pub fn decoded(&self) -> Result<Vec<u8>, Error> {
-        if !self.is_compressed() {
-            return self.bytes();
-        }
-        let matrix = self.matrix()?;
-        let mut bytes = zeroed(matrix.original_bytes());
-        decode_into(&matrix, &mut bytes).expect("the size is the matrix's");
-        Ok(bytes)
+        self.file.decoded(self.index)
+    }
+
+    fn form(&self) -> &'a Form {
+        self.file.form(self.index)
     }
 
     fn original(&self) -> &'a Tensor {

@@ -1,5 +1,3 @@
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::ErrorKind;
 
 /// How to go about a job.
@@ -8,6 +6,8 @@ use super::ErrorKind;
 pub struct Options<'a> {
     /// Replace what is under the name of the output.
     pub force: bool,
+    /// Make the smallest form: all tensors as byte planes, none in the layout of the GPU.
+    pub archive: bool,
     /// Told how far the job is, and asked whether it is to go on.
     pub progress: &'a dyn Progress,
 }
@@ -16,6 +16,7 @@ impl Default for Options<'_> {
     fn default() -> Self {
         Self {
             force: false,
+            archive: false,
             progress: &(),
         }
     }
@@ -25,6 +26,12 @@ impl<'a> Options<'a> {
     /// With [`force`](Self::force) set to `force`.
     pub fn force(mut self, force: bool) -> Self {
         self.force = force;
+        self
+    }
+
+    /// With [`archive`](Self::archive) set to `archive`.
+    pub fn archive(mut self, archive: bool) -> Self {
+        self.archive = archive;
         self
     }
 
@@ -65,65 +72,5 @@ impl dyn Progress + '_ {
     }
 }
 
-/// The progress of a job that goes through its bytes several times: of `N` passes each advances by its share.
-pub(crate) struct Passes<'a, const N: u64> {
-    progress: &'a dyn Progress,
-    /// Bytes of all passes.
-    done: AtomicU64,
-    /// Bytes that `progress` knows of.
-    told: AtomicU64,
-}
-
-impl<'a, const N: u64> Passes<'a, N> {
-    pub fn new(progress: &'a dyn Progress) -> Self {
-        Self {
-            progress,
-            done: AtomicU64::new(0),
-            told: AtomicU64::new(0),
-        }
-    }
-}
-
-impl<const N: u64> Progress for Passes<'_, N> {
-    fn advance(&self, bytes: u64) {
-        let now = (self.done.fetch_add(bytes, Ordering::Relaxed) + bytes) / N;
-        // Another thread may be further, and has told that already.
-        let before = self.told.fetch_max(now, Ordering::Relaxed);
-        self.progress.advance(now.saturating_sub(before));
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.progress.is_cancelled()
-    }
-}
-
 /// Tells nobody, and is never cancelled.
 impl Progress for () {}
-
-#[cfg(test)]
-mod tests {
-    use rayon::prelude::*;
-
-    use super::*;
-
-    #[derive(Default)]
-    struct Count(AtomicU64);
-
-    impl Progress for Count {
-        fn advance(&self, bytes: u64) {
-            self.0.fetch_add(bytes, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn passes_share_the_bytes() {
-        let count = Count::default();
-        let passes = Passes::<2>::new(&count);
-        // Odd pieces, from many threads.
-        let pass = || (1..1000u64).into_par_iter().for_each(|n| passes.advance(n));
-        pass();
-        assert_eq!(count.0.load(Ordering::Relaxed), 999 * 1000 / 2 / 2);
-        pass();
-        assert_eq!(count.0.load(Ordering::Relaxed), 999 * 1000 / 2);
-    }
-}

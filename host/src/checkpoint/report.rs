@@ -47,21 +47,37 @@ pub struct TensorReport {
     pub stored_bytes: u64,
     /// How it is stored.
     pub storage: Storage,
-    /// The exponents of a BF16 tensor, unless it is too small to shrink. Restoring does not count them.
+    /// Why it is not for the layout of the GPU, if that is so.
+    pub unsuited: Option<Reason>,
+    /// The exponents of a BF16 tensor, unless it is too small to shrink. Neither restoring nor making an archive counts
+    /// them.
     pub exponents: Option<Box<Histogram>>,
 }
 
 /// How a tensor is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Storage {
-    /// As a compressed matrix.
-    Compressed,
-    /// As it was: its dtype is not BF16.
+    /// As a compressed matrix, in the layout of the GPU.
+    Matrix,
+    /// As byte planes through an entropy coder.
+    Planes,
+    /// As it was: neither makes it smaller.
+    Raw,
+}
+
+/// Why a tensor does not suit the layout of the GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// Its dtype is not BF16.
     Dtype,
-    /// As it was: it has less than two dimensions.
-    Shape,
-    /// As it was: it would not shrink.
-    Incompressible,
+    /// It has less than two dimensions.
+    Dimensions,
+    /// It has so few rows or columns that padding them to whole tiles takes more than compression saves.
+    Padding,
+    /// It has more rows, columns or tiles than the layout can count.
+    Size,
+    /// Too many of its exponents lie outside the window, as those of zeros do.
+    Outliers,
 }
 
 impl TensorReport {
@@ -88,10 +104,15 @@ impl Report {
         self.files.iter().flat_map(|file| &file.tensors)
     }
 
-    /// The tensors that are stored compressed.
+    /// The tensors that are stored compressed, one way or the other.
     pub fn compressed(&self) -> impl Iterator<Item = &TensorReport> {
         self.tensors()
-            .filter(|tensor| tensor.storage == Storage::Compressed)
+            .filter(|tensor| tensor.storage != Storage::Raw)
+    }
+
+    /// The BF16 tensors among them.
+    fn weights(&self) -> impl Iterator<Item = &TensorReport> {
+        self.compressed().filter(|tensor| tensor.dtype == "BF16")
     }
 
     /// Bytes of the original `.safetensors` files, headers included.
@@ -120,30 +141,31 @@ impl Report {
         self.stored_bytes() as f64 / self.original_bytes() as f64
     }
 
-    /// Stored bits for each weight of the compressed tensors, if there are any.
+    /// Stored bits for each weight of the compressed BF16 tensors, if there are any.
     pub fn bits_per_weight(&self) -> Option<f64> {
-        let stored = self.compressed().map(|tensor| tensor.stored_bytes).sum();
-        bits(stored, self.compressed().map(TensorReport::elements).sum())
+        let stored = self.weights().map(|tensor| tensor.stored_bytes).sum();
+        bits(stored, self.weights().map(TensorReport::elements).sum())
     }
 
-    /// The exponents of the compressed tensors, taken together.
+    /// The exponents of the compressed tensors, taken together, as far as they were counted.
     pub fn exponents(&self) -> Histogram {
         let mut all = Histogram::empty();
-        for exponents in self.compressed().filter_map(|t| t.exponents.as_ref()) {
+        for exponents in self.weights().filter_map(|t| t.exponents.as_ref()) {
             all += exponents;
         }
         all
     }
 
-    /// The entropy bounds of the compressed tensors, averaged over their weights.
+    /// The entropy bounds of the compressed tensors, averaged over their weights, as far as they were counted.
     pub fn entropy_bits_per_weight(&self) -> Option<f64> {
-        let bits = self.compressed().map(|tensor| {
-            let each = tensor.entropy_bits_per_weight().unwrap_or_default();
-            each * tensor.elements() as f64
+        let counted = self.weights().filter_map(|tensor| {
+            let each = tensor.entropy_bits_per_weight()?;
+            Some((each, tensor.elements() as f64))
         });
-        let bits: f64 = bits.sum();
-        let weights: u64 = self.compressed().map(TensorReport::elements).sum();
-        (weights > 0 && bits > 0.0).then(|| bits / weights as f64)
+        let (bits, weights) = counted.fold((0.0, 0.0), |(bits, weights), (each, elements)| {
+            (bits + each * elements, weights + elements)
+        });
+        (weights > 0.0).then(|| bits / weights)
     }
 }
 

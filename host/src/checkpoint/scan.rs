@@ -9,7 +9,7 @@ use crate::{HEADER_BYTES, Histogram};
 
 /// A compressed matrix has more bytes than this, so that it need not be known what is in smaller ones: there may be many,
 /// and each histogram takes two kilobytes.
-const SMALL_BYTES: u64 = (HEADER_BYTES + TILE_BYTES) as u64;
+pub(crate) const SMALL_BYTES: u64 = (HEADER_BYTES + TILE_BYTES) as u64;
 
 /// What one pass over an original file tells.
 pub(crate) struct Scan {
@@ -31,7 +31,7 @@ impl Scan {
             .map(|tensor| is_counted(tensor).then(|| Mutex::new(Box::new(Histogram::empty()))))
             .collect();
         source.for_each_piece(&|piece| {
-            checksum.add(piece.offset, piece.bytes);
+            checksum.add_piece(&piece);
             if let Some(exponents) = &exponents[piece.tensor] {
                 let more = Histogram::of_piece(piece.bytes);
                 **exponents.lock().expect("no panic") += &more;

@@ -21,6 +21,70 @@ pub(crate) struct Piece<'a> {
     /// Where the bytes lie in the original file.
     pub offset: u64,
     pub bytes: &'a [u8],
+    /// The CRC-32 of the bytes, if it is known.
+    pub crc: Option<u32>,
+}
+
+/// All bytes of a tensor of an original file, of which parts are wanted.
+pub(crate) enum Bytes<'a> {
+    /// In the file.
+    File(&'a Input, Range<u64>),
+    /// Restored.
+    Memory(Vec<u8>),
+}
+
+impl Bytes<'_> {
+    pub fn len(&self) -> usize {
+        match self {
+            // A file may be longer than addresses reach, but matrices and planes are checked for that.
+            Self::File(_, range) => (range.end - range.start) as usize,
+            Self::Memory(bytes) => bytes.len(),
+        }
+    }
+
+    /// Fills a slice with those from an offset on.
+    pub fn read(&self, offset: usize, to: &mut [u8]) -> Result<(), Error> {
+        match self {
+            Self::File(input, range) => input.read_at(range.start + offset as u64, to),
+            Self::Memory(bytes) => {
+                to.copy_from_slice(&bytes[offset..][..to.len()]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Those in a range, in `buffer` if they have to be read.
+    pub fn get<'b>(
+        &'b self,
+        range: Range<usize>,
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<&'b [u8], Error> {
+        if let Self::Memory(bytes) = self {
+            return Ok(&bytes[range]);
+        }
+        buffer.resize(range.len(), 0);
+        self.read(range.start, buffer)?;
+        Ok(buffer)
+    }
+
+    /// Those of a part of the matrix that they are, which has so many columns.
+    pub fn part<'b>(
+        &'b self,
+        part: &Part,
+        cols: usize,
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<&'b [u8], Error> {
+        let mut runs = part.runs(cols).peekable();
+        let first = runs.next().unwrap_or_default();
+        if runs.peek().is_none() {
+            return self.get(first, buffer);
+        }
+        buffer.resize(part.original_bytes(), 0);
+        for (run, to) in part.runs(cols).zip(buffer.chunks_exact_mut(first.len())) {
+            self.read(run.start, to)?;
+        }
+        Ok(buffer)
+    }
 }
 
 /// Something that has the bytes of an original file: the file itself, or its compressed form.
@@ -33,6 +97,12 @@ pub(crate) trait Source: Sync {
 
     /// Length and header of the original file, as they stand there.
     fn header_bytes(&self) -> Vec<u8>;
+
+    /// An error when the file has been written to since it was opened.
+    fn check_unchanged(&self) -> Result<(), Error>;
+
+    /// All bytes of a tensor.
+    fn tensor(&self, index: usize) -> Result<Bytes<'_>, Error>;
 
     /// Hands out all bytes of all tensors, from many threads, in any order; pieces of BF16
     /// tensors hold whole weights. Memory is bounded by the number of threads.
@@ -65,34 +135,6 @@ impl Original {
             json,
         }
     }
-
-    pub fn input(&self) -> &Input {
-        &self.input
-    }
-
-    /// The text of the header.
-    pub fn json(&self) -> &str {
-        &self.json
-    }
-
-    /// Reads a part of the matrix that a tensor is, which has so many columns.
-    pub fn read_part(
-        &self,
-        tensor: usize,
-        cols: usize,
-        part: &Part,
-        to: &mut Vec<u8>,
-    ) -> Result<(), Error> {
-        let range = self.header.file_range(&self.header.tensors[tensor]);
-        to.resize(part.original_bytes(), 0);
-        let mut rest = &mut to[..];
-        for run in part.runs(cols) {
-            let (here, after) = rest.split_at_mut(run.len());
-            self.input.read_at(range.start + run.start as u64, here)?;
-            rest = after;
-        }
-        Ok(())
-    }
 }
 
 impl Source for Original {
@@ -106,6 +148,15 @@ impl Source for Original {
 
     fn header_bytes(&self) -> Vec<u8> {
         header_bytes(&self.json)
+    }
+
+    fn check_unchanged(&self) -> Result<(), Error> {
+        self.input.check_unchanged()
+    }
+
+    fn tensor(&self, index: usize) -> Result<Bytes<'_>, Error> {
+        let range = self.header.file_range(&self.header.tensors[index]);
+        Ok(Bytes::File(&self.input, range))
     }
 
     fn for_each_piece(
@@ -126,9 +177,10 @@ impl Source for Original {
                     tensor,
                     offset,
                     bytes,
+                    crc: None,
                 })
             })
         })?;
-        self.input.check_unchanged()
+        self.check_unchanged()
     }
 }

@@ -40,8 +40,7 @@ pub(crate) trait Transform: Sized {
     fn bytes(&self) -> u64;
 
     /// Writes the output to an empty file; `path` is for errors.
-    fn write(&self, file: &File, path: &Path, progress: &dyn Progress)
-    -> Result<FileReport, Error>;
+    fn write(&self, file: &File, path: &Path, options: &Options) -> Result<FileReport, Error>;
 }
 
 /// Runs a job on a file, or on all files of a folder.
@@ -57,7 +56,7 @@ pub(crate) fn transform<T: Transform>(
     let job = T::open(input)?;
     let target = OutputFile::create(output, Some(input), options.force)?;
     options.progress.start(job.bytes());
-    let report = job.write(target.file(), output, options.progress)?;
+    let report = job.write(target.file(), output, options)?;
     options.progress.step(0).at(output)?;
     attributes.give(target.file()).at(output)?;
     Ok(Report {
@@ -85,17 +84,17 @@ fn transform_folder<T: Transform>(
         fs::create_dir(target.path().join(folder)).at(&output.join(folder))?;
     }
     let mut reports = Vec::with_capacity(jobs.len());
-    for (Renamed { from, to }, job) in files.checkpoints.iter().zip(&jobs) {
+    for (Renamed { from, to, .. }, job) in files.checkpoints.iter().zip(&jobs) {
         let named = output.join(to);
         let file = File::create_new(target.path().join(to)).at(&named)?;
-        let mut report = job.write(&file, &named, options.progress)?;
+        let mut report = job.write(&file, &named, options)?;
         attributes(&input.join(from))?.give(&file).at(&named)?;
         file.sync_all().at(&named)?;
         report.path = from.clone();
         reports.push(report);
         tracing::debug!(file = %shown(to.display()), "written");
     }
-    for Renamed { from, to } in &files.copies {
+    for Renamed { from, to, .. } in &files.copies {
         let from = input.join(from);
         copy(&from, &target.path().join(to), options.progress).at(&from)?;
     }
@@ -105,7 +104,7 @@ fn transform_folder<T: Transform>(
     let sources: Vec<_> = sources
         .chain(files.texts.iter().map(|text| &text.from))
         .collect();
-    for Text { from, to, text } in &files.texts {
+    for Text { from, to, text, .. } in &files.texts {
         let attributes = match input.join(from) {
             from if from.exists() => attributes(&from)?,
             // Made of several files, as a manifest is of all in its folder.

@@ -261,7 +261,7 @@ impl Pair {
         self.container.for_each_piece(&|piece| {
             let bytes = piece.bytes.len() as u64;
             options.progress.step(bytes).at(self.container.path())?;
-            checksum.add(piece.offset, piece.bytes);
+            checksum.add_piece(&piece);
             if let Some(offset) = first_difference(piece.bytes, &self.original, piece.offset)? {
                 first.fetch_min(offset, Ordering::Relaxed);
             }

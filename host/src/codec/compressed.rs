@@ -8,7 +8,7 @@ pub use zipserv_gpu::layout::{HEADER_BYTES, LAYOUT_ID, VERSION};
 
 use crate::Error;
 
-const MAGIC: [u8; 8] = *b"ZIPSERV\0";
+pub(super) const MAGIC: [u8; 8] = *b"ZIPSERV\0";
 /// Sections start at, and the whole ends at, multiples of this: the unit of bulk copies.
 const ALIGN: usize = 16;
 

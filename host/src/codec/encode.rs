@@ -62,6 +62,7 @@ pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
 }
 
 /// What is known of a matrix before its first tile is encoded: the window and all sizes.
+#[derive(Clone, Copy)]
 pub(crate) struct Encoder {
     header: MatrixHeader,
 }

@@ -14,6 +14,7 @@ mod histogram;
 mod matrix;
 mod memory;
 mod part;
+pub(crate) mod planes;
 mod slice;
 
 pub(crate) use compressed::combine_crcs;
@@ -27,3 +28,4 @@ pub use histogram::{Histogram, Window};
 pub use matrix::Matrix;
 pub(crate) use memory::{try_zeroed, zeroed};
 pub(crate) use part::{Part, PartError, Parts};
+pub use planes::{Element, Planes};

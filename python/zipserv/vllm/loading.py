@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
 
 import torch
@@ -14,8 +13,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info, initialize_online_processing
 from vllm.platforms import current_platform
 
-import zipserv
-from zipserv.torch import ops
+from zipserv.torch.stored import Stored, stored_tensors
 from zipserv.vllm.layers import OnlinePacking, gate
 
 
@@ -27,9 +25,9 @@ def install() -> None:
 
     @functools.wraps(original_iterator)
     def weights_iterator(self, source):
-        shapes = _stored(self, source)
+        stored = _stored(self, source)
         weights = original_iterator(self, source)
-        return _decoded(weights, shapes, source.prefix) if shapes else weights
+        return _decoded(weights, stored, source.prefix) if stored else weights
 
     DefaultModelLoader._get_weights_iterator = weights_iterator
 
@@ -64,8 +62,8 @@ def _is_waiting(layer: nn.Module) -> bool:
     return any(weight.is_meta for weight in layer.parameters(recurse=False))
 
 
-def _stored(loader: DefaultModelLoader, source) -> dict[str, tuple[str, str, list[int]]]:
-    """The file, the original name and the original shape of each stored matrix, by the name that it is stored under."""
+def _stored(loader: DefaultModelLoader, source) -> dict[str, Stored]:
+    """The stored tensors, by the names that they are stored under."""
     _, files, is_safetensors = loader._prepare_weights(
         source.model_or_path,
         source.subfolder,
@@ -76,33 +74,19 @@ def _stored(loader: DefaultModelLoader, source) -> dict[str, tuple[str, str, lis
     stored = {}
     for path in files if is_safetensors else []:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            suffix = metadata.get("zipserv.suffix")
-            if suffix is None:
-                continue
-            originals = json.loads(metadata["zipserv.header"])
-            for name in file.keys():
-                original = name.removesuffix(suffix)
-                if name.endswith(suffix) and original in originals:
-                    stored[name] = path, original, originals[original]["shape"]
+            stored |= stored_tensors(path, file.keys(), file.metadata())
     return stored
 
 
-def _decoded(weights: Iterator[tuple[str, Tensor]], stored: dict, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _decoded(
+    weights: Iterator[tuple[str, Tensor]], stored: dict[str, Stored], prefix: str
+) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in weights:
         if (found := stored.get(name.removeprefix(prefix))) is None:
             yield name, tensor
             continue
-        file, original, shape = found
         # Nothing here keeps what is handed on, or two of them would be on the GPU at a time.
-        yield prefix + original, _decode(tensor, file, original).view(shape)
+        yield prefix + found.name, found.dense(tensor, current_platform.device_type)
         if torch.cuda.is_initialized():
             # Or packed weights would get the blocks of decoded ones, which are larger.
             torch.cuda.empty_cache()
-
-
-def _decode(stored: Tensor, file: str, name: str) -> Tensor:
-    try:
-        return ops.decompress(*ops.from_stored(stored, current_platform.device_type))
-    except zipserv.Error as error:
-        raise zipserv.Error(f"{file}: tensor `{name}`: {error}", file, name) from error
