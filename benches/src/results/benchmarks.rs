@@ -41,8 +41,8 @@ dense model's two best logits must be a tie but for rounding; in transformers, l
 const EXPERTS: &str = "
 ## Mixtures of experts
 
-By `python/benches/experts.py`, in PyTorch: `zipserv.torch.experts_mlp` on compressed weights, vLLM's `fused_experts` and
-`torch._grouped_mm` on dense ones. Launches of a form are one CUDA graph over layers with weights and activations of
+By `python/benches/experts.py`, in PyTorch: `zipserv.torch.experts_mlp` on compressed weights, vLLM's `fused_experts`
+and `torch._grouped_mm` on dense ones. Launches of a form are one CUDA graph over layers with weights and activations of
 their own, so weights come from memory; forms are replayed in turn, and a time is the median of the replays. Routing is
 drawn anew for each layer: at random, or skewed, by which some experts are chosen more often. Outputs of the timed
 launches are compared with FP32 sums on the dense weights.
