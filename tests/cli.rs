@@ -938,7 +938,7 @@ fn signals_leave_nothing_behind() {
     let original = folder.path("large.safetensors");
     let mut synth = zipserv();
     synth
-        .args(["synth", "--size", "200MB"])
+        .args(["synth", "--size", "800MB"])
         .arg(&original)
         .assert()
         .success();
