@@ -82,13 +82,17 @@ pub unsafe fn route(args: &RouteArgs) {
                 *args.group_count = groups;
                 *args.routed = routed;
             }
-            for group in 0..own_groups {
-                let done = group * args.group_tokens;
-                *args.groups.add((first_group + group) as usize) = Group {
+            // Counted in tokens, not in groups: a compiler that unrolls it runs out of registers.
+            let (mut done, mut group) = (0, first_group as usize);
+            while done < count {
+                let tokens = (count - done).min(args.group_tokens.max(1));
+                *args.groups.add(group) = Group {
                     expert: own,
                     first: start + done,
-                    tokens: (count - done).min(args.group_tokens),
+                    tokens,
                 };
+                done += tokens;
+                group += 1;
             }
         }
         let mut next = start + memory::load_u32(nexts + 4 * own);
@@ -113,10 +117,13 @@ pub unsafe fn route(args: &RouteArgs) {
             thread::sync_block();
             if own < args.experts {
                 let mut before = 0;
-                for warp in 0..WARPS {
-                    let count = memory::load_u16(of_warp(warp, own));
-                    memory::store_u16(of_warp(warp, own), before);
+                // By address, not by warp: 32 addresses made ahead would take half of the registers.
+                let mut slot = of_warp(0, own);
+                while slot < of_warp(WARPS, 0) {
+                    let count = memory::load_u16(slot);
+                    memory::store_u16(slot, before);
                     before += count;
+                    slot += 2 * args.experts;
                 }
                 next += u32::from(before);
             }
