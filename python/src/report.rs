@@ -84,13 +84,13 @@ impl Report {
 #[pymethods]
 impl Report {
     fn __repr__(&self) -> String {
-        let bits = self
-            .bits_per_weight
-            .map_or("nothing compressed".into(), |bits| {
-                format!("{bits:.3} bits a weight")
-            });
+        let bits = match self.bits_per_weight {
+            Some(bits) => format!(", {bits:.3} bits a weight"),
+            None if self.stored_bytes < self.original_bytes => String::new(),
+            None => ", nothing compressed".into(),
+        };
         format!(
-            "<zipserv.Report: {} -> {} bytes ({:.1} %), {bits}, {} tensors>",
+            "<zipserv.Report: {} -> {} bytes ({:.1} %){bits}, {} tensors>",
             self.original_bytes,
             self.stored_bytes,
             100.0 * self.ratio,

@@ -136,11 +136,12 @@ pub fn bytes_per_second(bytes: u64, time: Duration) -> f64 {
 pub fn sizes(report: &Report) -> String {
     let (original, stored) = (report.original_bytes(), report.stored_bytes());
     let bits = match report.bits_per_weight() {
-        Some(bits) => format!("{bits:.3} bits a weight"),
-        None => "nothing compressed".into(),
+        Some(bits) => format!(", {bits:.3} bits a weight"),
+        None if report.compressed().next().is_some() => String::new(),
+        None => ", nothing compressed".into(),
     };
     format!(
-        "{} -> {} ({:.1} %), {bits}",
+        "{} -> {} ({:.1} %){bits}",
         DecimalBytes(original),
         DecimalBytes(stored),
         100.0 * report.ratio(),

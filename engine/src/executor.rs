@@ -1,0 +1,55 @@
+//! What runs a model: it keeps weights, and keys and values of sequences.
+
+use crate::Result;
+
+/// A sequence whose keys and values an executor keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SequenceId(pub usize);
+
+/// Tokens that come next in a sequence: a prompt, a part of one, or what was sampled last.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk<'a> {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// At least one.
+    pub tokens: &'a [u32],
+}
+
+/// Of which tokens logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// The last of each chunk: what follows it is to be sampled.
+    Last,
+    /// All, to score a text.
+    All,
+    /// None: a chunk of a prompt with more to come.
+    No,
+}
+
+/// Runs one model on one device, or on several that work as one.
+pub trait Executor {
+    /// Logits of a token: one for each entry of the vocabulary.
+    fn vocabulary(&self) -> usize;
+
+    /// Tokens that a sequence can have.
+    fn context(&self) -> usize;
+
+    /// Starts a sequence of no tokens.
+    ///
+    /// # Errors
+    /// If there is no room for one more.
+    fn start(&mut self) -> Result<SequenceId>;
+
+    /// Forgets a sequence. Its number may be given again.
+    fn end(&mut self, sequence: SequenceId);
+
+    /// Adds tokens to sequences, at most one chunk each, and gives logits, a row of `vocabulary` for each token that they
+    /// are wanted of, chunk by chunk.
+    ///
+    /// A token's logits depend on the tokens before it in its sequence, and neither on how these were cut into chunks
+    /// nor on what runs beside them.
+    ///
+    /// # Errors
+    /// If a sequence is unknown or has no room, or a token is none of the vocabulary; nothing is added then.
+    fn forward(&mut self, chunks: &[Chunk], logits: Logits) -> Result<Vec<f32>>;
+}

@@ -1,0 +1,15 @@
+//! Runs language models from compressed weights, from a Hugging Face folder to its next token.
+//!
+//! ```text
+//! text --Tokenizer--> tokens --Executor: a model's layers on a device--> logits --Sampler--> a token, and on
+//! ```
+//!
+//! - `config` and `models` say what a model is: each architecture is a short file that reads like its paper.
+//! - [`Executor`] is what runs one; `cpu` is the plain reference, in FP32.
+//! - `text` has tokenizer and chat template, `generate` the loop around it all.
+
+pub mod error;
+pub mod executor;
+
+pub use error::{Error, Result};
+pub use executor::{Chunk, Executor, Logits, SequenceId};
