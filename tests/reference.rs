@@ -103,6 +103,34 @@ pub fn decode(blob: &[u8]) -> Result<Weights, &'static str> {
     Ok(Weights { rows, cols, bits })
 }
 
+/// The weights of a tensor of some shape, of which the matrix in a container is decoded, or what is wrong with that.
+pub fn tensor(matrix: &Weights, shape: &[usize]) -> Result<Vec<u16>, &'static str> {
+    let (&cols, leading) = shape.split_last().ok_or("no dimensions")?;
+    let (&last, outer) = leading.split_last().ok_or("one dimension")?;
+    let (rows, experts) = (
+        leading.iter().product::<usize>(),
+        outer.iter().product::<usize>(),
+    );
+    if matrix.cols != cols {
+        return Err("columns");
+    }
+    if matrix.rows == rows {
+        return Ok(matrix.bits.clone());
+    }
+    let stride = 32 * last.div_ceil(32);
+    if outer.is_empty() || matrix.rows != experts * stride {
+        return Err("rows");
+    }
+    let mut bits = Vec::new();
+    for expert in 0..experts {
+        for row in 0..last {
+            let start = (expert * stride + row) * cols;
+            bits.extend_from_slice(&matrix.bits[start..start + cols]);
+        }
+    }
+    Ok(bits)
+}
+
 /// A weight less so many factors of two; infinities and NaNs as they are.
 pub fn unscale(weight: u16, scale: u32) -> u16 {
     let exponent = u32::from(weight >> 7 & 0xFF);

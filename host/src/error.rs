@@ -35,6 +35,14 @@ pub enum Error {
         /// Rows that there are.
         found: usize,
     },
+    /// There is no such expert.
+    #[error("there is no expert {expert}: the stack has {experts}")]
+    Expert {
+        /// Its number.
+        expert: usize,
+        /// How many there are.
+        experts: usize,
+    },
     /// The bytes end before the header or a section that the header declares.
     #[error("compressed matrix of {found} bytes, but {expected} are needed")]
     Truncated {

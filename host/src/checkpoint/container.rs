@@ -1,28 +1,26 @@
 use std::{collections::HashMap, ops::Range, path::Path};
 
-use rayon::prelude::*;
-use zipserv_gpu::layout::TILE_ROWS;
-
 use super::{
     Error, ErrorKind,
     checksum::Checksum,
     error::At,
     header::{Header, Tensor, header_bytes},
     input::Input,
-    layout::unsuited,
-    names::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION, VERSION_KEY, VERSION_WITHOUT_PLANES},
-    report::{FileReport, Storage, TensorReport},
+    layout::{strips_of, unsuited},
+    names::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION_KEY, VERSIONS},
+    report::{FileReport, Stack, Storage, TensorReport},
     source::{Bytes, Piece, Source, pieces},
 };
 use crate::{
-    CompressedMatrix, HEADER_BYTES, Histogram, Matrix, MatrixHeader, Planes,
+    CompressedMatrix, ExpertStack, HEADER_BYTES, Histogram, Matrix, MatrixHeader, Planes,
     codec::{
-        Part, PartError, Parts, decode_into, decode_strip,
+        Part, PartError, Parts, Strips, decode_strip, decode_strips,
         planes::{Table, Unpacker},
         zeroed,
     },
     encode,
 };
+use rayon::prelude::*;
 
 /// Matrices are read in groups of about so many stored bytes, so that few patch offsets are in memory at a time.
 const GROUP_BYTES: u64 = 256 << 20;
@@ -47,8 +45,8 @@ struct Place {
 
 /// How a tensor is stored.
 pub(crate) enum Form {
-    /// As a compressed matrix with this header.
-    Matrix(MatrixHeader),
+    /// As a compressed matrix with this header and these strips.
+    Matrix(MatrixHeader, Strips),
     /// As byte planes with this table.
     Planes(Table),
     /// As it was.
@@ -57,9 +55,25 @@ pub(crate) enum Form {
 
 /// All that is stored of a tensor, in memory, as far as it can be checked before it is restored.
 enum Stored {
-    Matrix(CompressedMatrix<'static>),
+    Matrix(CompressedMatrix<'static>, Strips),
     Planes(Planes<'static>),
     Raw(Vec<u8>),
+}
+
+impl Stored {
+    /// All bytes of the tensor.
+    fn decoded(self) -> Result<Vec<u8>, crate::Error> {
+        match self {
+            Self::Raw(bytes) => Ok(bytes),
+            Self::Planes(planes) => planes.decode(),
+            Self::Matrix(matrix, strips) => {
+                let rows = strips.experts() * strips.expert_rows();
+                let mut bytes = zeroed(2 * rows * matrix.cols());
+                decode_strips(&matrix, strips, &mut bytes);
+                Ok(bytes)
+            }
+        }
+    }
 }
 
 /// Whether a header is that of a compressed file.
@@ -81,7 +95,7 @@ impl Container {
         let Some(version) = stored.metadata.remove(VERSION_KEY) else {
             return Err(Error::new(path, ErrorKind::NotCompressed));
         };
-        if ![VERSION, VERSION_WITHOUT_PLANES].contains(&&*version) {
+        if !VERSIONS.contains(&&*version) {
             return Err(Error::new(path, ErrorKind::Version(version)));
         }
         let mut take = |key| stored.metadata.remove(key).ok_or(ErrorKind::Metadata(key));
@@ -129,9 +143,13 @@ impl Container {
                 original_bytes: tensor.bytes(),
                 stored_bytes: self.stored_bytes(index),
                 storage: match self.form(index) {
-                    Form::Matrix(_) => Storage::Matrix,
+                    Form::Matrix(..) => Storage::Matrix,
                     Form::Planes(_) => Storage::Planes,
                     Form::Raw => Storage::Raw,
+                },
+                stack: match self.form(index) {
+                    Form::Matrix(_, strips) => Stack::of(tensor, *strips),
+                    _ => None,
                 },
                 unsuited: unsuited(tensor, exponents.as_deref()),
                 exponents,
@@ -177,38 +195,51 @@ impl Container {
         &self.stored_tensor(tensor).name
     }
 
-    /// The compressed matrix of a tensor, checked in full, or made of its byte planes; nothing for other tensors.
+    /// The compressed matrix of a tensor, checked in full, or made of its byte planes or its aligned stack; nothing for
+    /// other tensors.
     pub fn matrix(&self, tensor: usize) -> Result<Option<CompressedMatrix<'static>>, Error> {
-        let planes = match self.checked(tensor)? {
-            Stored::Matrix(matrix) => return Ok(Some(matrix)),
-            Stored::Raw(_) => return Ok(None),
-            Stored::Planes(planes) => planes,
-        };
         let Some((rows, cols)) = self.original.tensors[tensor].matrix_shape() else {
             return Ok(None);
         };
-        let bytes = planes.decode();
-        let matrix = bytes.and_then(|bytes| {
-            let matrix = Matrix::from_le_bytes(rows, cols, &bytes)?;
-            encode(&matrix)
-        });
+        let bytes = match self.checked(tensor)? {
+            Stored::Raw(_) => return Ok(None),
+            Stored::Matrix(matrix, _) if matrix.rows() == rows => return Ok(Some(matrix)),
+            stored => stored.decoded(),
+        };
+        let matrix = bytes.and_then(|bytes| encode(&Matrix::from_le_bytes(rows, cols, &bytes)?));
         matrix
             .map(Some)
             .map_err(|error| self.damaged(tensor, error))
     }
 
+    /// The stack of experts that a BF16 tensor of three or more dimensions is, checked in full; encoded if it is not
+    /// stored as one that is aligned. Nothing for other tensors.
+    pub fn experts(&self, tensor: usize) -> Result<Option<ExpertStack<'static>>, Error> {
+        let original = &self.original.tensors[tensor];
+        let (Some((experts, rows)), Some((all, cols))) =
+            (original.stack_shape(), original.matrix_shape())
+        else {
+            return Ok(None);
+        };
+        let stack = match self.checked(tensor)? {
+            Stored::Matrix(matrix, _)
+                if Strips::aligned(experts, rows)
+                    .is_some_and(|strips| strips.matrix_rows() == matrix.rows()) =>
+            {
+                ExpertStack::new(matrix, experts, rows)
+            }
+            stored => stored.decoded().and_then(|bytes| {
+                let matrix = Matrix::from_le_bytes(all, cols, &bytes)?;
+                ExpertStack::encode_stacked(experts, &matrix)
+            }),
+        };
+        stack.map(Some).map_err(|error| self.damaged(tensor, error))
+    }
+
     /// All bytes of a tensor.
     pub fn decoded(&self, tensor: usize) -> Result<Vec<u8>, Error> {
-        let damaged = |error| self.damaged(tensor, error);
-        match self.checked(tensor)? {
-            Stored::Raw(bytes) => Ok(bytes),
-            Stored::Planes(planes) => planes.decode().map_err(damaged),
-            Stored::Matrix(matrix) => {
-                let mut bytes = zeroed(matrix.original_bytes());
-                decode_into(&matrix, &mut bytes).map_err(damaged)?;
-                Ok(bytes)
-            }
-        }
+        let bytes = self.checked(tensor)?.decoded();
+        bytes.map_err(|error| self.damaged(tensor, error))
     }
 
     fn checked(&self, tensor: usize) -> Result<Stored, Error> {
@@ -216,11 +247,11 @@ impl Container {
         let start = self.stored_range(tensor).start;
         match self.form(tensor) {
             Form::Raw => Ok(Stored::Raw(bytes)),
-            Form::Matrix(_) => {
+            Form::Matrix(..) => {
                 let matrix = CompressedMatrix::from_bytes(bytes);
                 let header = matrix.as_ref().map(|m| *m.header()).map_err(Clone::clone);
-                check_shape(original, start, header).at(self.path())?;
-                matrix.map(Stored::Matrix)
+                let (_, strips) = check_shape(original, start, header).at(self.path())?;
+                matrix.map(|matrix| Stored::Matrix(matrix, strips))
             }
             Form::Planes(_) => {
                 let planes = Planes::from_bytes(bytes);
@@ -239,7 +270,7 @@ impl Container {
     }
 
     /// What is wrong with how a tensor is stored.
-    fn damaged(&self, tensor: usize, source: crate::Error) -> Error {
+    pub fn damaged(&self, tensor: usize, source: crate::Error) -> Error {
         let offset = self.stored_range(tensor).start;
         let tensor = self.original.tensors[tensor].name.clone();
         let kind = ErrorKind::Tensor {
@@ -302,20 +333,21 @@ fn check_shape(
     tensor: &Tensor,
     offset: u64,
     found: Result<MatrixHeader, crate::Error>,
-) -> Result<MatrixHeader, ErrorKind> {
-    match found {
-        Ok(header) if tensor.matrix_shape() == Some((header.rows(), header.cols())) => Ok(header),
-        Ok(header) => Err(ErrorKind::MatrixShape {
+) -> Result<(MatrixHeader, Strips), ErrorKind> {
+    let header = found.map_err(|source| ErrorKind::Tensor {
+        tensor: tensor.name.clone(),
+        offset,
+        source,
+    })?;
+    let has_cols = tensor.shape.last() == Some(&(header.cols() as u64));
+    match strips_of(tensor, header.rows()).filter(|_| has_cols) {
+        Some(strips) => Ok((header, strips)),
+        None => Err(ErrorKind::MatrixShape {
             tensor: tensor.name.clone(),
             shape: tensor.shape.clone(),
             rows: header.rows(),
             cols: header.cols(),
             offset,
-        }),
-        Err(source) => Err(ErrorKind::Tensor {
-            tensor: tensor.name.clone(),
-            offset,
-            source,
         }),
     }
 }
@@ -397,7 +429,8 @@ fn places(
                     found: len,
                 }),
             };
-            Form::Matrix(check_shape(tensor, start, header).at(path)?)
+            let (header, strips) = check_shape(tensor, start, header).at(path)?;
+            Form::Matrix(header, strips)
         } else {
             return Err(mismatch());
         };
@@ -414,6 +447,7 @@ fn places(
 struct Restored {
     tensor: usize,
     header: MatrixHeader,
+    strips: Strips,
     parts: Parts,
     /// Of all behind its header.
     checksum: Checksum,
@@ -421,7 +455,12 @@ struct Restored {
 
 impl Restored {
     /// Reads what all parts need.
-    fn open(file: &Container, tensor: usize, header: &MatrixHeader) -> Result<Self, Error> {
+    fn open(
+        file: &Container,
+        tensor: usize,
+        header: &MatrixHeader,
+        strips: Strips,
+    ) -> Result<Self, Error> {
         let start = file.stored_range(tensor).start;
         let at = |range: Range<usize>| start + range.start as u64..start + range.end as u64;
         let offsets = file.input.read(at(header.patch_offsets()))?;
@@ -434,7 +473,8 @@ impl Restored {
         Ok(Self {
             tensor,
             header: *header,
-            parts: Parts::new(*header, offsets).ok_or_else(|| file.damage(tensor))?,
+            strips,
+            parts: Parts::new(*header, strips, offsets).ok_or_else(|| file.damage(tensor))?,
             checksum,
         })
     }
@@ -464,9 +504,12 @@ impl Restored {
         let start = file.original.file_range(&file.original.tensors[tensor]);
         let start = start.start;
         restored.resize(part.original_bytes(), 0);
-        let strip_bytes = 2 * TILE_ROWS * matrix.cols();
-        for (strip, rows) in restored.chunks_mut(strip_bytes).enumerate() {
-            decode_strip(&matrix, strip, rows);
+        let mut rest = &mut restored[..];
+        for (index, strip) in part.strips.clone().enumerate() {
+            let rows = self.strips.rows(&(strip..strip + 1)).len();
+            let (rows, after) = rest.split_at_mut(2 * rows * matrix.cols());
+            decode_strip(&matrix, index, rows);
+            rest = after;
         }
         let mut rest = &restored[..];
         for run in part.runs(self.header.cols()) {
@@ -546,20 +589,20 @@ impl Source for Container {
     ) -> Result<(), Error> {
         for group in self.groups() {
             let matrices = group.clone().into_par_iter().filter_map(|tensor| {
-                let Form::Matrix(header) = self.form(tensor) else {
+                let Form::Matrix(header, strips) = self.form(tensor) else {
                     return None;
                 };
-                Some(Restored::open(self, tensor, header))
+                Some(Restored::open(self, tensor, header, *strips))
             });
             let matrices = matrices.collect::<Result<Vec<_>, _>>()?;
             let mut jobs = Vec::new();
             for matrix in &matrices {
-                let parts = Part::all(matrix.header.rows(), matrix.header.cols());
+                let parts = Part::all(matrix.strips, matrix.header.cols());
                 jobs.extend(parts.map(|part| Job::Decode(matrix, part)));
             }
             for tensor in group {
                 match self.form(tensor) {
-                    Form::Matrix(_) => (),
+                    Form::Matrix(..) => (),
                     Form::Planes(table) => {
                         let chunks = 0..table.chunks();
                         jobs.extend(chunks.map(|chunk| Job::Unpack {

@@ -193,6 +193,18 @@ pub enum ErrorKind {
         /// Its shape.
         shape: Vec<u64>,
     },
+    /// A stack of experts is asked for, but the tensor is none.
+    #[error(
+        "tensor `{tensor}` ({dtype} of shape {shape:?}) is no stack of experts: that is BF16 of three or more dimensions"
+    )]
+    NoStack {
+        /// The tensor's name.
+        tensor: String,
+        /// Its dtype.
+        dtype: String,
+        /// Its shape.
+        shape: Vec<u64>,
+    },
     /// A tensor's own bytes are asked for, but it is stored compressed.
     #[error("tensor `{0}` is compressed")]
     Compressed(String),
@@ -320,7 +332,7 @@ pub enum ErrorKind {
     #[error("not compressed by zipserv: no `{key}` in its metadata", key = super::names::VERSION_KEY)]
     NotCompressed,
     /// A version of the container that this build does not read.
-    #[error("container version `{0}` is not supported; this build reads versions 1 and {version}", version = super::names::VERSION)]
+    #[error("container version `{0}` is not supported; this build reads versions {versions}", versions = super::names::VERSIONS.join(", "))]
     Version(String),
     /// A version of the folder's `zipserv.json` that this build does not read.
     #[error("version `{0}` is not supported; this build reads version {version}", version = super::names::MANIFEST_VERSION)]
@@ -376,6 +388,23 @@ pub enum ErrorKind {
         /// What is wrong, with offsets from there.
         source: crate::Error,
     },
+    /// Tensors that are to be the matrices of a mixture's experts differ in shape.
+    #[error(
+        "experts differ: tensor `{tensor}` has shape {shape:?}, but `{like}` has {like_shape:?}"
+    )]
+    ExpertShape {
+        /// The tensor's name.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<u64>,
+        /// The tensor that it should be like.
+        like: String,
+        /// That one's shape.
+        like_shape: Vec<u64>,
+    },
+    /// No tensors are named that are to be the matrices of experts.
+    #[error("no experts are named")]
+    NoExperts,
     /// The restored file is not the original.
     #[error(
         "checksum of the restored file is {found:08x}, but {expected:08x} was stored: the data is damaged"
@@ -397,6 +426,7 @@ impl ErrorKind {
             | Self::TensorInTwoFiles { tensor, .. }
             | Self::NoTensor { tensor, .. }
             | Self::NoMatrix { tensor, .. }
+            | Self::NoStack { tensor, .. }
             | Self::Compressed(tensor)
             | Self::DuplicateTensor(tensor)
             | Self::Dimensions { tensor, .. }
@@ -409,6 +439,7 @@ impl ErrorKind {
             | Self::UnexpectedTensor(tensor)
             | Self::TensorMismatch(tensor)
             | Self::MatrixShape { tensor, .. }
+            | Self::ExpertShape { tensor, .. }
             | Self::PlanesSize { tensor, .. }
             | Self::Tensor { tensor, .. } => Some(tensor),
             Self::OriginalHeader(kind) => kind.tensor(),

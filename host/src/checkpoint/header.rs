@@ -58,6 +58,17 @@ impl Tensor {
         }
     }
 
+    /// Experts, and rows of each, of a BF16 tensor of three or more dimensions: a stack of matrices of the last two.
+    pub fn stack_shape(&self) -> Option<(usize, usize)> {
+        match self.shape.as_slice() {
+            [leading @ .., rows, _] if !leading.is_empty() && self.dtype == "BF16" => {
+                let experts = leading.iter().product::<u64>();
+                Some((usize::try_from(experts).ok()?, usize::try_from(*rows).ok()?))
+            }
+            _ => None,
+        }
+    }
+
     /// Bits of an element, if the dtype is known.
     pub fn dtype_bits(&self) -> Option<u64> {
         Some(match self.dtype.as_str() {

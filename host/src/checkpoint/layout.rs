@@ -3,11 +3,45 @@
 use std::collections::HashSet;
 
 use super::{header::Tensor, report::Reason};
-use crate::{Element, Histogram, MatrixHeader};
+use crate::{Element, Histogram, MatrixHeader, codec::Strips};
 
 /// The share of weights outside the window up to which a matrix is for the GPU: one in so many. Trained weights have
 /// one in fifty. More, as pruned weights have, take time on the GPU and less room as planes.
 const OUTLIERS: u64 = 8;
+
+/// Up to how much padding the experts of a stack are aligned: one row for so many rows of weights.
+const PADDING: usize = 8;
+
+/// The strips of a tensor that suits the layout of the GPU and has these exponents: each expert of a stack gets its own
+/// where that takes little room.
+pub(crate) fn strips(tensor: &Tensor, exponents: &Histogram) -> Option<Strips> {
+    let (rows, cols) = tensor.matrix_shape()?;
+    Some(aligned(tensor, cols, exponents).unwrap_or_else(|| Strips::of_matrix(rows)))
+}
+
+fn aligned(tensor: &Tensor, cols: usize, exponents: &Histogram) -> Option<Strips> {
+    let (experts, rows) = tensor.stack_shape()?;
+    let strips = Strips::aligned(experts, rows)?;
+    let padding = strips.stride() - rows;
+    if experts < 2 || padding == 0 || padding > rows / PADDING {
+        return None;
+    }
+    let outliers = exponents.window().outliers;
+    let header = MatrixHeader::new(strips.matrix_rows(), cols, 0, outliers).ok()?;
+    ((header.stored_bytes() as u64) < tensor.bytes()).then_some(strips)
+}
+
+/// The strips of the matrix of so many rows that a tensor is stored as. Nothing if it is no such tensor's.
+pub(crate) fn strips_of(tensor: &Tensor, matrix_rows: usize) -> Option<Strips> {
+    let (rows, _) = tensor.matrix_shape()?;
+    let aligned = tensor
+        .stack_shape()
+        .and_then(|(experts, rows)| Strips::aligned(experts, rows));
+    [Some(Strips::of_matrix(rows)), aligned]
+        .into_iter()
+        .flatten()
+        .find(|strips| strips.matrix_rows() == matrix_rows)
+}
 
 /// Why a tensor does not suit the layout of the GPU, if that is so; without its exponents, as far as its shape tells.
 pub(crate) fn unsuited(tensor: &Tensor, exponents: Option<&Histogram>) -> Option<Reason> {

@@ -7,10 +7,9 @@ pub const VERSION_KEY: &str = "zipserv.version";
 pub const SUFFIX_KEY: &str = "zipserv.suffix";
 pub const HEADER_KEY: &str = "zipserv.header";
 pub const CRC_KEY: &str = "zipserv.crc32";
-/// The version of the container that this build writes.
-pub const VERSION: &str = "2";
-/// The one before, which it writes where there are no byte planes, and reads.
-pub const VERSION_WITHOUT_PLANES: &str = "1";
+/// Versions of the container, from the first: of matrices that are as their tensors, byte planes too, and aligned stacks
+/// too. This build reads all, and writes the first that has what there is.
+pub const VERSIONS: [&str; 3] = ["1", "2", "3"];
 /// The version of [`MANIFEST`].
 pub const MANIFEST_VERSION: &str = "1";
 

@@ -13,7 +13,7 @@ use super::{
     layout::unsuited,
     source::Source,
 };
-use crate::{CompressedMatrix, MatrixHeader};
+use crate::{CompressedMatrix, ExpertStack, MatrixHeader};
 
 /// Opens what [`compress`](super::compress()) has made, an archive too, to load a model from it tensor by tensor.
 ///
@@ -55,10 +55,11 @@ use crate::{CompressedMatrix, MatrixHeader};
 /// assert_eq!((norm.dtype(), norm.shape()), ("F32", &[2][..]));
 /// assert_eq!(norm.bytes()?.len(), 8);
 ///
-/// // A tensor of any number of dimensions is the matrix of all but the last by the last.
+/// // A tensor of any number of dimensions is the matrix of all but the last by the last, or a stack of experts.
 /// let up = checkpoint.tensor("up.weight")?;
 /// assert_eq!(up.shape(), [2, 32, 128]);
 /// assert_eq!((up.matrix()?.rows(), up.matrix()?.cols()), (64, 128));
+/// assert_eq!((up.experts()?.experts(), up.experts()?.rows()), (2, 32));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint, Error> {
@@ -208,6 +209,11 @@ impl Checkpoint {
         self.tensor(name)?.matrix()
     }
 
+    /// As given, for errors.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn view(&self, (file, index): (usize, usize)) -> TensorView<'_> {
         let file = &self.files[file];
         TensorView { file, index }
@@ -274,37 +280,67 @@ impl<'a> TensorView<'a> {
     /// Whether it is stored as a compressed matrix, or as byte planes of which one would be made.
     fn is_matrix(&self) -> bool {
         match self.form() {
-            Form::Matrix(_) => true,
+            Form::Matrix(..) => true,
             Form::Planes(_) => unsuited(self.original(), None).is_none(),
             Form::Raw => false,
         }
     }
 
-    /// The header of its compressed matrix, and so all sizes; nothing for a tensor that is not stored as one.
-    /// Unlike [`matrix`](Self::matrix) this reads no more than was checked when the file was opened.
+    /// The header of its compressed matrix, and so all sizes; nothing for a tensor that is not stored as
+    /// [`matrix`](Self::matrix) gives it. Unlike that this reads no more than was checked when the file was opened.
     pub fn header(&self) -> Option<&'a MatrixHeader> {
         match self.form() {
-            Form::Matrix(header) => Some(header),
+            Form::Matrix(header, _) => {
+                let (rows, _) = self.original().matrix_shape()?;
+                (header.rows() == rows).then_some(header)
+            }
             _ => None,
         }
     }
 
     /// Its compressed matrix, read from the file and checked in full, in parallel on the current rayon pool. The leading
     /// dimensions count as rows, the last one as columns. BF16 tensors of two or more dimensions that are stored as byte
-    /// planes are restored and compressed in memory.
+    /// planes, or as a stack of [`experts`](Self::experts) with padding between them, are restored and compressed in
+    /// memory.
     ///
     /// # Errors
     /// [`ErrorKind::NoMatrix`] for all other tensors, and [`ErrorKind::Tensor`] when what is stored is damaged;
     /// [`ErrorKind::Changed`]; [`ErrorKind::Io`].
     pub fn matrix(&self) -> Result<CompressedMatrix<'static>, Error> {
-        self.file.matrix(self.index)?.ok_or_else(|| {
-            let kind = ErrorKind::NoMatrix {
+        let matrix = self.file.matrix(self.index)?;
+        matrix.ok_or_else(|| self.no_matrix())
+    }
+
+    /// The matrices of experts that a BF16 tensor of three or more dimensions is: all dimensions but the last two count
+    /// experts. Read from the file and checked in full where each expert is stored from a tile of its own on, as
+    /// compression has it unless that takes too much room; else restored, and compressed in memory.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoStack`] for all other tensors, else as [`matrix`](Self::matrix).
+    pub fn experts(&self) -> Result<ExpertStack<'static>, Error> {
+        let experts = self.file.experts(self.index)?;
+        experts.ok_or_else(|| {
+            let kind = ErrorKind::NoStack {
                 tensor: self.name().into(),
                 dtype: self.dtype().into(),
                 shape: self.shape().into(),
             };
             Error::new(self.path(), kind)
         })
+    }
+
+    pub(super) fn no_matrix(&self) -> Error {
+        let kind = ErrorKind::NoMatrix {
+            tensor: self.name().into(),
+            dtype: self.dtype().into(),
+            shape: self.shape().into(),
+        };
+        Error::new(self.path(), kind)
+    }
+
+    /// What fails with a matrix that is made of it.
+    pub(super) fn error(&self, source: crate::Error) -> Error {
+        self.file.damaged(self.index, source)
     }
 
     /// The bytes of a tensor stored as it was, read from the file: row after row, little-endian.

@@ -1,6 +1,9 @@
 use std::path::PathBuf;
 
-use crate::Histogram;
+use zipserv_gpu::layout::TILE_ROWS;
+
+use super::header::Tensor;
+use crate::{Histogram, codec::Strips};
 
 /// What a job did, or what an inspection found.
 #[derive(Clone, Debug, Default)]
@@ -47,11 +50,25 @@ pub struct TensorReport {
     pub stored_bytes: u64,
     /// How it is stored.
     pub storage: Storage,
+    /// The experts that it holds, if it is stored as a matrix and has two or more.
+    pub stack: Option<Stack>,
     /// Why it is not for the layout of the GPU, if that is so.
     pub unsuited: Option<Reason>,
     /// The exponents of a BF16 tensor, unless it is too small to shrink. Neither restoring nor making an archive counts
     /// them.
     pub exponents: Option<Box<Histogram>>,
+}
+
+/// Matrices stored as one: those of a tensor of three or more dimensions, such as a mixture's experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stack {
+    /// Two or more.
+    pub experts: usize,
+    /// Rows of each, M.
+    pub rows: usize,
+    /// Whether each starts with a tile, as kernels want it.
+    pub is_aligned: bool,
 }
 
 /// How a tensor is stored.
@@ -78,6 +95,23 @@ pub enum Reason {
     Size,
     /// Too many of its exponents lie outside the window, as those of zeros do.
     Outliers,
+}
+
+impl Stack {
+    /// That of a tensor whose matrix has such strips, if it is one.
+    pub(crate) fn of(tensor: &Tensor, strips: Strips) -> Option<Self> {
+        let (experts, rows) = tensor.stack_shape()?;
+        (experts > 1).then_some(Self {
+            experts,
+            rows,
+            is_aligned: strips.experts() > 1 || rows.is_multiple_of(TILE_ROWS),
+        })
+    }
+
+    /// Whether there is padding between the experts.
+    pub fn is_padded(&self) -> bool {
+        self.is_aligned && !self.rows.is_multiple_of(TILE_ROWS)
+    }
 }
 
 impl TensorReport {

@@ -10,9 +10,9 @@ use super::{
     checksum::Checksum,
     error::At,
     header::{Header, LENGTH_BYTES, Tensor},
-    layout::{elements, unsuited},
-    names::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION, VERSION_KEY, VERSION_WITHOUT_PLANES},
-    report::{FileReport, Storage, TensorReport},
+    layout::{elements, strips, unsuited},
+    names::{CRC_KEY, HEADER_KEY, SUFFIX_KEY, VERSION_KEY, VERSIONS},
+    report::{FileReport, Stack, Storage, TensorReport},
     scan::SMALL_BYTES,
     source::{Bytes, PIECE_BYTES, Source},
 };
@@ -146,7 +146,7 @@ impl Writer<'_> {
             (SUFFIX_KEY, self.suffix.into()),
             (HEADER_KEY, json),
             (CRC_KEY, format!("{crc:08x}")),
-            (VERSION_KEY, VERSION.into()),
+            (VERSION_KEY, VERSIONS[0].into()),
         ]))
     }
 
@@ -185,8 +185,8 @@ impl Writer<'_> {
             .as_deref()
             .filter(|exponents| unsuited(tensor, Some(exponents)).is_none())
             .and_then(|exponents| {
-                let (rows, cols) = tensor.matrix_shape()?;
-                Encoder::new(rows, cols, exponents).ok()
+                let (_, cols) = tensor.matrix_shape()?;
+                Encoder::new(strips(tensor, exponents)?, cols, exponents).ok()
             });
         let form = match matrix {
             Some(encoder) => Form::Matrix(encoder),
@@ -220,6 +220,7 @@ impl Writer<'_> {
         tensor: usize,
         stored_bytes: u64,
         storage: Storage,
+        stack: Option<Stack>,
         exponents: Option<Box<Histogram>>,
     ) -> TensorReport {
         let tensor = &self.source.header().tensors[tensor];
@@ -234,6 +235,7 @@ impl Writer<'_> {
             original_bytes: tensor.bytes(),
             stored_bytes,
             storage,
+            stack,
             unsuited: unsuited(tensor, exponents.as_deref()),
             exponents,
         }
@@ -249,9 +251,11 @@ impl Writer<'_> {
             let bytes = encoder.header().stored_bytes() as u64;
             let start = written.end();
             let exponents = item.exponents.clone();
-            let report = self.report(item.tensor, bytes, Storage::Matrix, exponents);
+            let tensor = &self.source.header().tensors[item.tensor];
+            let stack = Stack::of(tensor, encoder.strips());
+            let report = self.report(item.tensor, bytes, Storage::Matrix, stack, exponents);
             written.add(item.tensor, report);
-            let parts = Part::all(encoder.header().rows(), encoder.header().cols());
+            let parts = Part::all(encoder.strips(), encoder.header().cols());
             jobs.extend(parts.map(|part| TileJob {
                 item,
                 encoder,
@@ -295,7 +299,12 @@ impl Writer<'_> {
             .expect("it has been laid out");
         dense.resize(part.tiles.len() * TILE_BYTES, 0);
         let mut buffer = TileBuffer::default();
-        encoder.encode(&matrix, dense, &mut buffer);
+        let strip_bytes = dense.len() / part.strips.len();
+        for (strip, dense) in part.strips.clone().zip(dense.chunks_exact_mut(strip_bytes)) {
+            let Range { start, end } = encoder.strips().rows(&(strip..strip + 1));
+            let rows = start - part.rows.start..end - part.rows.start;
+            encoder.encode(&matrix.rows_of(rows), dense, &mut buffer);
+        }
         let at = job.start + (HEADER_BYTES + part.tiles.start * TILE_BYTES) as u64;
         file.write_all_at(dense, at).at(self.path)?;
         self.progress.step(bytes.len() as u64).at(self.path)?;
@@ -349,7 +358,8 @@ impl Writer<'_> {
                 let (item, exponents) = (job.item, job.item.exponents.clone());
                 match packed.finish(self, item.bytes.len())? {
                     Some(bytes) => {
-                        let report = self.report(item.tensor, bytes, Storage::Planes, exponents);
+                        let report =
+                            self.report(item.tensor, bytes, Storage::Planes, None, exponents);
                         written.add(item.tensor, report);
                     }
                     None => kept.push(Kept {
@@ -378,19 +388,25 @@ impl Writer<'_> {
             self.write_at(bytes, to + offset)?;
             self.progress.step(bytes.len() as u64).at(self.path)
         })?;
-        let report = self.report(kept.tensor, tensor.bytes(), Storage::Raw, kept.exponents);
+        let report = self.report(
+            kept.tensor,
+            tensor.bytes(),
+            Storage::Raw,
+            None,
+            kept.exponents,
+        );
         written.add(kept.tensor, report);
         Ok(())
     }
 
     fn finish(&self, written: Written) -> Result<(FileReport, u32), Error> {
         self.source.check_unchanged()?;
-        let has_planes = |report: &&TensorReport| report.storage == Storage::Planes;
         let reports: Vec<_> = written.reports.into_iter().flatten().collect();
-        let version = match reports.iter().find(has_planes) {
-            Some(_) => VERSION,
-            None => VERSION_WITHOUT_PLANES,
-        };
+        let needed = reports.iter().map(|report| match report.storage {
+            Storage::Planes => 1,
+            _ => 2 * usize::from(report.stack.is_some_and(|stack| stack.is_padded())),
+        });
+        let version = VERSIONS[needed.max().unwrap_or(0)];
         let crc = written.checksum.finish();
         let header = self.header(written.tensors, crc)?;
         let mut header = header.with_metadata([(VERSION_KEY, version.into())]);

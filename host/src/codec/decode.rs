@@ -2,13 +2,14 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 use zipserv_gpu::{decode as lanes, layout::*};
 
-use super::{CompressedMatrix, memory::zeroed};
+use super::{CompressedMatrix, Strips, memory::zeroed};
 use crate::Error;
 
 /// Restores the weights of `matrix`, row after row.
 pub fn decode(matrix: &CompressedMatrix) -> Vec<half::bf16> {
     let mut weights = zeroed(matrix.rows() * matrix.cols());
-    decode_all(matrix, bytemuck::cast_slice_mut(&mut weights));
+    let strips = Strips::of_matrix(matrix.rows());
+    decode_strips(matrix, strips, bytemuck::cast_slice_mut(&mut weights));
     weights
 }
 
@@ -24,7 +25,7 @@ pub fn decode_into(matrix: &CompressedMatrix, output: &mut [u8]) -> Result<(), E
             found: output.len(),
         });
     }
-    decode_all(matrix, output);
+    decode_strips(matrix, Strips::of_matrix(matrix.rows()), output);
     Ok(())
 }
 
@@ -58,14 +59,30 @@ pub fn decode_rows(
     Ok(())
 }
 
-fn decode_all(matrix: &CompressedMatrix, output: &mut [u8]) {
+/// Restores all weights of a matrix with such strips into `output`, which is as long as they are.
+pub(crate) fn decode_strips(matrix: &CompressedMatrix, strips: Strips, output: &mut [u8]) {
+    let width = 2 * matrix.cols();
+    output
+        .par_chunks_mut((strips.expert_rows() * width).max(1))
+        .enumerate()
+        .for_each(|(expert, output)| decode_expert(matrix, strips, expert, output));
+}
+
+/// Restores the weights of one expert of a stack with such strips.
+pub(super) fn decode_expert(
+    matrix: &CompressedMatrix,
+    strips: Strips,
+    expert: usize,
+    output: &mut [u8],
+) {
+    let first = expert * strips.of_expert();
     output
         .par_chunks_mut((2 * TILE_ROWS * matrix.cols()).max(1))
         .enumerate()
-        .for_each(|(strip, rows)| decode_strip(matrix, strip, rows));
+        .for_each(|(strip, rows)| decode_strip(matrix, first + strip, rows));
 }
 
-/// Restores the rows of one strip.
+/// Restores the rows of one strip, as many as there is room for.
 pub(crate) fn decode_strip(matrix: &CompressedMatrix, strip: usize, rows: &mut [u8]) {
     let cols = matrix.cols();
     let (_, tile_cols) = tile_grid(matrix.rows(), cols);

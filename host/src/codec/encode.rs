@@ -2,7 +2,9 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 use zipserv_gpu::{decode, layout::*};
 
-use super::{CompressedMatrix, Histogram, Matrix, MatrixHeader, combine_crcs, memory::zeroed};
+use super::{
+    CompressedMatrix, Histogram, Matrix, MatrixHeader, Strips, combine_crcs, memory::zeroed,
+};
 use crate::Error;
 
 /// Compresses `matrix`, in parallel on the current rayon pool. Every bit pattern and every shape
@@ -24,19 +26,30 @@ use crate::Error;
 /// # Ok::<(), zipserv::Error>(())
 /// ```
 pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
-    let (rows, cols) = (matrix.rows(), matrix.cols());
-    let encoder = Encoder::new(rows, cols, &Histogram::of(matrix))?;
+    let strips = Strips::of_matrix(matrix.rows());
+    let strip_of = |strip| matrix.strip(strip);
+    encode_strips(strips, matrix.cols(), &Histogram::of(matrix), strip_of)
+}
+
+/// Compresses a matrix of which `strip_of` gives the weights in a strip.
+pub(super) fn encode_strips<'a>(
+    strips: Strips,
+    cols: usize,
+    exponents: &Histogram,
+    strip_of: impl Fn(usize) -> Matrix<'a> + Sync,
+) -> Result<CompressedMatrix<'static>, Error> {
+    let encoder = Encoder::new(strips, cols, exponents)?;
     let header = encoder.header();
     let mut bytes = zeroed(header.stored_bytes());
     let [dense, offsets, patches] = header.sections_mut(&mut bytes);
 
-    let (_, tile_cols) = tile_grid(rows, cols);
+    let (_, tile_cols) = tile_grid(header.rows(), cols);
     let strips: Vec<_> = dense
         .par_chunks_mut((tile_cols * TILE_BYTES).max(1))
         .enumerate()
         .map(|(strip, dense)| {
             let mut buffer = TileBuffer::default();
-            encoder.encode(&matrix.strip(strip), dense, &mut buffer);
+            encoder.encode(&strip_of(strip), dense, &mut buffer);
             (buffer, crc32fast::hash(dense), dense.len() as u64)
         })
         .collect();
@@ -64,6 +77,7 @@ pub fn encode(matrix: &Matrix) -> Result<CompressedMatrix<'static>, Error> {
 /// What is known of a matrix before its first tile is encoded: the window and all sizes.
 #[derive(Clone, Copy)]
 pub(crate) struct Encoder {
+    strips: Strips,
     header: MatrixHeader,
 }
 
@@ -77,11 +91,18 @@ pub(crate) struct TileBuffer {
 }
 
 impl Encoder {
-    pub fn new(rows: usize, cols: usize, histogram: &Histogram) -> Result<Self, Error> {
-        let window = histogram.window();
+    pub fn new(strips: Strips, cols: usize, exponents: &Histogram) -> Result<Self, Error> {
+        let window = exponents.window();
+        let rows = strips.matrix_rows();
         Ok(Self {
+            strips,
             header: MatrixHeader::new(rows, cols, window.base, window.outliers)?,
         })
+    }
+
+    /// Which rows are in which strip.
+    pub fn strips(&self) -> Strips {
+        self.strips
     }
 
     /// The header, which lacks the checksum of the payload.
@@ -89,20 +110,18 @@ impl Encoder {
         self.header
     }
 
-    /// Encodes the tiles of a [part](super::Part) of the matrix to `dense`, which they fill, and appends to `buffer`.
-    pub fn encode(&self, part: &Matrix, dense: &mut [u8], buffer: &mut TileBuffer) {
-        let cols = part.cols();
-        let (_, tile_cols) = tile_grid(part.rows(), cols);
+    /// Encodes what is in a strip, or in some of its columns, to `dense`, which its tiles fill, and appends to `buffer`.
+    pub fn encode(&self, strip: &Matrix, dense: &mut [u8], buffer: &mut TileBuffer) {
+        let cols = strip.cols();
         let base = self.header.base();
         for (index, dense) in dense.chunks_exact_mut(TILE_BYTES).enumerate() {
-            let rows = part.strip(index / tile_cols);
-            let col = index % tile_cols * TILE_COLS;
+            let col = index * TILE_COLS;
             let before = buffer.patches.len();
-            if rows.rows() == TILE_ROWS && col + TILE_COLS <= cols {
-                let tile = &rows.as_le_bytes()[2 * col..];
+            if strip.rows() == TILE_ROWS && col + TILE_COLS <= cols {
+                let tile = &strip.as_le_bytes()[2 * col..];
                 encode_tile(base, tile, 2 * cols, dense, &mut buffer.patches);
             } else {
-                let tile = self.padded_tile(&rows, col);
+                let tile = self.padded_tile(strip, col);
                 let stride = 2 * TILE_COLS;
                 encode_tile(base, &tile, stride, dense, &mut buffer.patches);
             }

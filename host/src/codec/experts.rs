@@ -1,12 +1,16 @@
-use half::bf16;
-use zipserv_gpu::layout::TILE_ROWS;
+use std::ops::Range;
 
-use super::{CompressedMatrix, Matrix, decode_rows, encode};
+use half::bf16;
+
+use super::{
+    CompressedMatrix, Histogram, Matrix, Strips, concat, decode::decode_expert,
+    encode::encode_strips, zeroed,
+};
 use crate::Error;
 
 /// The matrices of a mixture's experts, compressed as one: they follow one another, each from a strip of 32 rows of its
-/// own on, so that a kernel finds each. An expert whose rows are no multiple of 32 is filled up with copies of its last
-/// row, which nothing reads.
+/// own on, so that a kernel finds each. An expert whose rows are no multiple of 32 is filled up with weights that take
+/// no patch, and that nothing reads.
 ///
 /// ```
 /// use zipserv::{ExpertStack, Matrix};
@@ -19,13 +23,14 @@ use crate::Error;
 /// let stack = ExpertStack::encode(&experts)?;
 /// assert_eq!(stack.matrix().rows(), 3 * 64);
 /// assert_eq!(stack.decode(1)?, experts[1].as_le_bytes());
+/// // Some of them, for another GPU.
+/// assert_eq!(stack.slice(1..3)?.decode(0)?, experts[1].as_le_bytes());
 /// # Ok::<(), zipserv::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct ExpertStack<'a> {
     matrix: CompressedMatrix<'a>,
-    experts: usize,
-    rows: usize,
+    strips: Strips,
 }
 
 impl ExpertStack<'static> {
@@ -44,48 +49,62 @@ impl ExpertStack<'static> {
                 found: experts.iter().map(Matrix::rows).sum(),
             });
         }
-        let (width, stride) = (2 * cols, rows.next_multiple_of(TILE_ROWS));
-        let all = count.checked_mul(stride);
-        let all = all.ok_or(Error::MatrixTooLarge { rows, cols })?;
-        // Whether it can be, before memory is taken.
-        super::MatrixHeader::new(all, cols, 0, 0)?;
-        let mut bytes = Vec::with_capacity(all * width);
+        let strips = Strips::aligned(count, rows).ok_or(Error::MatrixTooLarge { rows, cols })?;
+        let mut exponents = Histogram::empty();
         for expert in experts {
-            let weights = expert.as_le_bytes();
-            bytes.extend_from_slice(weights);
-            for _ in rows..stride {
-                bytes.extend_from_slice(&weights[weights.len() - width..]);
-            }
+            exponents += &Histogram::of(expert);
         }
-        let matrix = encode(&Matrix::from_le_bytes(all, cols, &bytes)?)?;
-        Ok(Self {
-            matrix,
-            experts: count,
-            rows,
-        })
+        let each = strips.of_expert();
+        let strip_of = |strip: usize| experts[strip / each].strip(strip % each);
+        let matrix = encode_strips(strips, cols, &exponents, strip_of)?;
+        Ok(Self { matrix, strips })
+    }
+
+    /// As [`encode`](Self::encode), of experts whose matrices follow one another in one that is dense.
+    ///
+    /// # Errors
+    /// [`Error::Experts`] when its rows are not those of so many; as [`encode`](Self::encode).
+    pub fn encode_stacked(experts: usize, matrix: &Matrix) -> Result<Self, Error> {
+        let (all, cols) = (matrix.rows(), matrix.cols());
+        let rows = all.checked_div(experts).unwrap_or(0);
+        if experts == 0 || rows * experts != all {
+            return Err(Error::Experts {
+                experts,
+                rows,
+                found: all,
+            });
+        }
+        let strips = Strips::aligned(experts, rows).ok_or(Error::MatrixTooLarge { rows, cols })?;
+        let strip_of = |strip| matrix.rows_of(strips.rows(&(strip..strip + 1)));
+        let matrix = encode_strips(strips, cols, &Histogram::of(matrix), strip_of)?;
+        Ok(Self { matrix, strips })
+    }
+
+    /// The stack that compressed matrices become, all of one window and of one width. Each but the last of an expert has
+    /// whole strips.
+    pub(crate) fn concat(experts: usize, parts: &[CompressedMatrix]) -> Result<Self, Error> {
+        let each = parts.len() / experts;
+        let rows = parts[..each].iter().map(CompressedMatrix::rows).sum();
+        Self::new(concat(parts)?, experts, rows)
     }
 }
 
 impl<'a> ExpertStack<'a> {
-    /// The stack that a compressed matrix is, such as a tensor of three dimensions of a checkpoint, where an expert has
-    /// so many rows.
+    /// The stack that a compressed matrix is, where an expert has so many rows.
     ///
     /// # Errors
     /// [`Error::Experts`] when the matrix has other rows than `experts` times `rows`, rounded up to whole strips.
     pub fn new(matrix: CompressedMatrix<'a>, experts: usize, rows: usize) -> Result<Self, Error> {
-        let expected = experts.checked_mul(rows.next_multiple_of(TILE_ROWS));
-        if experts == 0 || expected != Some(matrix.rows()) {
-            return Err(Error::Experts {
+        match Strips::aligned(experts, rows) {
+            Some(strips) if experts > 0 && strips.matrix_rows() == matrix.rows() => {
+                Ok(Self { matrix, strips })
+            }
+            _ => Err(Error::Experts {
                 experts,
                 rows,
                 found: matrix.rows(),
-            });
+            }),
         }
-        Ok(Self {
-            matrix,
-            experts,
-            rows,
-        })
     }
 
     /// All of it.
@@ -95,12 +114,12 @@ impl<'a> ExpertStack<'a> {
 
     /// How many experts there are.
     pub fn experts(&self) -> usize {
-        self.experts
+        self.strips.experts()
     }
 
     /// Output features of one, M.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.strips.expert_rows()
     }
 
     /// Input features, K.
@@ -111,15 +130,36 @@ impl<'a> ExpertStack<'a> {
     /// Restores the matrix of an expert, as little-endian bytes.
     ///
     /// # Errors
-    /// [`Error::Row`] when there is no such expert.
+    /// [`Error::Expert`] when there is no such expert.
     pub fn decode(&self, expert: usize) -> Result<Vec<u8>, Error> {
-        let first = expert.saturating_mul(self.rows.next_multiple_of(TILE_ROWS));
-        let numbers: Vec<usize> = (0..self.rows)
-            .map(|row| first.saturating_add(row))
-            .collect();
-        let mut bytes = vec![0; self.rows * 2 * self.cols()];
-        decode_rows(&self.matrix, &numbers, &mut bytes)?;
+        self.check(expert, self.experts())?;
+        let mut bytes = zeroed(2 * self.rows() * self.cols());
+        decode_expert(&self.matrix, self.strips, expert, &mut bytes);
         Ok(bytes)
+    }
+
+    /// The stack of some of the experts, as they are compressed.
+    ///
+    /// # Errors
+    /// [`Error::Expert`] when one of them is none, or there is none among them.
+    pub fn slice(&self, experts: Range<usize>) -> Result<ExpertStack<'static>, Error> {
+        let Range { start, end } = experts;
+        self.check(start, end.min(self.experts()))?;
+        self.check(end - 1, self.experts())?;
+        let stride = self.strips.stride();
+        let matrix = self
+            .matrix
+            .slice(start * stride..end * stride, 0..self.cols())?;
+        ExpertStack::new(matrix, experts.len(), self.rows())
+    }
+
+    /// Whether an expert is one of the first so many.
+    fn check(&self, expert: usize, end: usize) -> Result<(), Error> {
+        let experts = self.experts();
+        match expert < end {
+            true => Ok(()),
+            false => Err(Error::Expert { expert, experts }),
+        }
     }
 
     /// `Y[t, k] = X[t] W[e(t, k)]^T` on the CPU, plainly: what the kernels are compared with. Of each token's `top_k`
@@ -133,14 +173,14 @@ impl<'a> ExpertStack<'a> {
         experts_of: &[i64],
         top_k: usize,
     ) -> Result<Vec<f32>, Error> {
-        let (k, m) = (self.cols(), self.rows);
+        let (k, m) = (self.cols(), self.rows());
         let expected = experts_of.len().checked_div(top_k).unwrap_or(0) * k;
         if x.len() != expected {
             let found = x.len();
             return Err(Error::OutputSize { expected, found });
         }
         let mut y = vec![0.0; experts_of.len() * m];
-        for expert in 0..self.experts {
+        for expert in 0..self.experts() {
             let is_asked = |&&e: &&i64| e == expert as i64;
             if !experts_of.iter().any(|e| is_asked(&e)) {
                 continue;
@@ -179,7 +219,13 @@ mod tests {
 
     #[test]
     fn every_expert_comes_back() {
-        for (experts, rows, cols) in [(1, 1, 1), (3, 32, 64), (4, 33, 65), (5, 100, 70)] {
+        for (experts, rows, cols) in [
+            (1, 1, 1),
+            (1, 40, 5),
+            (3, 32, 64),
+            (4, 33, 65),
+            (5, 100, 70),
+        ] {
             let (bits, stack) = stack(experts, rows, cols);
             assert_eq!(stack.matrix().rows(), experts * rows.next_multiple_of(32));
             for (expert, bits) in bits.chunks(rows * cols).enumerate() {
@@ -190,7 +236,47 @@ mod tests {
             assert!(stack.decode(usize::MAX).is_err());
             let again = ExpertStack::new(stack.matrix().clone(), experts, rows).unwrap();
             assert_eq!(again.decode(0).unwrap(), stack.decode(0).unwrap());
+            for start in 0..experts {
+                let slice = stack.slice(start..experts).unwrap();
+                assert_eq!((slice.experts(), slice.rows()), (experts - start, rows));
+                let last = slice.decode(experts - start - 1).unwrap();
+                assert_eq!(last, stack.decode(experts - 1).unwrap());
+            }
+            for wrong in [0..0, 1..1, 0..experts + 1, 0..usize::MAX, experts..experts] {
+                assert!(stack.slice(wrong).is_err());
+            }
         }
+    }
+
+    #[test]
+    fn empty_experts_are_a_stack() {
+        for (rows, cols) in [(0, 5), (5, 0), (0, 0)] {
+            let empty = Matrix::from_bits(rows, cols, &[]).unwrap();
+            let stack = ExpertStack::encode(&[empty; 3]).unwrap();
+            assert!(stack.decode(2).unwrap().is_empty());
+            assert!(stack.slice(1..2).unwrap().decode(0).unwrap().is_empty());
+        }
+    }
+
+    /// Whatever the weights beside it are: all are zero here, and a copy of them would be all patches.
+    #[test]
+    fn padding_takes_no_patches() {
+        let mut bits = vec![0x3C00; 2 * 33 * 64];
+        bits[32 * 64..33 * 64].fill(0);
+        let experts: Vec<_> = bits.chunks(33 * 64).collect();
+        let experts: Vec<_> = experts
+            .iter()
+            .map(|bits| Matrix::from_bits(33, 64, bits).unwrap())
+            .collect();
+        let stack = ExpertStack::encode(&experts).unwrap();
+        assert_eq!(stack.matrix().outliers(), 64);
+        let dense = stack.matrix().dense();
+        // The second of the bands below an expert is padding alone.
+        assert!(
+            dense[2 * 2816 - 1408..2 * 2816]
+                .iter()
+                .all(|&byte| byte == 0)
+        );
     }
 
     #[test]

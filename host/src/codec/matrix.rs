@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use zipserv_gpu::layout;
 
 use super::compressed::tiles;
@@ -68,12 +70,16 @@ impl<'a> Matrix<'a> {
     /// One strip: up to 32 rows.
     pub(crate) fn strip(&self, strip: usize) -> Self {
         let first = strip * layout::TILE_ROWS;
-        let rows = layout::TILE_ROWS.min(self.rows - first);
+        self.rows_of(first..(first + layout::TILE_ROWS).min(self.rows))
+    }
+
+    /// Some of the rows.
+    pub(crate) fn rows_of(&self, rows: Range<usize>) -> Self {
         let width = 2 * self.cols;
         Self {
-            rows,
+            rows: rows.len(),
             cols: self.cols,
-            bytes: &self.bytes[first * width..][..rows * width],
+            bytes: &self.bytes[rows.start * width..rows.end * width],
         }
     }
 }

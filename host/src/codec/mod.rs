@@ -7,6 +7,7 @@
 //! All of it runs in parallel over *strips* (rows of tiles) on the current rayon pool.
 
 mod compressed;
+mod concat;
 mod decode;
 mod encode;
 mod experts;
@@ -16,11 +17,13 @@ mod memory;
 mod part;
 pub(crate) mod planes;
 mod slice;
+mod strips;
 
 pub(crate) use compressed::combine_crcs;
 pub use compressed::{CompressedMatrix, HEADER_BYTES, LAYOUT_ID, MatrixHeader, VERSION};
-pub(crate) use decode::decode_strip;
+use concat::concat;
 pub use decode::{decode, decode_into, decode_rows};
+pub(crate) use decode::{decode_strip, decode_strips};
 pub use encode::encode;
 pub(crate) use encode::{Encoder, TileBuffer};
 pub use experts::ExpertStack;
@@ -29,3 +32,4 @@ pub use matrix::Matrix;
 pub(crate) use memory::{try_zeroed, zeroed};
 pub(crate) use part::{Part, PartError, Parts};
 pub use planes::{Element, Planes};
+pub(crate) use strips::Strips;

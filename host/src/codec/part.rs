@@ -1,8 +1,8 @@
 use std::ops::Range;
 
-use zipserv_gpu::layout::{TILE_BYTES, TILE_COLS, TILE_ROWS, tile_grid};
+use zipserv_gpu::layout::{TILE_BYTES, TILE_COLS, tile_grid};
 
-use super::{CompressedMatrix, MatrixHeader};
+use super::{CompressedMatrix, MatrixHeader, Strips};
 use crate::Error;
 
 /// Tiles that one thread works on at a time: small beside all memory, large beside the cost of a system call.
@@ -12,6 +12,8 @@ const TILES: usize = 128;
 /// So a matrix is encoded and decoded part by part, without all of it in memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
+    pub strips: Range<usize>,
+    /// The rows of weights in them.
     pub rows: Range<usize>,
     pub cols: Range<usize>,
     /// Numbers of its tiles in the whole.
@@ -20,20 +22,21 @@ pub(crate) struct Part {
 
 impl Part {
     /// All parts of a matrix, in the order of their tiles.
-    pub fn all(rows: usize, cols: usize) -> impl Iterator<Item = Self> {
-        let (strips, width) = tile_grid(rows, cols);
+    pub fn all(strips: Strips, cols: usize) -> impl Iterator<Item = Self> {
+        let (count, width) = tile_grid(strips.matrix_rows(), cols);
         let (height, panel) = match width {
             0..TILES => (TILES / width.max(1), width.max(1)),
             // The last panel of a strip may be narrow, so these are cut only where it matters.
             _ if width <= 4 * TILES => (1, width),
             _ => (1, TILES),
         };
-        (0..strips).step_by(height).flat_map(move |strip| {
-            let end = (strip + height).min(strips);
+        (0..count).step_by(height).flat_map(move |strip| {
+            let end = (strip + height).min(count);
             (0..width).step_by(panel).map(move |col| {
                 let right = (col + panel).min(width);
                 Self {
-                    rows: strip * TILE_ROWS..(end * TILE_ROWS).min(rows),
+                    strips: strip..end,
+                    rows: strips.rows(&(strip..end)),
                     cols: col * TILE_COLS..(right * TILE_COLS).min(cols),
                     tiles: strip * width + col..(end - 1) * width + right,
                 }
@@ -62,6 +65,7 @@ impl Part {
 /// A compressed matrix that is read part by part.
 pub(crate) struct Parts {
     header: MatrixHeader,
+    strips: Strips,
     offsets: Vec<u8>,
 }
 
@@ -80,9 +84,13 @@ impl<E> From<E> for PartError<E> {
 
 impl Parts {
     /// Takes the patch offsets, which lie where `header` says. Nothing if they are wrong.
-    pub fn new(header: MatrixHeader, offsets: Vec<u8>) -> Option<Self> {
+    pub fn new(header: MatrixHeader, strips: Strips, offsets: Vec<u8>) -> Option<Self> {
         header.check_offsets(&offsets).ok()?;
-        Some(Self { header, offsets })
+        Some(Self {
+            header,
+            strips,
+            offsets,
+        })
     }
 
     /// Reads and checks a part, in `buffer`. `read` fills a slice with the bytes of the whole from an offset on.
@@ -96,9 +104,9 @@ impl Parts {
         let offset = |tile| MatrixHeader::patch_offset(&self.offsets, tile);
         let (first, count) = (offset(start), offset(end) - offset(start));
         let whole = &self.header;
-        let header =
-            MatrixHeader::new(part.rows.len(), part.cols.len(), whole.base(), count as u64)
-                .expect("a part is smaller than the whole");
+        let rows = self.strips.matrix_rows_of(&part.strips);
+        let header = MatrixHeader::new(rows, part.cols.len(), whole.base(), count as u64)
+            .expect("a part is smaller than the whole");
         buffer.resize(header.stored_bytes(), 0);
         let [dense, offsets, patches] = header.sections_mut(buffer);
         read(whole.dense().start + start * TILE_BYTES, dense)?;
@@ -117,7 +125,7 @@ mod tests {
     /// In order, and each weight and tile once.
     #[test]
     fn parts_are_all_of_a_matrix() {
-        for (rows, cols) in [
+        let matrices = [
             (0, 5),
             (5, 0),
             (1, 1),
@@ -127,11 +135,29 @@ mod tests {
             (40, 64 * 2048),
             (40, 64 * 2048 + 1),
             (33, 64 * 5000 + 7),
-        ] {
+        ];
+        let stacks = [
+            (0, 5, 7),
+            (5, 0, 7),
+            (5, 7, 0),
+            (1, 1, 1),
+            (7, 33, 65),
+            (90, 70, 70),
+            (3, 40, 64 * 600),
+        ];
+        let matrices = matrices.map(|(rows, cols)| (Strips::of_matrix(rows), rows, cols));
+        let stacks = stacks.map(|(experts, rows, cols)| {
+            let strips = Strips::aligned(experts, rows).unwrap();
+            (strips, experts * rows, cols)
+        });
+        for (strips, rows, cols) in matrices.into_iter().chain(stacks) {
             let (mut tiles, mut weights) = (0, 0);
             let mut seen = vec![false; rows * cols];
-            for part in Part::all(rows, cols) {
-                let (height, width) = tile_grid(part.rows.len(), part.cols.len());
+            for part in Part::all(strips, cols) {
+                let height = part.strips.len();
+                let (_, width) = tile_grid(1, part.cols.len());
+                let matrix_rows = strips.matrix_rows_of(&part.strips);
+                assert_eq!(tile_grid(matrix_rows, part.cols.len()), (height, width));
                 assert_eq!(part.tiles, tiles..tiles + height * width);
                 assert!((1..=4 * TILES).contains(&part.tiles.len()));
                 tiles = part.tiles.end;
@@ -144,7 +170,7 @@ mod tests {
                     }
                 }
             }
-            let (height, width) = tile_grid(rows, cols);
+            let (height, width) = tile_grid(strips.matrix_rows(), cols);
             assert_eq!((tiles, weights), (height * width, rows * cols));
             assert!(seen.iter().all(|&seen| seen));
         }
