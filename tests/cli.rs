@@ -321,6 +321,48 @@ fn prints_a_table() {
     bad.assert().code(2).stderr(contains("--filter"));
 }
 
+/// The table has a column for experts where there are some, and JSON says what each tensor holds.
+#[test]
+fn inspects_stacks_of_experts() {
+    let folder = Folder::new();
+    let path = folder.path("experts");
+    let shapes = [("a", [4, 60, 128]), ("b", [5, 40, 128])];
+    let (mut entries, mut end) = (Vec::new(), 0);
+    for (name, shape) in shapes {
+        let start = end;
+        end += 2 * shape.iter().product::<usize>();
+        entries.push(format!(
+            r#""{name}":{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{start},{end}]}}"#
+        ));
+    }
+    let json_text = format!("{{{}}}", entries.join(","));
+    let mut file = (json_text.len() as u64).to_le_bytes().to_vec();
+    file.extend(json_text.bytes());
+    file.extend([0x3C; 2].repeat(end / 2));
+    fs::write(&path, file).unwrap();
+
+    let text = table(&path, 200, &[]);
+    assert!(text.lines().next().unwrap().ends_with("experts"), "{text}");
+    let row = |name| text.lines().find(|line| line.starts_with(name)).unwrap();
+    assert!(row("a ").ends_with("4 of 60 rows"), "{text}");
+    assert!(row("b ").ends_with("5 of 40 rows, not aligned"), "{text}");
+    let others = table(&folder.compressed(), 200, &[]);
+    assert!(!others.contains("experts"), "{others}");
+
+    let document = json(inspect(&path));
+    let stack = |index: usize| document["tensors"][index]["stack"].clone();
+    let expected = |experts, rows, aligned| serde_json::json!({"experts": experts, "rows": rows, "aligned": aligned});
+    assert_eq!(stack(0), expected(4, 60, true));
+    assert_eq!(stack(1), expected(5, 40, false));
+    assert!(
+        json(inspect(&folder.compressed()))["tensors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|tensor| tensor["stack"].is_null())
+    );
+}
+
 /// Whether the layers have names as models have them, or none that are alike.
 #[test]
 fn inspects_5000_tensors_in_less_than_100_lines() {

@@ -42,6 +42,12 @@ fuzz_target!(|data: &[u8]| {
         for tensor in opened.tensors() {
             let bytes = tensor.decoded().expect("readable");
             assert_eq!(bytes.len() as u64, tensor.original_bytes());
+            if let Ok(stack) = tensor.experts() {
+                // Those of an empty tensor may be very many.
+                let experts = 0..stack.experts().min(bytes.len());
+                let decoded = experts.flat_map(|expert| stack.decode(expert).expect("one of them"));
+                assert!(decoded.eq(bytes));
+            }
         }
     }
     for archive in [false, true] {

@@ -135,7 +135,7 @@ pub const ERRORS: &[(&str, &str)] = &[
     ),
     (
         "container_version",
-        "container version `3` is not supported; this build reads versions 1 and 2",
+        "container version `4` is not supported; this build reads versions 1, 2, 3",
     ),
     (
         "container_suffix",
@@ -168,6 +168,22 @@ pub const ERRORS: &[(&str, &str)] = &[
     (
         "container_header_other_shape",
         "tensor `w` of shape [10, 2] is stored as a 2 x 10 matrix",
+    ),
+    (
+        "container_stack_of_other_rows",
+        "tensor `w` of shape [2, 1, 10] is stored as a 33 x 10 matrix",
+    ),
+    (
+        "container_stack_of_more_experts",
+        "tensor `w` of shape [2, 1, 10] is stored as a 96 x 10 matrix",
+    ),
+    (
+        "container_stack_of_two_dimensions",
+        "tensor `w` of shape [2, 10] is stored as a 32 x 10 matrix",
+    ),
+    (
+        "container_stack_of_rows_without_end",
+        "tensor `w` of shape [576460752303423488, 1, 1] is stored as a 2 x 10 matrix",
     ),
     (
         "container_header_vector",

@@ -33,6 +33,14 @@ fn blob() -> Vec<u8> {
     encode(&matrix).unwrap().as_bytes().to_vec()
 }
 
+/// As many rows, the first of which are those of the good file.
+fn blob_of_rows(rows: usize) -> Vec<u8> {
+    let mut data = data()[..40].to_vec();
+    data.resize(20 * rows, 0x3C);
+    let matrix = Matrix::from_le_bytes(rows, 10, &data).unwrap();
+    encode(&matrix).unwrap().as_bytes().to_vec()
+}
+
 /// A compressed file, of parts that may be changed one by one.
 struct Container {
     version: &'static str,
@@ -291,7 +299,7 @@ pub fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("wrong_size", plain(&[entry("a", "F32", "[5]", "[0,16]")])),
         // What zipserv adds to a header.
-        ("container_version", container(|c| c.version = "3")),
+        ("container_version", container(|c| c.version = "4")),
         ("container_suffix", container(|c| c.suffix = ".other")),
         (
             "container_crc_missing",
@@ -317,6 +325,41 @@ pub fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         (
             "container_header_other_shape",
             container(|c| c.header = c.header.replace("[2,10]", "[10,2]")),
+        ),
+        (
+            "container_stack_of_other_rows",
+            // Two experts of one row each: 2 rows, or 64 if they are aligned.
+            container(|c| {
+                c.version = "3";
+                c.header = c.header.replace("[2,10]", "[2,1,10]");
+                c.blob = blob_of_rows(33);
+            }),
+        ),
+        (
+            "container_stack_of_more_experts",
+            container(|c| {
+                c.version = "3";
+                c.header = c.header.replace("[2,10]", "[2,1,10]");
+                c.blob = blob_of_rows(96);
+            }),
+        ),
+        (
+            "container_stack_of_two_dimensions",
+            container(|c| {
+                c.version = "3";
+                c.blob = blob_of_rows(32);
+            }),
+        ),
+        (
+            "container_stack_of_rows_without_end",
+            // Aligned, there are more rows than 64 bits count.
+            container(|c| {
+                c.version = "3";
+                c.header = ORIGINAL_JSON
+                    .replace("[2,10]", "[576460752303423488,1,1]")
+                    .replace("[0,40]", "[0,1152921504606846976]")
+                    .replace("[40,48]", "[1152921504606846976,1152921504606846984]");
+            }),
         ),
         (
             "container_header_vector",

@@ -159,6 +159,25 @@ impl<'a> Group<'a> {
         dimensions.join("x")
     }
 
+    /// The experts that each holds: `128 of 1536 rows`, and whether kernels cannot take them as they are.
+    pub fn experts(&self) -> String {
+        let first = self.first().stack;
+        if self.tensors().any(|tensor| tensor.stack != first) {
+            return "various".into();
+        }
+        match first {
+            Some(stack) => {
+                let unaligned = if stack.is_aligned {
+                    ""
+                } else {
+                    ", not aligned"
+                };
+                format!("{} of {} rows{unaligned}", stack.experts, stack.rows)
+            }
+            None => String::new(),
+        }
+    }
+
     pub fn original_bytes(&self) -> u64 {
         self.tensors().map(|tensor| tensor.original_bytes).sum()
     }
@@ -371,6 +390,23 @@ mod tests {
             let lines: Vec<_> = lines.iter().map(String::as_str).collect();
             assert_eq!(names(&lines), [expected]);
         }
+    }
+
+    #[test]
+    fn experts_are_counted() {
+        let report = [
+            "a.0 BF16 4x64x128",
+            "a.1 BF16 4x64x128",
+            "b.0 BF16 4x60x128",
+            "b.1 BF16 4x64x128",
+            "c BF16 2x3x40x128",
+            "d BF16 64x128",
+        ];
+        let report = tensors(&report);
+        let groups = group(entries(&report, None));
+        let experts: Vec<_> = groups.iter().map(Group::experts).collect();
+        let expected = ["4 of 64 rows", "various", "6 of 40 rows, not aligned", ""];
+        assert_eq!(experts, expected);
     }
 
     #[test]

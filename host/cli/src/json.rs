@@ -32,9 +32,20 @@ struct TensorJson<'a> {
     entropy_bits_per_weight: Option<f64>,
     compressed: bool,
     storage: &'static str,
+    /// Null unless it is the matrix of two or more experts.
+    stack: Option<StackJson>,
     /// Why it is not in the layout of the GPU, or is as it was.
     reason: Option<String>,
     window: Option<WindowJson>,
+}
+
+#[derive(Serialize)]
+struct StackJson {
+    experts: usize,
+    /// Of each.
+    rows: usize,
+    /// Whether each starts with a tile.
+    aligned: bool,
 }
 
 #[derive(Serialize)]
@@ -97,6 +108,11 @@ impl<'a> TensorJson<'a> {
                 Storage::Planes => "planes",
                 Storage::Raw => "raw",
             },
+            stack: tensor.stack.map(|stack| StackJson {
+                experts: stack.experts,
+                rows: stack.rows,
+                aligned: stack.is_aligned,
+            }),
             reason: reason(tensor),
             window: exponents.map(|exponents| {
                 let window = exponents.window();

@@ -16,7 +16,7 @@ const ROWS: usize = 40;
 const SHAPE: usize = 20;
 
 /// In the order of their importance: the last ones go where there is no room.
-const COLUMNS: [&str; 10] = [
+const COLUMNS: [&str; 11] = [
     "tensor",
     "n",
     "size",
@@ -27,12 +27,15 @@ const COLUMNS: [&str; 10] = [
     "entropy bound",
     "in window",
     "outliers",
+    "experts",
 ];
 /// Columns after the first that have their place before all of its text is in a line.
 const NEEDED: usize = 4;
 const SHAPE_COLUMN: usize = 4;
+/// The last one, which is there if there is something in it.
+const EXPERTS_COLUMN: usize = 10;
 /// Columns of words; all others are of numbers.
-const WORDS: [usize; 3] = [0, SHAPE_COLUMN, 5];
+const WORDS: [usize; 4] = [0, SHAPE_COLUMN, 5, EXPERTS_COLUMN];
 
 /// What is in a report, in so many columns: its layers as a row each, and the totals.
 pub fn table(report: &Report, width: Option<usize>) -> String {
@@ -58,7 +61,9 @@ pub fn rows(groups: &[Group], all: bool, width: Option<usize>) -> String {
             row[SHAPE_COLUMN] = elide(&row[SHAPE_COLUMN], SHAPE);
         }
     }
-    let widths: Vec<_> = (0..COLUMNS.len())
+    let has_experts = cells.iter().any(|row| !row[EXPERTS_COLUMN].is_empty());
+    let columns = EXPERTS_COLUMN + usize::from(has_experts);
+    let widths: Vec<_> = (0..columns)
         .map(|column| {
             let cells = cells
                 .iter()
@@ -129,5 +134,6 @@ fn row(group: &Group) -> [String; COLUMNS.len()] {
         bound,
         coverage,
         outliers,
+        group.experts(),
     ]
 }
