@@ -7,7 +7,7 @@
     fused_moe     vLLM's fused_experts, as its models call it, where vLLM is installed
     grouped_mm    tokens sorted by PyTorch, torch._grouped_mm, silu and product, torch._grouped_mm, weighted sum
 
-Every layer's experts are chosen anew, at random or skewed. All launches of a form are one CUDA graph over layers with
+Every layer's experts are chosen anew: at random, skewed, or one by half of the tokens. All launches of a form are one CUDA graph over layers with
 weights and activations of their own, so weights come from memory; forms are replayed in turn, and a time is the median
 over replays, for one layer. Outputs of the timed launches are compared with sums of FP32 on the dense weights.
 """
@@ -28,6 +28,9 @@ SHAPES = {
     "mixtral-8x7b": (8, 2, 4096, 14336),
     "tiny": (8, 2, 128, 64),
 }
+#: How experts are chosen: by a router's logits at random; so that some are chosen e times as often as others; so that
+#: one is among those of every second token, and the others at random.
+ROUTINGS = "random", "skewed", "half"
 #: Part of the greatest output by which one may differ: features between the products are rounded to BF16.
 TOLERANCE = 0.02
 
@@ -58,16 +61,20 @@ class Layer:
         self.packed = zt.encode_experts(self.gate_up), zt.encode_experts(self.down)
         self.generator, self.device = generator, options.device
 
-    def choose(self, tokens, skewed):
+    def choose(self, tokens, routing):
         """Activations, the experts of each token, and what their outputs are multiplied by."""
         import torch
 
         self.x = torch.randn(tokens, self.hidden, generator=self.generator, device=self.device).bfloat16()
-        # Logits of a router; skewed, some experts are chosen e times as often as others.
         logits = torch.randn(tokens, self.experts, generator=self.generator, device=self.device)
-        if skewed:
+        if routing == "skewed":
             logits = logits + torch.randn(self.experts, generator=self.generator, device=self.device)
-        scales, self.numbers = logits.softmax(-1).topk(self.top_k, -1)
+        wanted = logits.clone()
+        if routing == "half":
+            busy = torch.randint(self.experts, (), generator=self.generator, device=self.device)
+            wanted[::2, busy], wanted[1::2, busy] = math.inf, -math.inf
+        self.numbers = wanted.topk(self.top_k, -1).indices
+        scales = logits.softmax(-1).gather(-1, self.numbers)
         self.scales = scales / scales.sum(-1, keepdim=True)
 
     def expected(self):
@@ -125,11 +132,11 @@ def capture(form, layers):
     return graph, outputs
 
 
-def measure(options, shape, layers, tokens, skewed):
+def measure(options, shape, layers, tokens, routing):
     import torch
 
     for layer in layers:
-        layer.choose(tokens, skewed)
+        layer.choose(tokens, routing)
     graphs = {}
     for form in options.forms:
         try:
@@ -145,13 +152,13 @@ def measure(options, shape, layers, tokens, skewed):
             end.record()
             end.synchronize()
             times[form].append(start.elapsed_time(end) * 1e3 / len(layers))
-    row = {"shape": shape, "tokens": tokens, "skewed": skewed, "us": {}}
+    row = {"shape": shape, "tokens": tokens, "routing": routing, "us": {}}
     for form, (_, outputs) in graphs.items():
         for layer, output in zip(layers, outputs, strict=True):
             expected = layer.expected()
             deviation = ((output.float() - expected).abs().max() / expected.abs().max()).item()
             if not deviation < TOLERANCE:
-                raise SystemExit(f"{form}, {shape}, {tokens} tokens: outputs differ by {deviation:.3g} of the greatest")
+                raise SystemExit(f"{form}, {shape}, {routing}, {tokens} tokens: outputs differ by {deviation:.3g} of the greatest")
         row["us"][form] = round(statistics.median(times[form][2:]), 2)
     row["active_experts"] = statistics.mean(len(layer.numbers.unique()) for layer in layers)
     return row
@@ -161,6 +168,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES)[:3])
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128, 256, 512, 4096])
+    parser.add_argument("--routings", nargs="+", choices=ROUTINGS, default=list(ROUTINGS))
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--layers", type=int, default=3, help="layers that take turns")
     parser.add_argument("--replays", type=int, default=20)
@@ -176,14 +184,15 @@ def main():
     for shape in options.shapes:
         layers = [Layer(options, shape, seed) for seed in range(options.layers)]
         if options.device == "cpu":
-            layers[0].choose(options.tokens[0], True)
-            for form in options.forms:
-                expected, y = layers[0].expected(), FORMS[form](layers[0]).float()
-                print(shape, form, ((y - expected).abs().max() / expected.abs().max()).item())
+            for routing in options.routings:
+                layers[0].choose(options.tokens[0], routing)
+                for form in options.forms:
+                    expected, y = layers[0].expected(), FORMS[form](layers[0]).float()
+                    print(shape, routing, form, ((y - expected).abs().max() / expected.abs().max()).item())
             continue
         for tokens in options.tokens:
-            for skewed in (False, True):
-                rows.append(measure(options, shape, layers, tokens, skewed))
+            for routing in options.routings:
+                rows.append(measure(options, shape, layers, tokens, routing))
                 print(json.dumps(rows[-1]), flush=True)
                 if options.json:
                     # By the first name the tables know what it is of.

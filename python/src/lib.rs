@@ -30,7 +30,7 @@ mod _native {
     #[pymodule_export]
     use crate::program::run;
     #[pymodule_export]
-    use crate::report::{Report, Tensor, Verdict};
+    use crate::report::{Report, Stack, Tensor, Verdict};
 
     /// Tokens of one launch at most.
     #[pymodule_export]

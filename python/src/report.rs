@@ -43,6 +43,19 @@ pub struct Tensor {
     bits_per_weight: Option<f64>,
     /// "matrix" for kernels, "planes", or "raw" as it was.
     storage: &'static str,
+    /// What it holds if it is the matrix of two or more experts, else None.
+    stack: Option<Py<Stack>>,
+}
+
+/// Matrices stored as one, such as those of a mixture's experts.
+#[pyclass(frozen, get_all, module = "zipserv")]
+pub struct Stack {
+    /// How many there are.
+    experts: usize,
+    /// Rows of each.
+    rows: usize,
+    /// Whether each starts with a tile, as kernels want it.
+    aligned: bool,
 }
 
 /// What a comparison found. True if all bytes are equal.
@@ -64,7 +77,7 @@ impl Report {
     pub fn new(report: checkpoint::Report) -> Self {
         Python::attach(|py| {
             let tensors = report.files.iter().flat_map(|file| {
-                let of_file = |tensor| Tensor::new(file.path.clone(), tensor);
+                let of_file = |tensor| Tensor::new(py, file.path.clone(), tensor);
                 file.tensors.iter().map(of_file)
             });
             let tensors = tensors.map(|tensor| Py::new(py, tensor).expect("room for a report"));
@@ -100,7 +113,12 @@ impl Report {
 }
 
 impl Tensor {
-    fn new(file: PathBuf, tensor: &checkpoint::TensorReport) -> Self {
+    fn new(py: Python, file: PathBuf, tensor: &checkpoint::TensorReport) -> Self {
+        let stack = tensor.stack.map(|stack| Stack {
+            experts: stack.experts,
+            rows: stack.rows,
+            aligned: stack.is_aligned,
+        });
         Self {
             file,
             name: tensor.name.clone(),
@@ -114,6 +132,7 @@ impl Tensor {
                 Storage::Planes => "planes",
                 Storage::Raw => "raw",
             },
+            stack: stack.map(|stack| Py::new(py, stack).expect("room for a report")),
         }
     }
 }
@@ -125,6 +144,15 @@ impl Tensor {
             "<zipserv.Tensor {:?}: {} {:?}, {} -> {} bytes, {}>",
             self.name, self.dtype, self.shape, self.original_bytes, self.stored_bytes, self.storage
         )
+    }
+}
+
+#[pymethods]
+impl Stack {
+    fn __repr__(&self) -> String {
+        let unaligned = if self.aligned { "" } else { ", not aligned" };
+        let Self { experts, rows, .. } = self;
+        format!("<zipserv.Stack: {experts} of {rows} rows{unaligned}>")
     }
 }
 

@@ -1,5 +1,6 @@
 """Files: the library's functions from Python."""
 
+import math
 import subprocess
 import sys
 import threading
@@ -33,6 +34,20 @@ def test_round_trip_and_report(checkpoint, tmp_path):
     assert restored.read_bytes() == checkpoint.read_bytes()
     (tensor,) = [t for t in zipserv.inspect(small).tensors if t.name == "a.weight"]
     assert tensor.shape == [300, 500] and tensor.stored_bytes < tensor.original_bytes == 300000
+
+
+def test_stacks_of_experts_are_told(tmp_path):
+    path, small = tmp_path / "model.safetensors", tmp_path / "small.safetensors"
+    tensors = {"aligned": (4, 60, 128), "unaligned": (4, 40, 128), "matrix": (64, 128)}
+    dense = {name: like_trained(math.prod(shape[:-1]), shape[-1]).view(shape) for name, shape in tensors.items()}
+    save_file(dense, path)
+    zipserv.compress(path, small)
+    stacks = {tensor.name: tensor.stack for tensor in zipserv.inspect(small).tensors}
+    assert stacks["matrix"] is None
+    for name, aligned in (("aligned", True), ("unaligned", False)):
+        stack = stacks[name]
+        assert (stack.experts, stack.rows, stack.aligned) == (*tensors[name][:2], aligned)
+    assert repr(stacks["unaligned"]) == "<zipserv.Stack: 4 of 40 rows, not aligned>"
 
 
 def test_archives(checkpoint, tmp_path):

@@ -11,12 +11,13 @@ None of the last three is imported before it is asked for, and no GPU or driver 
 from zipserv._errors import Error, GpuError
 from zipserv._files import compress, convert, decompress, inspect, verify
 from zipserv._native import VERSION as __version__
-from zipserv._native import Report, Tensor, Verdict
+from zipserv._native import Report, Stack, Tensor, Verdict
 
 __all__ = [
     "Error",
     "GpuError",
     "Report",
+    "Stack",
     "Tensor",
     "Verdict",
     "__version__",

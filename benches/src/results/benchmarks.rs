@@ -44,8 +44,8 @@ const EXPERTS: &str = "
 By `python/benches/experts.py`, in PyTorch: `zipserv.torch.experts_mlp` on compressed weights, vLLM's `fused_experts`
 and `torch._grouped_mm` on dense ones. Launches of a form are one CUDA graph over layers with weights and activations of
 their own, so weights come from memory; forms are replayed in turn, and a time is the median of the replays. Routing is
-drawn anew for each layer: at random, or skewed, by which some experts are chosen more often. Outputs of the timed
-launches are compared with FP32 sums on the dense weights.
+drawn anew for each layer: at random; skewed, by which some experts are chosen more often; or half, by which every
+second token takes one and the same. Outputs of the timed launches are compared with FP32 sums on the dense weights.
 ";
 
 /// The document on all GPUs that the files are of, each on the kernels that are built in: a file that does

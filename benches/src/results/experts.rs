@@ -1,6 +1,6 @@
 //! Layers of mixtures of experts, as `python/benches/experts.py` times them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::Deserialize;
 
@@ -28,12 +28,33 @@ pub struct Layers {
     pub shape: String,
     /// Tokens.
     pub tokens: usize,
-    /// Whether some experts are chosen more often than others.
-    pub skewed: bool,
+    /// How experts are chosen.
+    #[serde(alias = "skewed")]
+    pub routing: Routing,
     /// Experts of a layer that have tokens, on average.
     pub active_experts: f64,
     /// Microseconds for a layer, by the form.
     pub us: BTreeMap<String, f64>,
+}
+
+/// How experts are chosen.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub enum Routing {
+    /// By a name: random, skewed, or half, where every second token takes one of them.
+    Named(String),
+    /// Whether some are chosen more often than others, as older results say it.
+    Skewed(bool),
+}
+
+impl fmt::Display for Routing {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Named(name) => name,
+            Self::Skewed(true) => "skewed",
+            Self::Skewed(false) => "random",
+        })
+    }
 }
 
 /// This project's form.
@@ -75,7 +96,6 @@ impl Experts {
             .chain(forms.iter().copied())
             .chain(["x the best other"]);
         let line = |row: &Layers| {
-            let routing = if row.skewed { "skewed" } else { "random" };
             let us = |form: &&str| {
                 let us = row.us.get(*form);
                 us.map_or(String::new(), |us| format!("{us:.1}"))
@@ -85,7 +105,7 @@ impl Experts {
                 .map_or(String::new(), |ratio| format!("**{ratio:.2}x**"));
             [
                 row.shape.clone(),
-                routing.to_owned(),
+                row.routing.to_string(),
                 row.tokens.to_string(),
                 format!("{:.0}", row.active_experts),
             ]
@@ -112,6 +132,7 @@ mod tests {
                 {"shape": "a model", "tokens": 8, "skewed": false, "active_experts": 5.5,
                  "us": {"grouped_mm": 40.0, "zipserv": 10.0, "fused_moe": 15.0}},
                 {"shape": "a model", "tokens": 16, "skewed": true, "active_experts": 6.0, "us": {"zipserv": 10.0}},
+                {"shape": "a model", "tokens": 16, "routing": "half", "active_experts": 6.0, "us": {"zipserv": 9.0}},
             ],
         }))
         .unwrap();
@@ -126,6 +147,7 @@ mod tests {
             [
                 "| a model | random | 8 | 6 | 10.0 | 15.0 | 40.0 | **1.50x** |",
                 "| a model | skewed | 16 | 6 | 10.0 |  |  |  |",
+                "| a model | half | 16 | 6 | 9.0 |  |  |  |",
             ]
         );
     }

@@ -2,10 +2,11 @@
 //!
 //! A compressed checkpoint is itself made of valid `.safetensors` files. Each tensor that shrinks is a U8 tensor under
 //! its name plus a suffix. It holds a [`CompressedMatrix`](crate::CompressedMatrix) of the leading dimensions by the
-//! last one, if it is a BF16 tensor of two or more dimensions that suits the layout of the GPU, and else
-//! [`Planes`](crate::Planes), as all tensors of an archive do; every other tensor is as it was. The metadata holds what it takes to restore the original file byte
-//! for byte. In a compressed folder, files and `config.json` tell loaders that they need zipserv, and
-//! a manifest restores what was there.
+//! last one, if it is a BF16 tensor of two or more dimensions that suits the layout of the GPU; that of an
+//! [`ExpertStack`](crate::ExpertStack), if it has three or more and its experts would not start with tiles; and else
+//! [`Planes`](crate::Planes), as all tensors of an archive do. Every other tensor is as it was. The metadata holds what
+//! it takes to restore the original file byte for byte. In a compressed folder, files and `config.json` tell loaders
+//! that they need zipserv, and a manifest restores what was there.
 //!
 //! ```no_run
 //! use zipserv::checkpoint::{self, Options};

@@ -12,6 +12,7 @@ from torch import Tensor
 import zipserv
 from zipserv import _native
 from zipserv.torch import ops
+from zipserv.torch.experts import _stride
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,20 +55,38 @@ class Stored(NamedTuple):
 
     def weight(self, stored: Tensor, device: torch.device | str | None = None) -> Tensor:
         """What operators take, after checking all bytes of a matrix; by default where these are."""
-        try:
-            weight, rows, cols = ops.from_stored(stored, device)
-        except zipserv.Error as error:
-            raise self.error(str(error)) from None
-        if (rows, cols) != (math.prod(self.shape[:-1]), self.shape[-1]):
-            raise self.error(f"a matrix of {rows} x {cols} for the shape {list(self.shape)}")
+        weight, rows, cols = self._checked(stored, device)
+        if rows != math.prod(self.shape[:-1]):
+            raise self._other_shape(rows, cols)
         return weight
 
     def dense(self, stored: Tensor, device: torch.device | str | None = None) -> Tensor:
         """The tensor as it was; by default where the stored bytes are. Byte planes are restored on the host."""
         if self.is_planes(stored):
             return self._unpacked(stored).to(device or stored.device)
-        weight = self.weight(stored, device)
-        return ops.decompress(weight, *ops.shape(weight)).view(self.shape)
+        weight, rows, cols = self._checked(stored, device)
+        dense = ops.decompress(weight, rows, cols)
+        if rows == math.prod(self.shape[:-1]):
+            return dense.view(self.shape)
+        # Padding follows the rows of each expert.
+        *outer, rows, cols = self.shape
+        return dense.view(*outer, _stride(rows), cols)[..., :rows, :].contiguous()
+
+    def _checked(self, stored: Tensor, device: torch.device | str | None) -> tuple[Tensor, int, int]:
+        """The matrix, its rows and columns: those of the shape, or of the aligned stack that has it."""
+        try:
+            weight, rows, cols = ops.from_stored(stored, device)
+        except zipserv.Error as error:
+            raise self.error(str(error)) from None
+        fitting = {math.prod(self.shape[:-1])}
+        if len(self.shape) > 2:
+            fitting.add(math.prod(self.shape[:-2]) * _stride(self.shape[-2]))
+        if rows not in fitting or cols != self.shape[-1]:
+            raise self._other_shape(rows, cols)
+        return weight, rows, cols
+
+    def _other_shape(self, rows: int, cols: int) -> zipserv.Error:
+        return self.error(f"a matrix of {rows} x {cols} for the shape {list(self.shape)}")
 
     def _unpacked(self, stored: Tensor) -> Tensor:
         dtype = getattr(torch, _DTYPES.get(self.dtype, ""), None)
