@@ -1,11 +1,17 @@
 """Operators on the weights of experts, on the CPU and, where there is one, a GPU. The reference is float64."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
-from weights import like_trained
+from safetensors import safe_open
+from safetensors.torch import save_file
+from weights import bits, like_trained
 
+import zipserv
 import zipserv.torch as zt
+from zipserv.torch.stored import stored_tensors
 
 
 def stacked(experts, rows, cols, device):
@@ -194,3 +200,27 @@ def test_a_mixture_of_transformers(device):
             for stack, of in zip(module.dense(), ("gate_up_proj", "down_proj"), strict=True):
                 assert torch.equal(stack, dense[f"{name}.{of}"])
     assert torch.allclose(got, expected, atol=0.03 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_stored_stacks_come_back(archive, tmp_path, device):
+    shapes = {"aligned": (4, 60, 128), "unaligned": (4, 40, 128), "whole": (4, 64, 128), "deep": (2, 3, 60, 128)}
+    dense = {name: stacked(1, math.prod(shape[:-1]), shape[-1], "cpu").view(shape) for name, shape in shapes.items()}
+    save_file(dense, tmp_path / "model.safetensors")
+    small = tmp_path / "small.safetensors"
+    zipserv.compress(tmp_path / "model.safetensors", small, archive=archive)
+    with safe_open(small, "pt") as file:
+        stored = stored_tensors(str(small), file.keys(), file.metadata())
+        tensors = {source.name: (source, file.get_tensor(key)) for key, source in stored.items()}
+    assert tensors.keys() == dense.keys()
+    for name, (source, tensor) in tensors.items():
+        found = source.dense(tensor, device)
+        assert found.is_contiguous() and torch.equal(bits(found.cpu()), bits(dense[name]))
+    if archive:
+        return
+    source, tensor = tensors["aligned"]
+    for shape in ((240, 128), (4, 70, 128), (5, 60, 128), (4, 60, 120)):
+        with pytest.raises(zipserv.Error, match=r"`aligned`: a matrix of 256 x 128 for the shape"):
+            source._replace(shape=torch.Size(shape)).dense(tensor)
+    with pytest.raises(zipserv.Error, match="a matrix of 256 x 128"):
+        source.weight(tensor)
