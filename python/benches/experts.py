@@ -7,9 +7,10 @@
     fused_moe     vLLM's fused_experts, as its models call it, where vLLM is installed
     grouped_mm    tokens sorted by PyTorch, torch._grouped_mm, silu and product, torch._grouped_mm, weighted sum
 
-Every layer's experts are chosen anew: at random, skewed, or one by half of the tokens. All launches of a form are one CUDA graph over layers with
-weights and activations of their own, so weights come from memory; forms are replayed in turn, and a time is the median
-over replays, for one layer. Outputs of the timed launches are compared with sums of FP32 on the dense weights.
+Every layer's experts are chosen anew: at random, skewed, or one by half of the tokens. All launches of a form are one
+CUDA graph over layers with weights and activations of their own, so weights come from memory; forms are replayed in
+turn, and a time is the median over replays, for one layer. Outputs of the timed launches are compared with sums of FP32
+on the dense weights.
 """
 
 import argparse
@@ -158,7 +159,9 @@ def measure(options, shape, layers, tokens, routing):
             expected = layer.expected()
             deviation = ((output.float() - expected).abs().max() / expected.abs().max()).item()
             if not deviation < TOLERANCE:
-                raise SystemExit(f"{form}, {shape}, {routing}, {tokens} tokens: outputs differ by {deviation:.3g} of the greatest")
+                raise SystemExit(
+                    f"{form}, {shape}, {routing}, {tokens} tokens: outputs differ by {deviation:.3g} of the greatest"
+                )
         row["us"][form] = round(statistics.median(times[form][2:]), 2)
     row["active_experts"] = statistics.mean(len(layer.numbers.unique()) for layer in layers)
     return row

@@ -43,6 +43,11 @@ impl Checkpoint {
         let stack = if can_be_put_together(&views, PARTS) {
             let matrices = views.iter().map(TensorView::matrix);
             let matrices = matrices.collect::<Result<Vec<_>, _>>()?;
+            for (view, matrix) in views.iter().zip(&matrices) {
+                if view.header() != Some(matrix.header()) {
+                    return Err(Error::new(view.path(), ErrorKind::Changed));
+                }
+            }
             ExpertStack::concat(experts.len(), &matrices)
         } else {
             let mut bytes = Vec::new();
