@@ -235,8 +235,8 @@ fn a_report_says_what_is_a_stack() {
 /// Names of tensors, and rows and columns of each.
 type Named<'a> = (&'a str, usize, usize);
 
-/// Packs from a file and compares with what the weights give.
-fn pack<const PARTS: usize>(tensors: &[Tensor], experts: &[[Named; PARTS]]) {
+/// Packs from a file and compares with what the weights give. Says whether all are compressed in one window.
+fn pack<const PARTS: usize>(tensors: &[Tensor], experts: &[[Named; PARTS]]) -> bool {
     let folder = tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     put(&at("small"), tensors, false);
@@ -273,6 +273,10 @@ fn pack<const PARTS: usize>(tensors: &[Tensor], experts: &[[Named; PARTS]]) {
             assert!(stack.decode(expert).unwrap() == *dense);
         }
     }
+    let small = open(at("small")).unwrap();
+    let base = |name| small.tensor(name).unwrap().header().map(|h| h.base());
+    let first = base(names[0][0]);
+    first.is_some() && names.iter().flatten().all(|name| base(name) == first)
 }
 
 #[test]
@@ -288,39 +292,35 @@ fn experts_stored_one_by_one_are_packed() {
     // In one window: put together as they are, whatever their rows.
     for rows in [64, 60] {
         let experts =
-            ["a", "b", "c"].map(|name| with(name, rows, 96, u32::from(name.as_bytes()[0]), 0));
+            ["a", "b", "c"].map(|name| with(name, rows, 128, u32::from(name.as_bytes()[0]), 0));
         let rows = rows as usize;
-        pack(
-            &experts,
-            &["a", "b", "c", "a"].map(|name| [(name, rows, 96)]),
-        );
+        let packed = ["a", "b", "c", "a"].map(|name| [(name, rows, 128)]);
+        assert!(pack(&experts, &packed));
     }
     // In another one: encoded anew.
-    let experts = [with("a", 64, 96, 1, 0), with("b", 64, 96, 2, -9)];
-    pack(&experts, &[[("a", 64, 96)], [("b", 64, 96)]]);
+    let experts = [with("a", 64, 128, 1, 0), with("b", 64, 128, 2, -9)];
+    assert!(!pack(&experts, &[[("a", 64, 128)], [("b", 64, 128)]]));
     // So small that it is no matrix.
     let experts = [with("a", 3, 5, 1, 0), with("b", 3, 5, 2, 0)];
-    pack(&experts, &[[("a", 3, 5)], [("b", 3, 5)]]);
+    assert!(!pack(&experts, &[[("a", 3, 5)], [("b", 3, 5)]]));
     // Gate above up, where a strip ends between them and where none does.
     for rows in [64, 60] {
         let tensors = [
-            with("gate 0", rows, 96, 1, 0),
-            with("up 0", rows, 96, 2, 0),
-            with("gate 1", rows, 96, 3, 0),
-            with("up 1", rows, 96, 4, 0),
+            with("gate 0", rows, 128, 1, 0),
+            with("up 0", rows, 128, 2, 0),
+            with("gate 1", rows, 128, 3, 0),
+            with("up 1", rows, 128, 4, 0),
         ];
-        let part = |name| (name, rows as usize, 96);
-        pack(
-            &tensors,
-            &[
-                [part("gate 0"), part("up 0")],
-                [part("gate 1"), part("up 1")],
-            ],
-        );
+        let part = |name| (name, rows as usize, 128);
+        let packed = [
+            [part("gate 0"), part("up 0")],
+            [part("gate 1"), part("up 1")],
+        ];
+        assert!(pack(&tensors, &packed));
     }
     // One matrix of a whole number of strips above one that is not.
-    let tensors = [with("a", 64, 96, 1, 0), with("b", 50, 96, 2, 0)];
-    pack(&tensors, &[[("a", 64, 96), ("b", 50, 96)]; 2]);
+    let tensors = [with("a", 64, 128, 1, 0), with("b", 60, 128, 2, 0)];
+    assert!(pack(&tensors, &[[("a", 64, 128), ("b", 60, 128)]; 2]));
 }
 
 #[test]
