@@ -11,6 +11,7 @@ use zipserv::{
     decode, encode,
 };
 
+#[allow(dead_code)]
 mod reference;
 mod support;
 use support::*;
