@@ -10,6 +10,15 @@
 
 pub mod error;
 pub mod executor;
+mod files;
+pub mod generate;
+pub mod perplexity;
+pub mod sampling;
+mod stop;
+pub mod text;
 
 pub use error::{Error, Result};
 pub use executor::{Chunk, Executor, Logits, SequenceId};
+pub use generate::{Generator, Request};
+pub use sampling::Sampling;
+pub use text::{ChatTemplate, Message, Tokenizer};
