@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// Longer than any configuration, and far from filling memory.
-const MAX_BYTES: u64 = 16 << 20;
+/// The largest tokenizers have some 40 MB.
+const MAX_BYTES: u64 = 256 << 20;
 
 /// The text of a file that is not to be long.
 pub fn read(path: &Path) -> Result<String> {
