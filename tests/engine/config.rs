@@ -358,7 +358,8 @@ fn what_is_no_configuration_is_an_error() {
         error.starts_with(&format!("{}: ", path.display())),
         "{error}"
     );
-    fs::write(&path, vec![b' '; 17 << 20]).unwrap();
+    // A hole, which takes no room on the disk.
+    fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
     let error = Config::open(folder.path()).unwrap_err().to_string();
-    assert!(error.ends_with("longer than 16777216 bytes"), "{error}");
+    assert!(error.contains("longer than "), "{error}");
 }
