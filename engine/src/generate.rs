@@ -70,6 +70,11 @@ pub trait Listener {
     }
 }
 
+/// Listens to nothing.
+impl Listener for () {
+    fn token(&mut self, _: usize, _: &str) {}
+}
+
 /// How much an executor is given at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -92,6 +97,23 @@ impl Default for Limits {
 ///
 /// Prompts are prefilled in chunks beside sequences that are further. A lone request's sequence is kept: if the next
 /// prompt begins with it, as in a chat, only the rest is run.
+///
+/// ```no_run
+/// use zipserv_engine::{CpuExecutor, Generator, Request, Sampling, Tokenizer, generate::Limits};
+///
+/// let tokenizer = Tokenizer::open("folder")?;
+/// let mut executor = CpuExecutor::open("folder")?;
+/// let request = Request {
+///     prompt: tokenizer.encode("The capital of France is", true)?,
+///     sampling: Sampling { temperature: 0.7, seed: 1, ..Sampling::default() },
+///     max_tokens: Some(20),
+///     ..Request::default()
+/// };
+/// let mut generator = Generator::new(&mut executor, &tokenizer, Limits::default());
+/// let generations = generator.generate(&[request], &mut ())?;
+/// println!("{}", generations[0].text);
+/// # Ok::<(), zipserv_engine::Error>(())
+/// ```
 pub struct Generator<'a> {
     executor: &'a mut dyn Executor,
     tokenizer: &'a Tokenizer,

@@ -191,7 +191,7 @@ impl ChatTemplate {
 fn said(error: &minijinja::Error) -> String {
     match (error.kind(), error.detail(), error.line()) {
         (ErrorKind::OutOfFuel, _, _) => format!("the template did not end in {FUEL} steps"),
-        (_, Some(detail), Some(line)) => format!("the template says in line {line}: {detail}"),
+        (_, Some(detail), Some(line)) => format!("line {line} of the template: {detail}"),
         _ => format!("the template cannot be used: {error}"),
     }
 }

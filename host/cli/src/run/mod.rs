@@ -158,7 +158,7 @@ impl Run {
                 given => given.or(recommended.top_k),
             },
             top_p: self.top_p.unwrap_or(recommended.top_p),
-            seed: self.seed.unwrap_or_else(rand::random),
+            seed: self.seed.unwrap_or_else(|| rand::random::<u32>().into()),
         };
         sampling.check()?;
         if sampling.temperature == 0.0 && (self.top_k.is_some() || self.top_p.is_some()) {
