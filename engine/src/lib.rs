@@ -5,8 +5,8 @@
 //! ```
 //!
 //! - `config` and `models` say what a model is: each architecture is a short file that reads like its paper.
-//! - [`Executor`] is what runs one; `cpu` is the plain reference, in FP32.
-//! - `text` has tokenizer and chat template, `generate` the loop around it all.
+//! - [`Executor`] is what runs one; `cpu` is the plain reference, in FP32. `memory` counts what one takes.
+//! - `text` has tokenizer and chat template, `generate` the loop around it all, and `perplexity` scores texts.
 
 pub mod config;
 pub mod cpu;

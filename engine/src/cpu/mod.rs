@@ -25,14 +25,12 @@ pub struct CpuExecutor {
 }
 
 /// Keys and values of a sequence.
-#[derive(Clone)]
 struct Sequence {
     tokens: usize,
     layers: Vec<KeysAndValues>,
 }
 
 /// A layer's, a row for each token.
-#[derive(Clone)]
 struct KeysAndValues {
     keys: Rows,
     values: Rows,
