@@ -12,12 +12,12 @@ use predicates::{prelude::*, str::contains};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "engine/bytes.rs"]
+mod bytes;
 mod support;
-#[path = "../engine/tests/support/mod.rs"]
-mod tokens;
 
+use bytes::VOCABULARY;
 use support::{checkpoint, tensor, weights};
-use tokens::{END, VOCABULARY};
 
 const HIDDEN: u64 = 64;
 const INNER: u64 = 96;
@@ -31,7 +31,7 @@ struct Model(TempDir);
 
 impl Model {
     fn new() -> Self {
-        let model = Self(tokens::folder());
+        let model = Self(bytes::folder());
         let matrix = |name: &str, rows: u64, cols: u64, seed| {
             tensor(
                 name,
@@ -73,7 +73,6 @@ impl Model {
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": CONTEXT,
-            "eos_token_id": END,
         });
         fs::write(model.path("config.json"), config.to_string()).unwrap();
         model

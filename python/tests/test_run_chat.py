@@ -1,4 +1,4 @@
-"""Chat templates: `engine/tests/chats/expected.json` is what transformers writes; Rust's tests compare with it."""
+"""Chat templates: `tests/engine/chats/expected.json` is what transformers writes; Rust's tests compare with it."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers", minversion="5.17")
 from jinja2.exceptions import TemplateError  # noqa: E402
 from tokenizers import Tokenizer, models  # noqa: E402
 
-CHATS = pathlib.Path(__file__).parents[2] / "engine/tests/chats"
+CHATS = pathlib.Path(__file__).parents[2] / "tests/engine/chats"
 
 
 def write(tokenizer, chat, add_generation_prompt):

@@ -189,9 +189,13 @@ impl ChatTemplate {
 
 /// An error of a template, in a line.
 fn said(error: &minijinja::Error) -> String {
-    match (error.kind(), error.detail(), error.line()) {
-        (ErrorKind::OutOfFuel, _, _) => format!("the template did not end in {FUEL} steps"),
-        (_, Some(detail), Some(line)) => format!("line {line} of the template: {detail}"),
+    let kind = error.kind().to_string();
+    match (error.kind(), error.line()) {
+        (ErrorKind::OutOfFuel, _) => format!("the template did not end in {FUEL} steps"),
+        (_, Some(line)) => {
+            let what = error.detail().unwrap_or(&kind);
+            format!("line {line} of the template: {what}")
+        }
         _ => format!("the template cannot be used: {error}"),
     }
 }

@@ -95,17 +95,17 @@ impl Run {
             let mut executor = CpuExecutor::open(&self.model)?;
             return self.score(&mut executor, &tokenizer.encode(&text, true)?);
         }
+        let prompt = self.prompt()?;
         // All that can be refused comes before the weights, which take their time.
         let template = match self.raw {
             true => None,
             false => ChatTemplate::open(&self.model)?,
         };
-        if template.is_none() && (self.chat || self.system.is_some() || self.prompt.is_none()) {
+        if template.is_none() && (self.chat || self.system.is_some() || prompt.is_none()) {
             let model = stdio::name(&self.model);
             let why = "there is no chat template; --prompt TEXT --raw continues a text";
             return Err(format!("{model}: {why}").into());
         }
-        let prompt = self.prompt()?;
         let request = Request {
             sampling: self.sampling()?,
             stop: self.stop.clone(),

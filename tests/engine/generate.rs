@@ -1,12 +1,11 @@
 //! Texts from executors that are no models.
 
-mod support;
-
-use support::{END, Fake, VOCABULARY, noise, spelling, tokenizer};
 use zipserv_engine::{
     Error, Executor, Generator, Request, Sampling,
     generate::{FinishReason, Generation, Limits, Listener},
 };
+
+use super::bytes::{END, Fake, VOCABULARY, noise, spelling, tokenizer};
 
 /// Keeps what it is told.
 #[derive(Default)]
@@ -95,7 +94,7 @@ fn characters_come_whole() {
 #[test]
 fn special_tokens_are_no_text() {
     let mut executor = Fake::new(100, |tokens: &[u32]| {
-        support::certain([97, 257, 98, END][tokens.len() - 1])
+        super::bytes::certain([97, 257, 98, END][tokens.len() - 1])
     });
     let (generation, _) = one(&mut executor, request("?"));
     assert_eq!(generation.text, "ab");
