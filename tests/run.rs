@@ -22,7 +22,18 @@ use support::{checkpoint, tensor, weights};
 const HIDDEN: u64 = 64;
 const INNER: u64 = 96;
 /// Tokens that a sequence can have.
-const CONTEXT: usize = 4096;
+const CONTEXT: usize = 16_384;
+/// A text that takes long, and whose first characters come soon.
+const LONG: [&str; 8] = [
+    "--prompt",
+    "größe",
+    "--max-tokens",
+    "16000",
+    "--temperature",
+    "1.5",
+    "--seed",
+    "3",
+];
 const TEMPLATE: &str =
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ bos_token }}";
 
@@ -384,14 +395,7 @@ fn a_signal_ends_the_text() {
         let mut child = Process::new(&program)
             .arg("run")
             .arg(model.0.path())
-            .args([
-                "--prompt",
-                "a",
-                "--temperature",
-                "1",
-                "--max-tokens",
-                "4000",
-            ])
+            .args(LONG)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -423,14 +427,7 @@ fn a_reader_that_has_seen_enough_ends_the_text() {
     let mut child = Process::new(&program)
         .arg("run")
         .arg(model.0.path())
-        .args([
-            "--prompt",
-            "a",
-            "--temperature",
-            "1",
-            "--max-tokens",
-            "4000",
-        ])
+        .args(LONG)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
