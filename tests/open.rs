@@ -309,18 +309,29 @@ fn a_folder_is_what_its_index_names() {
 }
 
 #[test]
-fn what_is_not_compressed_is_not_opened() {
+fn what_is_not_compressed_is_opened_as_it_is() {
     let folder = tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    fs::write(
-        at("plain.safetensors"),
-        checkpoint(&[matrix("w", &[64, 128])]),
-    )
-    .unwrap();
+    let tensors = [
+        matrix("w", &[64, 128]),
+        tensor("b", "F32", &[1], vec![1; 4]),
+    ];
+    fs::write(at("plain.safetensors"), checkpoint(&tensors)).unwrap();
     for path in [folder.path(), &at("plain.safetensors")] {
-        let error = open(path).unwrap_err();
-        assert_eq!(error.path(), at("plain.safetensors"));
-        assert!(matches!(error.kind(), ErrorKind::NotCompressed));
+        let opened = open(path).unwrap();
+        assert_eq!(opened.tensors().count(), tensors.len());
+        for tensor in &tensors {
+            let view = opened.tensor(&tensor.name).unwrap();
+            assert_eq!((view.dtype(), view.shape()), (tensor.dtype, &*tensor.shape));
+            assert_eq!(
+                (view.stored_name(), view.is_compressed()),
+                (&*tensor.name, false)
+            );
+            assert_eq!(view.bytes().unwrap(), tensor.bytes);
+            assert_eq!(view.decoded().unwrap(), tensor.bytes);
+            let error = view.matrix().unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::NoMatrix { .. }));
+        }
     }
     let error = open(at("nothing")).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Io(_)), "{error}");

@@ -34,12 +34,15 @@ pub fn print(line: impl Display) -> io::Result<()> {
     match writeln!(io::stdout(), "{line}") {
         // The reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(io::Error::new(
-            error.kind(),
-            format!("standard output: {}", sentence(&error)),
-        )),
+        Err(error) => Err(of_stdout(error)),
         Ok(()) => Ok(()),
     }
+}
+
+/// The error of standard output, with its name.
+pub fn of_stdout(error: io::Error) -> io::Error {
+    let text = format!("standard output: {}", sentence(&error));
+    io::Error::new(error.kind(), text)
 }
 
 /// Prints a JSON document.

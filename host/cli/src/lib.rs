@@ -16,6 +16,7 @@ mod json;
 mod layout;
 mod man;
 mod plot;
+mod run;
 mod self_test;
 mod sentence;
 mod signals;
@@ -91,6 +92,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Demo(demo::Demo),
     Synth(synth::Synth),
+    Run(run::Run),
     /// Describe the GPU and test the kernels on it
     ///
     /// The exit code is 1 if a kernel is wrong, and 2 if there is no device.
@@ -179,6 +181,7 @@ impl Command {
             Self::Inspect(command) => command.run(),
             Self::Demo(command) => command.run(),
             Self::Synth(command) => command.run(),
+            Self::Run(command) => command.run(),
             Self::Gpu(command) => command.run(),
             Self::Tune(command) => command.run(),
             Self::Completions(command) => command.run(),

@@ -8,6 +8,11 @@ use super::stdio;
 
 /// An error and its causes in one line: "no such file: x".
 pub fn sentence(error: &(dyn Error + 'static)) -> String {
+    match error.downcast_ref() {
+        Some(zipserv_engine::Error::Checkpoint(error)) => return sentence(error),
+        Some(zipserv_engine::Error::Io { path, source }) => return of_file(path, source),
+        _ => {}
+    }
     let mut text = if let Some(error) = error.downcast_ref::<checkpoint::Error>() {
         if let ErrorKind::Io(cause) = error.kind() {
             return of_file(error.path(), cause);
@@ -85,5 +90,11 @@ mod tests {
         assert_eq!(of_file(Path::new("a"), &denied), "permission denied: a");
         assert_eq!(text(full), "no space left on device");
         assert_eq!(text("some words"), "some words");
+        let tokenizer = zipserv_engine::Tokenizer::open(at("no")).err().unwrap();
+        let missing = format!("no such folder: {}", shown("no"));
+        assert_eq!(text(tokenizer), missing);
+        let checkpoint = checkpoint::open(at("x")).unwrap_err();
+        let missing = format!("no such file: {}", shown("x"));
+        assert_eq!(text(zipserv_engine::Error::from(checkpoint)), missing);
     }
 }

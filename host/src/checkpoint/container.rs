@@ -25,13 +25,14 @@ use rayon::prelude::*;
 /// Matrices are read in groups of about so many stored bytes, so that few patch offsets are in memory at a time.
 const GROUP_BYTES: u64 = 256 << 20;
 
-/// A file that zipserv has written.
+/// A file that zipserv has written, or one that is not compressed.
 pub(crate) struct Container {
     input: Input,
     stored: Header,
     original_json: String,
     original: Header,
-    crc: u32,
+    /// Of the original file; nothing if this is it.
+    crc: Option<u32>,
     /// Where the tensors of the original header are.
     places: Vec<Place>,
 }
@@ -89,6 +90,28 @@ impl Container {
         Self::new(input, header)
     }
 
+    /// Opens a file that may be compressed or not: then all its tensors are stored as they were.
+    pub fn open_any(path: &Path) -> Result<Self, Error> {
+        let input = Input::open(path)?;
+        let (header, json) = Header::of_file(&input)?;
+        if is_container(&header) {
+            return Self::new(input, header);
+        }
+        let as_it_was = |index| Place {
+            index,
+            form: Form::Raw,
+        };
+        let places = (0..header.tensors.len()).map(as_it_was).collect();
+        Ok(Self {
+            input,
+            stored: header.clone(),
+            original_json: json,
+            original: header,
+            crc: None,
+            places,
+        })
+    }
+
     /// `stored` is the header of `input`.
     pub fn new(input: Input, mut stored: Header) -> Result<Self, Error> {
         let path = input.path().to_path_buf();
@@ -114,15 +137,16 @@ impl Container {
             stored,
             original_json,
             original,
-            crc,
+            crc: Some(crc),
             places,
         })
     }
 
     /// Compares the checksum of the restored file with that of the original.
     pub fn check_crc(&self, found: u32) -> Result<(), Error> {
-        let expected = self.crc;
-        if expected != found {
+        if let Some(expected) = self.crc
+            && expected != found
+        {
             let kind = ErrorKind::Checksum { expected, found };
             return Err(Error::new(self.input.path(), kind));
         }

@@ -15,9 +15,10 @@ use super::{
 };
 use crate::{CompressedMatrix, ExpertStack, MatrixHeader};
 
-/// Opens what [`compress`](super::compress()) has made, an archive too, to load a model from it tensor by tensor.
+/// Opens what [`compress`](super::compress()) has made, an archive too, to load a model from it tensor by tensor. What
+/// is not compressed is opened as well: there, all tensors are stored as they were.
 ///
-/// `path` is a compressed `.safetensors` file, an index of shards (`*.safetensors.index.json`), or a
+/// `path` is a `.safetensors` file, an index of shards (`*.safetensors.index.json`), or a
 /// folder. Of a folder count the shards that its index names, and without an index all
 /// `.safetensors` files directly in it.
 ///
@@ -28,8 +29,7 @@ use crate::{CompressedMatrix, ExpertStack, MatrixHeader};
 /// opened is refused as [`ErrorKind::Changed`].
 ///
 /// # Errors
-/// [`Error`] names the file, and the tensor and offset where there is one. A file that is not
-/// compressed is [`ErrorKind::NotCompressed`].
+/// [`Error`] names the file, and the tensor and offset where there is one.
 ///
 /// ```
 /// use zipserv::{checkpoint, decode};
@@ -73,7 +73,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint, Error> {
     }
 }
 
-/// A compressed checkpoint that is [`open`].
+/// A checkpoint that is [`open`], compressed or not.
 pub struct Checkpoint {
     /// As given, for errors.
     path: PathBuf,
@@ -107,7 +107,7 @@ impl Checkpoint {
         let folder = path.parent().unwrap_or(Path::new(""));
         let shards: BTreeSet<_> = index.weight_map.values().collect();
         for shard in shards {
-            let file = Container::open(&folder.join(shard))?;
+            let file = Container::open_any(&folder.join(shard))?;
             let is_placed = |name: &str| index.weight_map.get(name) == Some(shard);
             // An index of an original folder has the original names.
             this.add(file, |name, stored| is_placed(stored) || is_placed(name))?;
@@ -129,7 +129,7 @@ impl Checkpoint {
     fn of_files(path: &Path, files: impl IntoIterator<Item = PathBuf>) -> Result<Self, Error> {
         let mut this = Self::empty(path);
         for file in files {
-            this.add(Container::open(&file)?, |_, _| true)?;
+            this.add(Container::open_any(&file)?, |_, _| true)?;
         }
         Ok(this)
     }

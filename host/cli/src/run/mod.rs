@@ -1,0 +1,195 @@
+//! A model's text on the command line.
+
+mod chat;
+mod json;
+mod printer;
+mod session;
+
+use std::{
+    error::Error,
+    fs,
+    io::{self, IsTerminal},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use serde::Serialize;
+use zipserv_engine::{
+    ChatTemplate, Config, CpuExecutor, Executor, Generator, Message, Request, Sampling, Tokenizer,
+    generate::Limits,
+    perplexity::{Windows, score},
+};
+
+use self::session::Session;
+use super::{Format, Outcome, console, sentence::of_file, signals, stdio};
+
+/// Run a model: answer or continue a prompt, chat, or score a text
+///
+/// Runs on the CPU alone, in FP32: kernels for GPUs are not part of it yet. Text goes to standard output as it comes; on a
+/// terminal, control characters in it are shown escaped. Without --temperature, --top-k and --top-p it is sampled as
+/// the folder's generation_config.json recommends, else the most probable token is taken.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  zipserv run Qwen3-0.6B/
+  zipserv run Qwen3-0.6B/ --prompt 'Hello!' --temperature 0
+  echo 'def fibonacci(n):' | zipserv run Qwen3-0.6B/ --prompt - --raw --max-tokens 100
+  zipserv run Qwen3-0.6B/ --perplexity book.txt --json")]
+pub struct Run {
+    /// A Hugging Face folder with BF16 weights, compressed or not
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    /// What to answer, or to continue; - is standard input [default: a chat on the terminal]
+    #[arg(short, long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Put the prompt into the model's chat template, as is done if there is one; fail if there is none
+    #[arg(long, conflicts_with = "raw")]
+    chat: bool,
+    /// Continue the prompt as it is, without the chat template
+    #[arg(long, requires = "prompt")]
+    raw: bool,
+    /// What the model is told before the chat
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// The most tokens of an answer [default: 512, or as many as there is room for]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// What logits are divided by; 0 takes the most probable token
+    #[arg(long, value_name = "T")]
+    temperature: Option<f64>,
+    /// Sample among so many most probable tokens; 0 for all
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Sample among the most probable tokens that reach this probability together
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// The same seed gives the same text [default: a random one]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// End the answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Add each token's log-probability, and those of the N most probable ones, to the JSON
+    #[arg(long, value_name = "N", requires = "json")]
+    logprobs: Option<usize>,
+    /// Tell the perplexity of a text file, instead of text; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "chat", "system", "logprobs", "stop"])]
+    perplexity: Option<PathBuf>,
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Serialize)]
+struct PerplexityJson {
+    tokens: usize,
+    perplexity: f64,
+    log_probabilities: Vec<f64>,
+}
+
+impl Run {
+    pub fn run(&self) -> Outcome {
+        let config = Config::open(&self.model)?;
+        let tokenizer = Tokenizer::open(&self.model)?;
+        if let Some(path) = &self.perplexity {
+            let text = read(path)?;
+            let mut executor = CpuExecutor::open(&self.model)?;
+            return self.score(&mut executor, &tokenizer.encode(&text, true)?);
+        }
+        let prompt = self.prompt()?;
+        // All that can be refused comes before the weights, which take their time.
+        let template = match self.raw {
+            true => None,
+            false => ChatTemplate::open(&self.model)?,
+        };
+        if template.is_none() && (self.chat || self.system.is_some() || prompt.is_none()) {
+            let model = stdio::name(&self.model);
+            let why = "there is no chat template; --prompt TEXT --raw continues a text";
+            return Err(format!("{model}: {why}").into());
+        }
+        let request = Request {
+            sampling: self.sampling()?,
+            stop: self.stop.clone(),
+            end: config.eos,
+            log_probabilities: self.logprobs,
+            ..Request::default()
+        };
+        let mut executor = CpuExecutor::open(&self.model)?;
+        signals::catch();
+        let system = self.system.iter();
+        let mut session = Session {
+            context: executor.context(),
+            generator: Generator::new(&mut executor, &tokenizer, Limits::default()),
+            tokenizer: &tokenizer,
+            template: template.as_ref(),
+            messages: system.map(|text| Message::new("system", text)).collect(),
+            request,
+            max_tokens: self.max_tokens,
+            json: self.format.json,
+        };
+        match prompt {
+            Some(prompt) => session.answer(prompt)?,
+            None => chat::chat(&mut session)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// What is to be answered, if it is not typed into a chat.
+    fn prompt(&self) -> Result<Option<String>, Box<dyn Error>> {
+        match &self.prompt {
+            Some(dash) if dash == "-" => read(Path::new(dash)).map(Some),
+            Some(prompt) => Ok(Some(prompt.clone())),
+            None if self.format.json => {
+                Err("--json needs --prompt TEXT or --perplexity FILE".into())
+            }
+            None if io::stdin().is_terminal() => Ok(None),
+            None => Err(
+                "there is no terminal to chat on; --prompt - reads the prompt from standard input"
+                    .into(),
+            ),
+        }
+    }
+
+    fn sampling(&self) -> Result<Sampling, Box<dyn Error>> {
+        let recommended = Sampling::open(&self.model)?;
+        let sampling = Sampling {
+            temperature: self.temperature.unwrap_or(recommended.temperature),
+            top_k: match self.top_k {
+                Some(0) => None,
+                given => given.or(recommended.top_k),
+            },
+            top_p: self.top_p.unwrap_or(recommended.top_p),
+            seed: self.seed.unwrap_or_else(|| rand::random::<u32>().into()),
+        };
+        sampling.check()?;
+        if sampling.temperature == 0.0 && (self.top_k.is_some() || self.top_p.is_some()) {
+            console::note("--top-k and --top-p change nothing at a temperature of 0");
+        }
+        Ok(sampling)
+    }
+
+    fn score(&self, executor: &mut dyn Executor, tokens: &[u32]) -> Outcome {
+        let windows = Windows::of(executor);
+        let score = score(executor, tokens, windows)?;
+        let (tokens, perplexity) = (tokens.len(), score.perplexity());
+        match self.format.json {
+            true => console::print_json(&PerplexityJson {
+                tokens,
+                perplexity,
+                log_probabilities: score.log_probabilities,
+            })?,
+            false => console::print(format_args!(
+                "perplexity {perplexity:.4} of {tokens} tokens"
+            ))?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A text file, or what comes from standard input.
+fn read(path: &Path) -> Result<String, Box<dyn Error>> {
+    let text = match stdio::is_dash(path) {
+        true => io::read_to_string(io::stdin()),
+        false => fs::read_to_string(path),
+    };
+    text.map_err(|error| of_file(path, &error).into())
+}

@@ -1,0 +1,13 @@
+//! The engine without a GPU: operators against plain arithmetic, models as a whole, and what makes text of them.
+
+mod bytes;
+mod config;
+mod generate;
+mod memory;
+mod model;
+mod ops;
+mod perplexity;
+mod sampling;
+mod support;
+mod text;
+mod weights;
