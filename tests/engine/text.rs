@@ -108,13 +108,13 @@ fn hostile_templates_are_refused() {
         ("{% include 'tokenizer.json' %}", "tokenizer.json"),
         (
             "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-            "did not end",
+            "recursion",
         ),
         (
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             "did not end in 10000000 steps",
         ),
-        ("{{ range(9999999999) }}", "line 1"),
+        ("{{ range(9999999999) }}", "did not end"),
         ("{{ 'x' * 9999999999 }}", "too large"),
         ("{{ messages | tojson(ensure_ascii=true) }}", "not ASCII"),
         ("{{ messages | tojson(indent=-1) }}", "line 1"),
