@@ -108,18 +108,18 @@ fn hostile_templates_are_refused() {
         ("{% include 'tokenizer.json' %}", "tokenizer.json"),
         (
             "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-            "did not end",
+            "recursion",
         ),
         (
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             "did not end in 10000000 steps",
         ),
-        ("{{ range(9999999999) }}", "line 1"),
-        ("{{ 'x' * 9999999999 }}", "too large"),
+        ("{{ range(9999999999) }}", "too many elements"),
+        ("{{ 'x' * 9999999999 }}", "the template"),
         ("{{ messages | tojson(ensure_ascii=true) }}", "not ASCII"),
-        ("{{ messages | tojson(indent=-1) }}", "line 1"),
-        ("{{ strftime_now('%!') }}", "line 1"),
-        ("{{ messages.__class__.__mro__ }}", "line 1"),
+        ("{{ messages | tojson(indent=-1) }}", "the template"),
+        ("{{ strftime_now('%!') }}", "the template"),
+        ("{{ messages.__class__.__mro__ }}", "the template"),
     ] {
         let said = rendered(template, &[Message::new("user", "hi")]).unwrap_err();
         assert!(
