@@ -105,7 +105,10 @@ impl Times {
 
 impl Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} tokens", self.tokens)?;
+        match self.tokens {
+            1 => write!(f, "1 token")?,
+            tokens => write!(f, "{tokens} tokens")?,
+        }
         if let Some(rate) = self.tokens_per_second() {
             write!(f, ", {rate:.2} tokens a second")?;
         }
@@ -162,7 +165,7 @@ mod tests {
             first: Duration::from_millis(250),
             rest: Duration::ZERO,
         };
-        assert_eq!(times.to_string(), "1 tokens; the first after 0.25 s");
+        assert_eq!(times.to_string(), "1 token; the first after 0.25 s");
         times.tokens = 11;
         times.rest = Duration::from_secs(4);
         assert_eq!(
