@@ -11,7 +11,7 @@ use crate::codec::Part;
 
 /// Bytes that a thread works on at a time: small beside all memory, large beside the cost of a
 /// system call.
-pub(crate) const PIECE_BYTES: usize = 512 << 10;
+pub(crate) const PIECE_BYTES: usize = 128 << 10;
 
 /// Some bytes of a tensor of an original file.
 #[derive(Clone, Copy)]
