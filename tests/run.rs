@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
-    process::{Command as Process, Stdio},
+    process::{Child, Command as Process, Stdio},
 };
 
 use assert_cmd::Command;
@@ -387,19 +387,23 @@ fn more_tokens_than_there_is_room_for_are_refused() {
         .stderr(contains(room));
 }
 
+/// The program on a long text, with pipes to read.
+fn begin_long(model: &Model) -> Child {
+    Process::new(assert_cmd::cargo::cargo_bin("zipserv"))
+        .arg("run")
+        .arg(model.0.path())
+        .args(LONG)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
 #[test]
 fn a_signal_ends_the_text() {
     let model = Model::new();
-    let program = assert_cmd::cargo::cargo_bin("zipserv");
     for (signal, name, code) in [("INT", "SIGINT", 130), ("TERM", "SIGTERM", 143)] {
-        let mut child = Process::new(&program)
-            .arg("run")
-            .arg(model.0.path())
-            .args(LONG)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = begin_long(&model);
         // The text has begun.
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         assert!(!stdout.fill_buf().unwrap().is_empty());
@@ -423,15 +427,7 @@ fn a_signal_ends_the_text() {
 #[test]
 fn a_reader_that_has_seen_enough_ends_the_text() {
     let model = Model::new();
-    let program = assert_cmd::cargo::cargo_bin("zipserv");
-    let mut child = Process::new(&program)
-        .arg("run")
-        .arg(model.0.path())
-        .args(LONG)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = begin_long(&model);
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0]).unwrap();
     drop(stdout);
