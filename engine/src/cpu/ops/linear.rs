@@ -1,3 +1,4 @@
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::{Rows, Tensor, dot};
@@ -9,7 +10,7 @@ pub fn linear(linear: &Linear<Tensor>, x: &Rows) -> Rows {
     if let Some(bias) = &linear.bias {
         for y in y.iter_mut() {
             for (y, bias) in y.iter_mut().zip(bias.row(0)) {
-                *y += bias;
+                *y += bias.to_f32();
             }
         }
     }
@@ -29,8 +30,8 @@ pub fn matmul(weight: &Tensor, x: &Rows) -> Rows {
         .par_chunks_exact_mut(tokens)
         .enumerate()
         .for_each_init(Vec::new, |row: &mut Vec<f32>, (output, column)| {
-            row.clear();
-            row.extend(weight.row(output));
+            row.resize(weight.width(), 0.0);
+            weight.row(output).convert_to_f32_slice(row);
             for (y, x) in column.iter_mut().zip(x.iter()) {
                 *y = dot(row, x);
             }

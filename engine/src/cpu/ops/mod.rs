@@ -7,6 +7,8 @@ mod rope;
 mod route;
 mod rows;
 
+use half::slice::HalfFloatSliceExt;
+
 pub use self::{
     attention::attention,
     linear::{linear, matmul},
@@ -20,8 +22,7 @@ pub use self::{
 pub fn embed(embedding: &Tensor, tokens: &[u32]) -> Rows {
     let mut x = Rows::new(embedding.width(), Vec::new());
     for &token in tokens {
-        let row: Vec<_> = embedding.row(token as usize).collect();
-        x.push(&row);
+        x.push(&embedding.row(token as usize).to_f32_vec());
     }
     x
 }

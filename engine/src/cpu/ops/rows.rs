@@ -1,25 +1,23 @@
 use half::bf16;
 
-/// FP32 values, a row for each token.
+/// Values in rows: FP32, a row for each token.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Rows {
+pub struct Rows<T = f32> {
     width: usize,
-    values: Vec<f32>,
+    values: Vec<T>,
 }
 
-impl Rows {
+/// A weight: a vector, or the rows of a matrix.
+pub type Tensor = Rows<bf16>;
+
+impl<T> Rows<T> {
     /// Takes rows one after the other.
     ///
     /// # Panics
     /// If `width` is 0, or the values are no whole rows.
-    pub fn new(width: usize, values: Vec<f32>) -> Self {
+    pub fn new(width: usize, values: Vec<T>) -> Self {
         assert_eq!(values.len() % width, 0, "rows are whole");
         Self { width, values }
-    }
-
-    /// Rows of zeros.
-    pub fn zeros(width: usize, rows: usize) -> Self {
-        Self::new(width, vec![0.0; width * rows])
     }
 
     /// Values of a row.
@@ -37,6 +35,18 @@ impl Rows {
         self.values.is_empty()
     }
 
+    /// One row.
+    pub fn row(&self, row: usize) -> &[T] {
+        &self.values[row * self.width..][..self.width]
+    }
+}
+
+impl Rows {
+    /// Rows of zeros.
+    pub fn zeros(width: usize, rows: usize) -> Self {
+        Self::new(width, vec![0.0; width * rows])
+    }
+
     /// All rows.
     pub fn iter(&self) -> impl Iterator<Item = &[f32]> {
         self.values.chunks_exact(self.width)
@@ -45,11 +55,6 @@ impl Rows {
     /// All rows, to write.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         self.values.chunks_exact_mut(self.width)
-    }
-
-    /// One row.
-    pub fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.width..][..self.width]
     }
 
     /// One row, to write.
@@ -89,44 +94,5 @@ impl Rows {
     /// All values, row after row.
     pub fn into_values(self) -> Vec<f32> {
         self.values
-    }
-}
-
-/// A weight: a vector, or the rows of a matrix.
-#[derive(Clone, Debug)]
-pub struct Tensor {
-    width: usize,
-    values: Vec<bf16>,
-}
-
-impl Tensor {
-    /// Takes rows one after the other.
-    ///
-    /// # Panics
-    /// If `width` is 0, or the values are no whole rows.
-    pub fn new(width: usize, values: Vec<bf16>) -> Self {
-        assert_eq!(values.len() % width, 0, "rows are whole");
-        Self { width, values }
-    }
-
-    /// Values of a row.
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
-    /// Number of rows.
-    pub fn len(&self) -> usize {
-        self.values.len() / self.width
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
-    /// One row, in FP32.
-    pub fn row(&self, row: usize) -> impl Iterator<Item = f32> {
-        let row = &self.values[row * self.width..][..self.width];
-        row.iter().map(|value| value.to_f32())
     }
 }
