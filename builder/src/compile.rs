@@ -60,6 +60,8 @@ pub fn compile(toolchain: &Toolchain, target: &Target) -> Result<Compiled> {
         // The assembly beside the object is the PTX, and `true` stands in for the linker: fat LTO
         // has made one module of everything.
         .args(["--", "--emit=asm,llvm-ir", "-Clinker=true"])
+        // Of this crate alone, not of those that it is built on.
+        .args(["--cfg", "zipserv_entries"])
         .args([&format!("-Ctarget-cpu=sm_{sm}"), "-Ctarget-feature=+ptx80"])
         .arg(remap)
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")

@@ -59,7 +59,33 @@ pub struct Group {
     pub tokens: u32,
 }
 
-/// The operands of one `zipgemm_grouped`: tokens in the order of their experts, as `route` leaves them.
+/// Which experts tokens were sent to, as a router leaves it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertsOf {
+    /// The expert of each assignment, token after token: 64-bit numbers if `is_64_bit`, else 32-bit ones, with a sign.
+    /// Assignments to no expert are left out.
+    pub numbers: *const u8,
+    /// Assignments.
+    pub assignments: u32,
+    /// Experts.
+    pub experts: u32,
+    /// Whether numbers have 64 bits.
+    pub is_64_bit: bool,
+}
+
+impl ExpertsOf {
+    /// Where `route` has sorted them.
+    pub const SORTED: Self = Self {
+        numbers: core::ptr::null(),
+        assignments: 0,
+        experts: 0,
+        is_64_bit: false,
+    };
+}
+
+/// The operands of one `zipgemm_grouped`: tokens in the order of their experts, as `route` leaves them, or assignments of
+/// a single token as they are.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct GroupedArgs {
@@ -72,6 +98,8 @@ pub struct GroupedArgs {
     pub groups: *const Group,
     /// How many there are.
     pub group_count: *const u32,
+    /// What is there in place of groups, for a single token.
+    pub unsorted: ExpertsOf,
     /// Whether the kernel ahead may be the one that routes. If it is not, that one has ended.
     pub follows_routing: bool,
     /// Whether blocks take whole output tiles, so that the sums of a token do not depend on the others.
@@ -82,9 +110,8 @@ pub struct GroupedArgs {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct RouteArgs {
-    /// The expert of each assignment, token after token: 64-bit numbers if `is_64_bit`, else 32-bit ones, with a sign.
-    /// Those of no expert are left out.
-    pub experts_of: *const u8,
+    /// What to sort.
+    pub of: ExpertsOf,
     /// The token of each assignment in the order of experts.
     pub rows: *mut u32,
     /// Where each assignment is in that order; [`NOWHERE`] if it is left out.
@@ -95,16 +122,10 @@ pub struct RouteArgs {
     pub group_count: *mut u32,
     /// How many assignments have an expert.
     pub routed: *mut u32,
-    /// Assignments.
-    pub assignments: u32,
     /// Assignments of a token.
     pub top_k: u32,
-    /// Experts.
-    pub experts: u32,
     /// Tokens of a group, at most.
     pub group_tokens: u32,
-    /// Whether numbers have 64 bits.
-    pub is_64_bit: bool,
 }
 
 /// The place of an assignment that is left out.
@@ -118,8 +139,10 @@ pub struct CombineArgs {
     pub y: *mut u16,
     /// Outputs of experts, FP32, a row for each assignment in the order of experts.
     pub parts: *const f32,
-    /// Where each assignment is in it.
+    /// Where each assignment is in it; null if they are unsorted.
     pub places: *const u32,
+    /// The experts of those.
+    pub unsorted: ExpertsOf,
     /// What each assignment is multiplied by, FP32.
     pub weights: *const f32,
     /// Tokens.

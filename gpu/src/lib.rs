@@ -23,7 +23,7 @@ pub mod arch;
 #[macro_use]
 mod backend;
 // Only in PTX of this crate's own: kernels that others build on it stand alone in theirs.
-#[cfg(any(zipserv_sm = "80", zipserv_sm = "90a"))]
+#[cfg(zipserv_entries)]
 pub mod entry;
 #[cfg(target_arch = "nvptx64")]
 pub mod kernels;

@@ -13,8 +13,8 @@ use std::{
 use pyo3::prelude::*;
 use zipserv::gpu::{
     Buffer, Device, DeviceMatrix, ENCODE_SCRATCH_BYTES, GatedPlan, GpuError, GroupedPlan,
-    MAX_TOKENS, OutputType, Plan, PlanOptions, RawDense, RawGated, RawGrouped, RawOperands,
-    RawRouting, Stream, Tuning, Workspace,
+    MAX_TOKENS, OutputType, Plan, PlanOptions, RawDense, RawExperts, RawGated, RawGrouped,
+    RawOperands, RawRouting, Stream, Tuning, Workspace,
 };
 
 use crate::error;
@@ -400,12 +400,19 @@ pub fn gpu_encode(
     })
 }
 
-/// Where the tokens of a call go: address of its memory, tokens, experts of each, of how many, tokens of a group.
-type RoutingKey = (u64, usize, usize, usize, usize);
+/// Address of the numbers of tokens' experts, and whether they have 64 bits.
+type ExpertsKey = (u64, bool);
 
-fn raw_routing((address, tokens, top_k, experts, group_tokens): RoutingKey) -> RawRouting {
+/// Where the tokens of a call go: address of its memory, experts that are not sorted, tokens, experts of each, of how
+/// many, tokens of a group.
+type RoutingKey = (u64, Option<ExpertsKey>, usize, usize, usize, usize);
+
+fn raw_routing(
+    (address, unsorted, tokens, top_k, experts, group_tokens): RoutingKey,
+) -> RawRouting {
     RawRouting {
         address,
+        unsorted: unsorted.map(raw_experts),
         tokens,
         top_k,
         experts,
@@ -413,7 +420,12 @@ fn raw_routing((address, tokens, top_k, experts, group_tokens): RoutingKey) -> R
     }
 }
 
-/// Tokens of a group, bytes of routing, and where in them places are. Weights are those of one of the layers.
+fn raw_experts((address, is_64_bit): ExpertsKey) -> RawExperts {
+    RawExperts { address, is_64_bit }
+}
+
+/// Tokens of a group, whether tokens are taken unsorted, bytes of routing if they are not, and where in them places are.
+/// Weights are those of one of the layers.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "a tuple would be named nowhere")]
 pub fn routing(
@@ -426,7 +438,7 @@ pub fn routing(
     tokens: usize,
     top_k: usize,
     batch_invariant: bool,
-) -> PyResult<(usize, usize, usize)> {
+) -> PyResult<(usize, bool, usize, usize)> {
     run(py, || {
         let gpu = Gpu::open(device)?;
         let (lane, weights) = (gpu.lane(stream)?, gpu.weights(weight)?);
@@ -438,8 +450,15 @@ pub fn routing(
             assignments,
             batch_invariant,
         )?;
-        let raw = raw_routing((0, tokens, top_k, experts, plan.group_tokens()));
-        Ok((plan.group_tokens(), raw.bytes(), raw.places() as usize))
+        let group_tokens = plan.group_tokens();
+        let raw = raw_routing((0, None, tokens, top_k, experts, group_tokens));
+        let takes_unsorted = plan.takes_unsorted(tokens);
+        Ok((
+            group_tokens,
+            takes_unsorted,
+            raw.bytes(),
+            raw.places() as usize,
+        ))
     })
 }
 
@@ -449,18 +468,14 @@ pub fn route(
     py: Python,
     device: u32,
     stream: usize,
-    experts_of: u64,
-    is_64_bit: bool,
+    experts_of: ExpertsKey,
     routing: RoutingKey,
 ) -> PyResult<()> {
     run(py, || {
         let gpu = Gpu::open(device)?;
-        let routing = raw_routing(routing);
+        let (experts_of, routing) = (raw_experts(experts_of), raw_routing(routing));
         // SAFETY: tensors of Python's, which it has checked, on the stream that they are used on.
-        unsafe {
-            gpu.device
-                .route_raw(stream as *mut _, experts_of, is_64_bit, &routing)
-        }
+        unsafe { gpu.device.route_raw(stream as *mut _, experts_of, &routing) }
     })
 }
 

@@ -4,7 +4,10 @@ use half::bf16;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use zipserv::{
     ExpertStack, Matrix,
-    gpu::{Buffer, ExpertInputs, GpuError, GroupedLinear, GroupedPlan, Routing},
+    gpu::{
+        Buffer, ExpertInputs, GpuError, GroupedLinear, GroupedPlan, OutputType, RawExperts,
+        RawGrouped, RawRouting, Routing,
+    },
 };
 
 use crate::{
@@ -213,6 +216,130 @@ fn shapes_and_numbers_of_experts() {
             }
         }
     }
+}
+
+/// One token's assignments, as a router leaves them, through products of both places of a layer, and summed.
+#[test]
+fn a_single_token_unsorted() {
+    for mut lab in Lab::each() {
+        for (experts, m, k) in [(8, 96, 200), (5, 64, 2048), (128, 33, 65), (1, 1024, 72)] {
+            let layer = Layer::new(Kind::Gaussian, experts, m, k);
+            let linear = layer.linear(&lab);
+            let x = Kind::Gaussian.activations(1, k);
+            for (choice, top_k) in [
+                (Choice::Uniform, 1),
+                (Choice::Uniform, 8),
+                (Choice::One, 3),
+                (Choice::Invalid, 8),
+                (Choice::Uniform, 40),
+            ] {
+                let experts_of = choice.experts_of(1, top_k, experts);
+                for (is_64_bit, by_expert) in [(false, false), (true, false), (true, true)] {
+                    let rows = if by_expert { top_k } else { 1 };
+                    let x = x.repeat(rows);
+                    let sums = unsorted(&mut lab, &linear, &x, &experts_of, is_64_bit, by_expert);
+                    let what =
+                        format!("{choice:?}, {experts} experts of {m} x {k}, {top_k} of them");
+                    let mut expected = vec![(0.0, 0.0); m];
+                    for (at, &expert) in experts_of.iter().enumerate() {
+                        if (0..experts as i32).contains(&expert) {
+                            let product = Product::new(&x[..k], layer.expert(expert as usize), k);
+                            let weight = 0.5 + at as f64;
+                            for (all, one) in expected.iter_mut().zip(product.sums()) {
+                                *all = (all.0 + weight * one.0, all.1 + weight * one.1);
+                            }
+                        }
+                    }
+                    for (&bits, (exact, all)) in sums.iter().zip(expected) {
+                        let value = bf16::from_bits(bits).to_f64();
+                        let close = (value - exact).abs() <= exact.abs() / 200.0 + all * 2e-6;
+                        assert!(close, "{what}: {value:e}, not {exact:e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sums over a single token's experts, each of which is weighted by half more than its number.
+fn unsorted(
+    lab: &mut Lab,
+    linear: &GroupedLinear,
+    x: &[u16],
+    experts_of: &[i32],
+    is_64_bit: bool,
+    x_by_expert: bool,
+) -> Vec<u16> {
+    let (weights, top_k, m) = (linear.weights(), experts_of.len(), linear.features());
+    let experts = weights.rows() / m.next_multiple_of(32);
+    let plan = GroupedPlan::with_groups(weights, experts, m, 8).unwrap();
+    assert!(plan.takes_unsorted(1) && !plan.takes_unsorted(2));
+    let numbers: Vec<i32> = match is_64_bit {
+        false => experts_of.to_vec(),
+        true => experts_of
+            .iter()
+            .flat_map(|&expert| [expert, expert >> 31])
+            .collect(),
+    };
+    let numbers = Buffer::from_slice(lab.device, &numbers).unwrap();
+    let routing = RawRouting {
+        address: 0,
+        unsorted: Some(RawExperts {
+            address: numbers.address(),
+            is_64_bit,
+        }),
+        tokens: 1,
+        top_k,
+        experts,
+        group_tokens: plan.group_tokens(),
+    };
+    let x = lab.buffer(x);
+    // What is left out must not be added, not even times nothing.
+    let parts = Buffer::from_slice(lab.device, &vec![f32::NAN; top_k * m]).unwrap();
+    let operands = RawGrouped {
+        x: x.address(),
+        x_stride: weights.cols(),
+        x_by_expert,
+        y: parts.address(),
+        y_stride: m,
+        output: OutputType::F32,
+        is_gated: false,
+        follows_routing: true,
+        scratch: 0,
+    };
+    let scales: Vec<f32> = (0..top_k).map(|at| 0.5 + at as f32).collect();
+    let scales = Buffer::from_slice(lab.device, &scales).unwrap();
+    let y = lab.buffer(&vec![crate::lab::NAN; m.next_multiple_of(4)]);
+    let stream = lab.stream.raw();
+    // SAFETY: all operands are there until the result is read.
+    unsafe {
+        plan.run_raw(stream, weights, &operands, &routing, &lab.workspace)
+            .unwrap();
+        if m.is_multiple_of(4) {
+            lab.device
+                .combine_raw(
+                    stream,
+                    parts.address(),
+                    scales.address(),
+                    y.address(),
+                    m,
+                    &routing,
+                )
+                .unwrap();
+            return lab.bits(&y);
+        }
+    }
+    let parts = parts.to_vec(&lab.stream).unwrap();
+    (0..m)
+        .map(|feature| {
+            let there = |&at: &usize| (0..experts as i32).contains(&experts_of[at]);
+            let sum: f32 = (0..top_k)
+                .filter(there)
+                .map(|at| (0.5 + at as f32) * parts[at * m + feature])
+                .sum();
+            bf16::from_f32(sum).to_bits()
+        })
+        .collect()
 }
 
 /// More groups than one of most experts, more row blocks than a cluster has, more k-tiles than a ring has stages.

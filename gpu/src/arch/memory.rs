@@ -297,6 +297,22 @@ load_written! {
     load_written_u32 u32, "u32"
 }
 
+/// Loads 128 bits of global memory that an earlier kernel of the stream may have written while this one was there: after
+/// a wait for that one, by the same thread.
+///
+/// # Safety
+/// `address` is readable for 16 bytes and 16-byte aligned.
+#[inline(always)]
+pub unsafe fn load_written_u32x4(address: *const u16) -> [u32; 4] {
+    let (mut a, mut b, mut c, mut d): (u32, u32, u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.global.v4.u32 {{{}, {}, {}, {}}}, [{}];", out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d,
+            in(reg64) address, options(readonly, nostack, preserves_flags));
+    }
+    [a, b, c, d]
+}
+
 /// Stores 128 bits to global memory that this kernel will not read.
 ///
 /// # Safety
@@ -399,6 +415,37 @@ pub unsafe fn add_global_u64(address: *mut u64, value: u64) {
         asm!("red.relaxed.gpu.global.add.u64 [{}], {};", in(reg64) address, in(reg64) value,
             options(nostack, preserves_flags));
     }
+}
+
+/// The larger of `value` and 64 bits of global memory, as one.
+///
+/// # Safety
+/// As [`add_global_u64`].
+#[inline(always)]
+pub unsafe fn max_global_u64(address: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("red.relaxed.gpu.global.max.u64 [{}], {};", in(reg64) address, in(reg64) value,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// How many blocks have come to `counter` before this one. What threads of this block have stored before they met is
+/// there for those that come later, and what those before it have stored is there for threads that meet this one next.
+///
+/// # Safety
+/// `counter` is a word of global memory; one thread of the block runs this.
+#[inline(always)]
+pub unsafe fn count_block(counter: *mut u32) -> u32 {
+    let mut before: u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("fence.acq_rel.gpu;",
+            "atom.relaxed.gpu.global.add.u32 {}, [{}], 1;",
+            "fence.acq_rel.gpu;",
+            out(reg32) before, in(reg64) counter, options(nostack, preserves_flags));
+    }
+    before
 }
 
 /// The exclusive or of `value` and 32 bits of global memory, as one.

@@ -6,6 +6,7 @@ use super::{
     buffer::same_context,
     device::Device,
     error::{GpuError, Operand},
+    family::Family,
     kernels::{Kernel, Kernels},
     stream::Stream,
 };
@@ -72,11 +73,43 @@ impl CustomKernels {
         blocks: u32,
         args: T,
     ) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.run(stream, kernel, blocks, false, args) }
+    }
+
+    /// [`launch`](Self::launch), but on Hopper it may start as soon as the kernel ahead lets it (programmatic dependent
+    /// launch).
+    ///
+    /// # Errors
+    /// As that.
+    ///
+    /// # Safety
+    /// As that; and the kernel waits (`griddepcontrol.wait`) before it reads what any kernel ahead writes, or writes.
+    pub unsafe fn launch_dependent<T: Copy>(
+        &self,
+        stream: &Stream,
+        kernel: &str,
+        blocks: u32,
+        args: T,
+    ) -> Result<(), GpuError> {
+        let pdl = self.device.family() == Family::Hopper;
+        // SAFETY: the caller's promise.
+        unsafe { self.run(stream, kernel, blocks, pdl, args) }
+    }
+
+    unsafe fn run<T: Copy>(
+        &self,
+        stream: &Stream,
+        kernel: &str,
+        blocks: u32,
+        pdl: bool,
+        args: T,
+    ) -> Result<(), GpuError> {
         same_context(&self.device, stream.device(), Operand::Stream)?;
         let kernel = self.load(kernel)?;
         let _current = self.device.enter()?;
         // SAFETY: the caller's promise.
-        unsafe { kernel.launch(blocks, stream.raw(), false, args) }
+        unsafe { kernel.launch(blocks, stream.raw(), pdl, args) }
     }
 }
 

@@ -238,6 +238,20 @@ impl Device {
         self.0.memory_bytes
     }
 
+    /// Bytes of the device's memory that nothing has taken yet.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`].
+    pub fn free_bytes(&self) -> Result<usize, GpuError> {
+        let _current = self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two `size_t`.
+        check("cuMemGetInfo", unsafe {
+            sys::cuMemGetInfo_v2(&mut free, &mut total)
+        })?;
+        Ok(free)
+    }
+
     /// Streaming multiprocessors of the device.
     pub fn sms(&self) -> u32 {
         self.0.sms

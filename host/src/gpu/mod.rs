@@ -62,6 +62,7 @@ mod family;
 mod gated;
 mod gather;
 mod gemm;
+mod graph;
 mod kernels;
 mod linear;
 mod matrix;
@@ -80,9 +81,12 @@ pub use device::{Device, Entered};
 pub use driver::{RawStream, driver};
 pub use encode::{ENCODE_SCRATCH_BYTES, Measured, RawDense};
 pub use error::{GpuError, Need, Operand};
-pub use experts::{ExpertInputs, GroupedLinear, GroupedPlan, RawGrouped, RawRouting, Routing};
+pub use experts::{
+    ExpertInputs, GroupedLinear, GroupedPlan, RawExperts, RawGrouped, RawRouting, Routing,
+};
 pub use family::Family;
 pub use gated::{GatedPlan, RawGated};
+pub use graph::Graph;
 pub use linear::Linear;
 pub use matrix::DeviceMatrix;
 pub use operands::{MAX_TOKENS, Operands, OutputType, Outputs, RawOperands};

@@ -188,20 +188,26 @@ def _experts_mlp_cpu(x, gate_up, down, experts_of, scales, experts, inner, batch
 
 
 class _Routed:
-    """Assignments sorted by expert, in memory of PyTorch's."""
+    """Assignments sorted by expert, in memory of PyTorch's, or as they are where nothing has to be sorted."""
 
     def __init__(self, weight, rows, experts_of, experts, batch_invariant):
         self.at = ops._stream(weight[0].device)
         self.batch_invariant = batch_invariant
         tokens, top_k = experts_of.shape
         address = ops._cuda_weight(*weight)
-        group_tokens, size, self.places_at = _native.routing(
+        group_tokens, takes_unsorted, size, places_at = _native.routing(
             *self.at, address, experts, rows, tokens, top_k, batch_invariant
         )
+        self.experts_of = experts_of.contiguous()
+        numbers = self.experts_of.data_ptr(), experts_of.dtype == torch.int64
+        sizes = tokens, top_k, experts, group_tokens
+        if takes_unsorted:
+            self.key, self.places = (0, numbers, *sizes), None
+            return
         self.memory = torch.empty(size, dtype=torch.uint8, device=experts_of.device)
-        self.key = self.memory.data_ptr(), tokens, top_k, experts, group_tokens
-        experts_of = experts_of.contiguous()
-        _native.route(*self.at, experts_of.data_ptr(), experts_of.dtype == torch.int64, self.key)
+        self.key = self.memory.data_ptr(), None, *sizes
+        self.places = self.memory[places_at:].view(torch.int32)
+        _native.route(*self.at, numbers, self.key)
 
     def multiply(self, x, x_by_expert, weight, rows, y, is_gated, follows_routing=True):
         product = (*self.at, ops._cuda_weight(*weight), rows, self.key, x.data_ptr(), x.stride(0), x_by_expert)
@@ -230,9 +236,13 @@ def _grouped_linear_cuda(x, weight, experts_of, experts, rows, is_gated, batch_i
     routed = _Routed(weight, rows, experts_of, experts, batch_invariant)
     y = x.new_empty(experts_of.numel(), features)
     routed.multiply(x, False, weight, rows, y, is_gated)
-    places = routed.memory[routed.places_at :].view(torch.int32)
-    rows_of = y.index_select(0, places.clamp(min=0))
-    return torch.where((places >= 0)[:, None], rows_of, 0).view(*experts_of.shape, features)
+    if routed.places is None:
+        numbers = experts_of.flatten()
+        is_there = (numbers >= 0) & (numbers < experts)
+    else:
+        is_there = routed.places >= 0
+        y = y.index_select(0, routed.places.clamp(min=0))
+    return torch.where(is_there[:, None], y, 0).view(*experts_of.shape, features)
 
 
 def _experts_mlp_cuda(x, gate_up, down, experts_of, scales, experts, inner, batch_invariant):

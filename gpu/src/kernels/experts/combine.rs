@@ -10,6 +10,7 @@
 use crate::{
     arch::{grid, memory, mma, thread},
     args::{CombineArgs, NOWHERE},
+    kernels::experts::expert,
     launch::COMBINE_FEATURES,
     layout::LANES,
 };
@@ -20,7 +21,7 @@ const AT_ONCE: u32 = 8;
 /// Writes a thread's outputs.
 ///
 /// # Safety
-/// `args` describe outputs of experts, and places as `route` writes them; the grid has a column of blocks a token, each
+/// `args` describe outputs of experts, and places as `route` writes them, if any; the grid has a column of blocks a token, each
 /// for [`COMBINE_FEATURES`] features.
 #[inline(always)]
 pub unsafe fn combine(args: &CombineArgs) {
@@ -42,7 +43,11 @@ pub unsafe fn combine(args: &CombineArgs) {
             let (mut own_place, mut own_weight) = (NOWHERE, 0);
             if done + thread::lane() < args.top_k {
                 let at = (first + done + thread::lane()) as usize;
-                own_place = memory::load_global_u32(args.places.add(at));
+                own_place = match args.places.is_null() {
+                    true if expert(&args.unsorted, at as u32) == NOWHERE => NOWHERE,
+                    true => at as u32,
+                    false => memory::load_global_u32(args.places.add(at)),
+                };
                 own_weight = memory::load_global_u32(args.weights.add(at).cast());
             }
             let end = (done + LANES as u32).min(args.top_k);

@@ -7,12 +7,12 @@
 //!
 //! Each block counts all assignments, so that none waits for another, and places its own part of them, 1024 at a time.
 //! An expert's tokens stay in their order, so the groups that they fall into are always the same, and so are the bits
-//! that come of them. For up to 1024 assignments one block does it all, in some 4 us; those of one token need no order.
+//! that come of them. For up to 1024 assignments one block does it all, in some 4 us.
 
 use crate::{
     arch::{grid, memory, thread},
     args::{Group, NOWHERE, RouteArgs},
-    kernels::scan::block_sum_before,
+    kernels::{experts::expert, scan::block_sum_before},
     launch::{MAX_EXPERTS, ROUTE_THREADS},
     layout::LANES,
 };
@@ -33,30 +33,27 @@ pub unsafe fn route(args: &RouteArgs) {
     let nexts = counts + 4 * MAX_EXPERTS as u32;
     // For each warp and expert, how many of a chunk's assignments come before.
     let of_warps = nexts + 4 * MAX_EXPERTS as u32;
-    let of_warp = |warp: u32, expert: u32| of_warps + 2 * (warp * args.experts + expert);
+    let of_warp = |warp: u32, expert: u32| of_warps + 2 * (warp * args.of.experts + expert);
     // SAFETY: shared addresses lie in the block's; all threads meet at its barriers; ranges are the caller's promise.
     unsafe {
         let own = thread::thread() as u32;
         let (block, blocks) = (thread::block() as u32, thread::blocks() as u32);
-        let chunks = args.assignments.div_ceil(CHUNK);
+        let chunks = args.of.assignments.div_ceil(CHUNK);
         let each = CHUNK * chunks.div_ceil(blocks.max(1));
         let (first, end) = (
-            (block * each).min(args.assignments),
-            ((block + 1) * each).min(args.assignments),
+            (block * each).min(args.of.assignments),
+            ((block + 1) * each).min(args.of.assignments),
         );
         memory::store_u32(counts + 4 * own, 0);
         memory::store_u32(nexts + 4 * own, 0);
         thread::sync_block();
         grid::wait_dependencies();
         grid::launch_dependents();
-        if args.assignments == args.top_k && args.top_k <= LANES as u32 {
-            return route_one(args);
-        }
         let mut at = own;
-        while at < args.assignments {
+        while at < args.of.assignments {
             // Their loads are in flight at the same time.
             let mut experts = [NOWHERE; 4];
-            unroll!(I < 4 => { experts[I] = expert(args, at + I as u32 * CHUNK); });
+            unroll!(I < 4 => { experts[I] = expert(&args.of, at + I as u32 * CHUNK); });
             unroll!(I < 4 => {
                 if experts[I] != NOWHERE {
                     memory::add_u32(counts + 4 * experts[I], 1);
@@ -101,10 +98,14 @@ pub unsafe fn route(args: &RouteArgs) {
         let mut chunk = first;
         while chunk < end {
             let at = chunk + own;
-            let expert = if at < end { expert(args, at) } else { NOWHERE };
+            let expert = if at < end {
+                expert(&args.of, at)
+            } else {
+                NOWHERE
+            };
             memory::store_u32(nexts + 4 * own, next);
             let mut index = own;
-            while index < WARPS * args.experts {
+            while index < WARPS * args.of.experts {
                 memory::store_u16(of_warps + 2 * index, 0);
                 index += CHUNK;
             }
@@ -115,7 +116,7 @@ pub unsafe fn route(args: &RouteArgs) {
                 memory::store_u16(of_warp(warp, expert), peers.count_ones() as u16);
             }
             thread::sync_block();
-            if own < args.experts {
+            if own < args.of.experts {
                 let mut before = 0;
                 // By address, not by warp: 32 addresses made ahead would take half of the registers.
                 let mut slot = of_warp(0, own);
@@ -123,7 +124,7 @@ pub unsafe fn route(args: &RouteArgs) {
                     let count = memory::load_u16(slot);
                     memory::store_u16(slot, before);
                     before += count;
-                    slot += 2 * args.experts;
+                    slot += 2 * args.of.experts;
                 }
                 next += u32::from(before);
             }
@@ -139,61 +140,5 @@ pub unsafe fn route(args: &RouteArgs) {
             thread::sync_block();
             chunk += CHUNK;
         }
-    }
-}
-
-/// Routes one token: each of its experts has a group of its own.
-#[inline(always)]
-unsafe fn route_one(args: &RouteArgs) {
-    if thread::warp() > 0 {
-        return;
-    }
-    let lane = thread::lane();
-    // SAFETY: `route`'s.
-    unsafe {
-        let expert = expert(args, lane);
-        let is_one = expert != NOWHERE;
-        // Those of no expert come last.
-        let (mut place, mut count) = (0, 0);
-        for other in 0..args.top_k {
-            let others = thread::shuffle(expert, other);
-            place += u32::from(others < expert || others == expert && other < lane);
-            count += u32::from(others != NOWHERE);
-        }
-        if lane == 0 {
-            *args.group_count = count;
-            *args.routed = count;
-        }
-        if lane < args.top_k {
-            *args.places.add(lane as usize) = if is_one { place } else { NOWHERE };
-        }
-        if is_one {
-            *args.rows.add(place as usize) = 0;
-            *args.groups.add(place as usize) = Group {
-                expert,
-                first: place,
-                tokens: 1,
-            };
-        }
-    }
-}
-
-/// The expert of an assignment, or [`NOWHERE`].
-#[inline(always)]
-unsafe fn expert(args: &RouteArgs, at: u32) -> u32 {
-    if at >= args.assignments {
-        return NOWHERE;
-    }
-    let at = at as usize;
-    // SAFETY: there are so many assignments.
-    let expert = unsafe {
-        match args.is_64_bit {
-            true => *args.experts_of.cast::<i64>().add(at),
-            false => i64::from(*args.experts_of.cast::<i32>().add(at)),
-        }
-    };
-    match 0 <= expert && expert < i64::from(args.experts) {
-        true => expert as u32,
-        false => NOWHERE,
     }
 }

@@ -98,7 +98,7 @@ pub unsafe fn zipgemm_grouped<
 >(
     args: &GroupedArgs,
 ) {
-    let problem = Experts::new(args);
+    let problem = Experts::<N_TILES>::new(args);
     let block = Block::<_, N_TILES, WARPS_M, WARPS_K, CONSUMER_GROUPS, STAGES, SUM_STAGES>::new(
         &problem,
         !args.is_batch_invariant,

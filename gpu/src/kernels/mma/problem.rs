@@ -4,7 +4,8 @@
 
 use crate::{
     arch::{grid, memory, thread},
-    args::{GemmArgs, Group, GroupedArgs, Output},
+    args::{GemmArgs, Group, GroupedArgs, NOWHERE, Output},
+    kernels::experts::expert,
     layout::TILE_ROWS,
 };
 
@@ -146,10 +147,11 @@ impl Problem for Single<'_> {
     }
 }
 
-/// Y[t] = X[t] W[e(t)]^T for tokens in the order of their experts. Output tiles of an expert follow one another, so
+/// Y[t] = X[t] W[e(t)]^T for tokens in the order of their experts, or for one token and each of its experts, whose
+/// assignments are groups as they are. Output tiles of an expert follow one another, so
 /// that its weights are read by blocks at the same time where it has more tokens than a tile.
 #[derive(Clone, Copy)]
-pub struct Experts<'a> {
+pub struct Experts<'a, const N_TILES: usize> {
     args: &'a GroupedArgs,
     /// Strips of an expert's matrix.
     strips: u32,
@@ -157,7 +159,10 @@ pub struct Experts<'a> {
     groups: u32,
 }
 
-impl<'a> Experts<'a> {
+impl<'a, const N_TILES: usize> Experts<'a, N_TILES> {
+    /// Whether assignments may be unsorted: those of a single token are for the kernel for fewest.
+    const TAKES_UNSORTED: bool = N_TILES == 1;
+
     /// Of its arguments, once [routing](crate::kernels::experts::route) is done.
     #[inline(always)]
     pub fn new(args: &'a GroupedArgs) -> Self {
@@ -167,8 +172,12 @@ impl<'a> Experts<'a> {
         Self {
             args,
             strips: args.gemm.m.div_ceil(TILE_ROWS as u32),
-            // SAFETY: routing has written it.
-            groups: unsafe { memory::observe_u32(args.group_count) },
+            groups: if Self::TAKES_UNSORTED && !args.unsorted.numbers.is_null() {
+                args.unsorted.assignments
+            } else {
+                // SAFETY: routing has written it.
+                unsafe { memory::observe_u32(args.group_count) }
+            },
         }
     }
 
@@ -178,6 +187,16 @@ impl<'a> Experts<'a> {
         let row_blocks = RowBlocks::new(&self.args.gemm).count::<WARPS_M>();
         let group = tile.checked_div(row_blocks).unwrap_or(0);
         let row_block = tile - group * row_blocks;
+        if Self::TAKES_UNSORTED && !self.args.unsorted.numbers.is_null() {
+            // SAFETY: the router has written them, and this kernel or one ahead has waited for it.
+            let expert = unsafe { expert(&self.args.unsorted, group) };
+            let group = Group {
+                expert,
+                first: group,
+                tokens: u32::from(expert != NOWHERE),
+            };
+            return (group, row_block);
+        }
         // SAFETY: routing has written the group. What an earlier kernel's loads have left in the first-level cache is
         // not looked at, for this one may not have waited.
         let [expert, first, tokens, _] =
@@ -191,7 +210,7 @@ impl<'a> Experts<'a> {
     }
 }
 
-impl Problem for Experts<'_> {
+impl<const N_TILES: usize> Problem for Experts<'_, N_TILES> {
     const GROUPED: bool = true;
 
     #[inline(always)]
@@ -207,6 +226,9 @@ impl Problem for Experts<'_> {
     #[inline(always)]
     fn strip<const WARPS_M: usize>(&self, tile: u32, strip: u32) -> Option<u32> {
         let (group, row_block) = self.place::<WARPS_M>(tile);
+        if Self::TAKES_UNSORTED && group.tokens == 0 {
+            return None;
+        }
         let strip = RowBlocks::new(&self.args.gemm).strip::<WARPS_M>(row_block, strip)?;
         Some(group.expert * self.strips + strip)
     }

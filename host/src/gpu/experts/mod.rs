@@ -11,5 +11,5 @@ mod wgmma;
 pub use self::{
     linear::{ExpertInputs, GroupedLinear},
     plan::{GroupedPlan, RawGrouped},
-    routing::{RawRouting, Routing},
+    routing::{RawExperts, RawRouting, Routing},
 };

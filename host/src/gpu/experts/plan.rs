@@ -196,6 +196,12 @@ impl GroupedPlan {
         self.shape.tokens()
     }
 
+    /// Whether it takes the assignments of so many tokens [unsorted](RawRouting::unsorted): those of one, with the kernel
+    /// for the fewest tokens an expert.
+    pub fn takes_unsorted(&self, tokens: usize) -> bool {
+        tokens == 1 && matches!(self.shape, Shape::Mma(shape) if shape.n_tiles == 1)
+    }
+
     /// Bytes of [scratch memory](RawGrouped::scratch) that a call takes.
     pub fn scratch_bytes(&self, operands: &RawGrouped, routing: &RawRouting) -> usize {
         match self.shape {
@@ -253,6 +259,9 @@ impl GroupedPlan {
                 return Err(GpuError::mismatch(what, expected, got));
             }
         }
+        if routing.unsorted.is_some() && !self.takes_unsorted(routing.tokens) {
+            return Err(GpuError::mismatch("sorted tokens:", 1, routing.tokens));
+        }
         if operands.is_gated && !self.rows.is_multiple_of(2 * TILE_ROWS) {
             return Err(GpuError::Experts {
                 experts: 2 * self.experts,
@@ -288,9 +297,11 @@ impl GroupedPlan {
         let needed = self.blocks as usize * shape.partial_bytes();
         Workspace::check_room("bytes for partial sums", needed, workspace.partial_bytes())?;
         let (dense, offsets, patches) = weights.addresses();
-        let rows = match operands.x_by_expert {
-            true => 0,
-            false => routing.rows(),
+        // All assignments of a single token have its activations.
+        let (rows, x_stride) = match (operands.x_by_expert, routing.unsorted) {
+            (true, _) => (0, operands.x_stride),
+            (false, None) => (routing.rows(), operands.x_stride),
+            (false, Some(_)) => (0, 0),
         };
         let args = GroupedArgs {
             gemm: GemmArgs {
@@ -309,12 +320,13 @@ impl GroupedPlan {
                 m: self.rows as u32,
                 n: 0,
                 k: k as u32,
-                x_stride: operands.x_stride as u32,
+                x_stride: x_stride as u32,
                 is_gated: operands.is_gated,
             },
             rows: rows as *const u32,
             groups: routing.groups_at() as *const Group,
             group_count: routing.group_count() as *const u32,
+            unsorted: routing.unsorted(),
             follows_routing: operands.follows_routing,
             is_batch_invariant: self.is_batch_invariant,
         };

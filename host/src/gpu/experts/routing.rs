@@ -1,6 +1,6 @@
 use half::bf16;
 use zipserv_gpu::{
-    args::{CombineArgs, Group, NOWHERE, RouteArgs},
+    args::{CombineArgs, ExpertsOf, Group, NOWHERE, RouteArgs},
     launch::{COMBINE_FEATURES, MAX_EXPERTS, ROUTE_THREADS},
 };
 
@@ -14,11 +14,23 @@ use crate::gpu::{
     stream::Stream,
 };
 
-/// Memory in which [`Device::route_raw`] leaves where tokens go, and for how many.
+/// Numbers of the experts of each token, token after token, as a router leaves them. Those of no expert are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawExperts {
+    /// Address of device memory, aligned to a number's size.
+    pub address: u64,
+    /// Whether numbers have 64 bits, not 32, with a sign.
+    pub is_64_bit: bool,
+}
+
+/// Where tokens go, and how many there are: in memory that [`Device::route_raw`] fills, or as the router leaves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawRouting {
     /// Address of [`bytes`](Self::bytes) of device memory, aligned to 16.
     pub address: u64,
+    /// The experts of a single token, if a plan [takes](super::GroupedPlan::takes_unsorted) them unsorted: nothing is
+    /// routed then, and no memory is needed. Places in the order of experts are those of assignments.
+    pub unsorted: Option<RawExperts>,
     /// Tokens.
     pub tokens: usize,
     /// Experts of a token.
@@ -40,19 +52,18 @@ impl RawRouting {
         self.tokens.saturating_mul(self.top_k)
     }
 
-    /// Groups, at most: each expert has one that is not full, or each assignment of a single token one of its own.
+    /// Groups, at most: each expert has one that is not full.
     pub(super) fn groups(&self) -> usize {
         let assignments = self.assignments();
         let full = assignments.checked_div(self.group_tokens).unwrap_or(0);
-        let others = match self.tokens {
-            1 => assignments,
-            _ => assignments.min(self.experts),
-        };
-        full + others
+        full + assignments.min(self.experts)
     }
 
     /// Bytes of device memory.
     pub fn bytes(&self) -> usize {
+        if self.unsorted.is_some() {
+            return 0;
+        }
         COUNT_BYTES + size_of::<Group>() * self.groups() + 8 * self.assignments()
     }
 
@@ -79,6 +90,23 @@ impl RawRouting {
         self.rows() + 4 * self.assignments() as u64
     }
 
+    /// The experts of unsorted assignments, for kernels.
+    pub(super) fn unsorted(&self) -> ExpertsOf {
+        match self.unsorted {
+            None => ExpertsOf::SORTED,
+            Some(experts) => self.of(experts),
+        }
+    }
+
+    fn of(&self, experts: RawExperts) -> ExpertsOf {
+        ExpertsOf {
+            numbers: experts.address as *const u8,
+            assignments: self.assignments() as u32,
+            experts: self.experts as u32,
+            is_64_bit: experts.is_64_bit,
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), GpuError> {
         let assignments = self.tokens.checked_mul(self.top_k);
         let most = i32::MAX as usize;
@@ -86,7 +114,10 @@ impl RawRouting {
         if is_too_much || self.group_tokens == 0 {
             return Err(self.too_much());
         }
-        check_aligned(Operand::Routing, self.address, 16)
+        match self.unsorted {
+            None => check_aligned(Operand::Routing, self.address, 16),
+            Some(experts) => experts.check(),
+        }
     }
 
     /// The error that there are too many assignments, or experts.
@@ -100,9 +131,19 @@ impl RawRouting {
     }
 }
 
+impl RawExperts {
+    fn check(self) -> Result<(), GpuError> {
+        check_aligned(
+            Operand::Data,
+            self.address,
+            if self.is_64_bit { 8 } else { 4 },
+        )
+    }
+}
+
 impl Device {
-    /// Sorts assignments by expert: `experts_of` has the numbers of each token's `top_k` experts, token after token,
-    /// in 32 or 64 bits with a sign. Numbers of no expert are left out. It is one launch, which can be captured.
+    /// Sorts assignments by expert: `experts_of` has the numbers of each token's `top_k` experts. It is one launch, which
+    /// can be captured.
     ///
     /// # Errors
     /// [`GpuError::Routing`] when there are too many, [`GpuError::Alignment`], [`GpuError::Load`], [`GpuError::Driver`].
@@ -113,24 +154,23 @@ impl Device {
     pub unsafe fn route_raw(
         &self,
         stream: RawStream,
-        experts_of: u64,
-        is_64_bit: bool,
+        experts_of: RawExperts,
         routing: &RawRouting,
     ) -> Result<(), GpuError> {
         routing.check()?;
-        check_aligned(Operand::Data, experts_of, if is_64_bit { 8 } else { 4 })?;
+        experts_of.check()?;
+        if routing.unsorted.is_some() {
+            return Err(GpuError::mismatch("routing that is sorted:", 1, 0));
+        }
         let args = RouteArgs {
-            experts_of: experts_of as *const u8,
+            of: routing.of(experts_of),
             rows: routing.rows() as *mut u32,
             places: routing.places() as *mut u32,
             groups: routing.groups_at() as *mut Group,
             group_count: routing.group_count() as *mut u32,
             routed: routing.routed() as *mut u32,
-            assignments: routing.assignments() as u32,
             top_k: routing.top_k as u32,
-            experts: routing.experts as u32,
             group_tokens: routing.group_tokens as u32,
-            is_64_bit,
         };
         let pdl = self.family() == Family::Hopper;
         let blocks = routing.assignments().div_ceil(ROUTE_THREADS);
@@ -175,7 +215,11 @@ impl Device {
         let args = CombineArgs {
             y: y as *mut u16,
             parts: parts as *const f32,
-            places: routing.places() as *const u32,
+            places: match routing.unsorted {
+                None => routing.places() as *const u32,
+                Some(_) => std::ptr::null(),
+            },
+            unsorted: routing.unsorted(),
             weights: weights as *const f32,
             tokens: routing.tokens as u32,
             top_k: routing.top_k as u32,
@@ -210,6 +254,7 @@ impl Routing {
     ) -> Result<Self, GpuError> {
         let mut raw = RawRouting {
             address: 0,
+            unsorted: None,
             tokens,
             top_k,
             experts,
@@ -236,9 +281,12 @@ impl Routing {
         let device = self.memory.device();
         same_context(device, stream.device(), Operand::Stream)?;
         same_context(device, experts_of.device(), Operand::Data)?;
-        let from = experts_of.address();
+        let from = RawExperts {
+            address: experts_of.address(),
+            is_64_bit: false,
+        };
         // SAFETY: lengths and context are right; memory that is freed waits for kernels that use it.
-        unsafe { device.route_raw(stream.raw(), from, false, &self.raw) }
+        unsafe { device.route_raw(stream.raw(), from, &self.raw) }
     }
 
     /// Adds up what a token's experts made of it; see [`Device::combine_raw`].
@@ -314,6 +362,7 @@ mod tests {
         ] {
             let routing = RawRouting {
                 address: 0,
+                unsorted: None,
                 tokens,
                 top_k,
                 experts,
@@ -325,8 +374,7 @@ mod tests {
                 let others = (experts - 1).min(all - full);
                 full.div_ceil(group_tokens) + others
             };
-            let most = (0..=all).map(uneven).max().unwrap();
-            let most = if tokens == 1 { all } else { most.min(all) };
+            let most = (0..=all).map(uneven).max().unwrap().min(all);
             assert!(routing.groups() >= most, "{routing:?}");
             assert_eq!(routing.places() + 4 * all as u64, routing.bytes() as u64);
         }
