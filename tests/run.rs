@@ -332,6 +332,14 @@ fn what_cannot_be_is_said_before_weights_are_read() {
     );
     said(&["--prompt", "a", "--logprobs", "2"], "--json");
     said(&["--prompt", "a", "--raw", "--chat"], "cannot be used with");
+    let on_gpu = "--dense and --tensor-parallel-size need --device cuda";
+    said(&["--prompt", "a", "--dense"], on_gpu);
+    said(&["--prompt", "a", "--tensor-parallel-size", "2"], on_gpu);
+    said(&["--bench", "--dense", "--fastest"], "cannot be used with");
+    said(
+        &["--bench", "--tensor-parallel-size", "7"],
+        "which 7 devices cannot share equally",
+    );
     said(&["--perplexity", "none.txt"], "no such file: none.txt");
     said(&["--prompt", "a"], "model.safetensors: ");
     let folder = TempDir::new().unwrap();

@@ -46,6 +46,41 @@ pub enum Error {
         /// Tokens that fit.
         room: usize,
     },
+    /// Sequences do not fit a device's memory.
+    #[error(
+        "{sequences} sequences of {context} tokens, and what is between products, take {needed} bytes, but {free} are free beside the weights: {fits} tokens each would fit"
+    )]
+    Memory {
+        /// Bytes that are wanted beside weights, for keys, values and what is between products.
+        needed: u64,
+        /// Bytes that nothing has taken.
+        free: u64,
+        /// Sequences asked for.
+        sequences: usize,
+        /// Tokens asked for.
+        context: usize,
+        /// Tokens of so many sequences that would fit.
+        fits: usize,
+    },
+    /// A device or its driver fails.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Gpu(#[from] zipserv::gpu::GpuError),
+    /// NCCL is not there.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "the library libnccl.so.2 is not found; several GPUs need NVIDIA's NCCL, and LD_LIBRARY_PATH names the folder where it is looked for"
+    )]
+    NoNccl,
+    /// A call of NCCL failed.
+    #[cfg(feature = "cuda")]
+    #[error("{call}: {reason}")]
+    Nccl {
+        /// The call.
+        call: &'static str,
+        /// What NCCL says.
+        reason: String,
+    },
     /// A request that cannot be served, such as one of no tokens.
     #[error("{0}")]
     Request(String),

@@ -1,6 +1,6 @@
 //! What runs a model: it keeps weights, and keys and values of sequences.
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// A sequence whose keys and values an executor keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,4 +52,35 @@ pub trait Executor {
     /// # Errors
     /// If a sequence is unknown or has no room, or a token is none of the vocabulary; nothing is added then.
     fn forward(&mut self, chunks: &[Chunk], logits: Logits) -> Result<Vec<f32>>;
+}
+
+/// Whether chunks can be added to sequences of so many `tokens`, if they exist, of at most `room` each.
+pub(crate) fn check(
+    chunks: &[Chunk],
+    vocabulary: usize,
+    room: usize,
+    tokens: impl Fn(SequenceId) -> Option<usize>,
+) -> Result<()> {
+    let refused = |why: String| Err(Error::Request(why));
+    for (index, chunk) in chunks.iter().enumerate() {
+        let number = chunk.sequence.0;
+        let Some(before) = tokens(chunk.sequence) else {
+            return refused(format!("there is no sequence {number}"));
+        };
+        if chunks[..index].iter().any(|c| c.sequence == chunk.sequence) {
+            return refused(format!("two chunks of sequence {number}"));
+        }
+        if chunk.tokens.is_empty() {
+            return refused(format!("no tokens for sequence {number}"));
+        }
+        let known = |token: &u32| (*token as usize) < vocabulary;
+        if let Some(token) = chunk.tokens.iter().find(|token| !known(token)) {
+            return refused(format!("token {token}: the model has {vocabulary}"));
+        }
+        let tokens = before + chunk.tokens.len();
+        if tokens > room {
+            return Err(Error::Context { tokens, room });
+        }
+    }
+    Ok(())
 }

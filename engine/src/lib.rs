@@ -8,12 +8,16 @@
 //! - [`Executor`] is what runs one; `cpu` is the plain reference, in FP32. `memory` counts what one takes.
 //! - `text` has tokenizer and chat template, `generate` the loop around it all, and `perplexity` scores texts.
 
+#[cfg(feature = "cuda")]
+pub mod bench;
 pub mod config;
 pub mod cpu;
 pub mod error;
 pub mod executor;
 mod files;
 pub mod generate;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod memory;
 pub mod models;
 pub mod perplexity;

@@ -37,6 +37,19 @@ impl Weights {
             .collect())
     }
 
+    /// Reads a matrix that is stored in the layout of the GPU, as it is.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    #[cfg(feature = "cuda")]
+    pub fn matrix(&self, weight: &Weight) -> Result<Option<zipserv::CompressedMatrix<'static>>> {
+        let tensor = self.find(weight)?;
+        Ok(match tensor.header() {
+            Some(_) => Some(tensor.matrix()?),
+            None => None,
+        })
+    }
+
     fn find(&self, weight: &Weight) -> Result<TensorView<'_>> {
         let tensor = self.0.tensor(&weight.name)?;
         let wrong = |reason| Error::Tensor {

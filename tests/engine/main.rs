@@ -3,6 +3,8 @@
 mod bytes;
 mod config;
 mod generate;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod memory;
 mod model;
 mod ops;

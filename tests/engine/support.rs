@@ -15,6 +15,8 @@ use zipserv_engine::{
 
 pub const VOCABULARY: u32 = 61;
 pub const CONTEXT: usize = 48;
+/// Standard deviation of random weights.
+pub const DEVIATION: f32 = 0.3;
 
 /// Tensors by their names: dtype, shape, bytes.
 pub type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
@@ -98,7 +100,7 @@ pub fn tensors(config: &Value) -> Tensors {
         let count: usize = shape.iter().product();
         let bytes = (0..count).flat_map(|_| {
             let weight: f32 = rng.sample(StandardNormal);
-            bf16::from_f32(mean + 0.3 * weight).to_le_bytes()
+            bf16::from_f32(mean + DEVIATION * weight).to_le_bytes()
         });
         let bytes = bytes.collect();
         (name, (Dtype::BF16, shape, bytes))

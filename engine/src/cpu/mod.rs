@@ -9,7 +9,8 @@ use std::path::Path;
 
 use self::ops::{Rows, Tensor};
 use crate::{
-    Chunk, Config, Error, Executor, Logits, Result, SequenceId,
+    Chunk, Config, Executor, Logits, Result, SequenceId,
+    executor::check,
     models::{Attention, Experts, FeedForward, Layer, Mlp, Model},
     weights::Weights,
 };
@@ -76,29 +77,8 @@ impl CpuExecutor {
 
     /// Whether chunks can be added.
     fn check(&self, chunks: &[Chunk]) -> Result<()> {
-        let refused = |why: String| Err(Error::Request(why));
-        for (index, chunk) in chunks.iter().enumerate() {
-            let number = chunk.sequence.0;
-            let Some(sequence) = self.sequence(chunk.sequence) else {
-                return refused(format!("there is no sequence {number}"));
-            };
-            if chunks[..index].iter().any(|c| c.sequence == chunk.sequence) {
-                return refused(format!("two chunks of sequence {number}"));
-            }
-            if chunk.tokens.is_empty() {
-                return refused(format!("no tokens for sequence {number}"));
-            }
-            let vocabulary = self.config.vocabulary;
-            let known = |token: &u32| (*token as usize) < vocabulary;
-            if let Some(token) = chunk.tokens.iter().find(|token| !known(token)) {
-                return refused(format!("token {token}: the model has {vocabulary}"));
-            }
-            let (tokens, room) = (sequence.tokens + chunk.tokens.len(), self.config.context);
-            if tokens > room {
-                return Err(Error::Context { tokens, room });
-            }
-        }
-        Ok(())
+        let tokens = |id| self.sequence(id).map(|sequence| sequence.tokens);
+        check(chunks, self.config.vocabulary, self.config.context, tokens)
     }
 
     fn layer(&mut self, index: usize, x: &mut Rows, places: &[Place]) {

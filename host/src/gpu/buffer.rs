@@ -124,19 +124,7 @@ impl<T: Pod> Buffer<T> {
     /// [`GpuError::Length`] for another number of values; [`GpuError::Context`] for another
     /// context's stream; [`GpuError::Driver`].
     pub fn copy_from_slice(&mut self, stream: &Stream, values: &[T]) -> Result<(), GpuError> {
-        let expected = Need::Exactly(self.len);
-        check_len(Operand::Data, expected, values.len())?;
-        same_context(&self.device, stream.device(), Operand::Stream)?;
-        if values.is_empty() {
-            return Ok(());
-        }
-        let _current = self.device.enter()?;
-        // SAFETY: lengths are right, and the host's values live until the wait is over.
-        check("cuMemcpyHtoDAsync", unsafe {
-            let (from, to) = (values.as_ptr().cast(), stream.raw().cast());
-            sys::cuMemcpyHtoDAsync_v2(self.address, from, self.bytes(), to)
-        })?;
-        stream.synchronize()
+        self.slice_mut(..).copy_from_slice(stream, values)
     }
 
     /// Copies another buffer's values to it, after what was launched on `stream`. The call returns at
@@ -328,6 +316,26 @@ impl<'a, T: Pod> ViewMut<'a, T> {
             view: unsafe { View::from_raw(device, address, len) },
             alone: PhantomData,
         }
+    }
+
+    /// Copies `values` to it, after what was launched on `stream`, and waits for that.
+    ///
+    /// # Errors
+    /// As [`Buffer::copy_from_slice`].
+    pub fn copy_from_slice(self, stream: &Stream, values: &[T]) -> Result<(), GpuError> {
+        let expected = Need::Exactly(self.len());
+        check_len(Operand::Data, expected, values.len())?;
+        same_context(self.device(), stream.device(), Operand::Stream)?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        let _current = self.device().enter()?;
+        // SAFETY: lengths are right, and the host's values live until the wait is over.
+        check("cuMemcpyHtoDAsync", unsafe {
+            let (from, bytes) = (values.as_ptr().cast(), size_of_val(values));
+            sys::cuMemcpyHtoDAsync_v2(self.address(), from, bytes, stream.raw().cast())
+        })?;
+        stream.synchronize()
     }
 
     /// Two parts that do not overlap: the first `mid` values, and the others.

@@ -87,12 +87,7 @@ const F32: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
 fn is_there() -> bool {
     // SAFETY: loading NVIDIA's library, as its first call would.
     let load = |name: &str| unsafe { libloading::Library::new(name) };
-    let names = [
-        "libcublasLt.so",
-        "libcublasLt.so.13",
-        "libcublasLt.so.12",
-        "libcublasLt.so.11",
-    ];
+    let names = ["libcublasLt.so", "libcublasLt.so.12", "libcublasLt.so.11"];
     names.into_iter().any(|name| load(name).is_ok())
 }
 

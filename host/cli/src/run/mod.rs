@@ -1,5 +1,6 @@
 //! A model's text on the command line.
 
+mod bench;
 mod chat;
 mod json;
 mod printer;
@@ -13,10 +14,12 @@ use std::{
     process::ExitCode,
 };
 
+use clap::ValueEnum;
 use serde::Serialize;
 use zipserv_engine::{
     ChatTemplate, Config, CpuExecutor, Executor, Generator, Message, Request, Sampling, Tokenizer,
     generate::Limits,
+    gpu::{GpuExecutor, GpuOptions},
     perplexity::{Windows, score},
 };
 
@@ -25,9 +28,9 @@ use super::{Format, Outcome, console, sentence::of_file, signals, stdio};
 
 /// Run a model: answer or continue a prompt, chat, or score a text
 ///
-/// Runs on the CPU alone, in FP32: kernels for GPUs are not part of it yet. Text goes to standard output as it comes; on a
-/// terminal, control characters in it are shown escaped. Without --temperature, --top-k and --top-p it is sampled as
-/// the folder's generation_config.json recommends, else the most probable token is taken.
+/// Runs on the CPU in FP32, or with --device cuda on a GPU. Text goes to standard output as it comes; on a terminal,
+/// control characters in it are shown escaped. Without --temperature, --top-k and --top-p it is sampled as the folder's
+/// generation_config.json recommends, else the most probable token is taken.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -75,8 +78,39 @@ pub struct Run {
     /// Tell the perplexity of a text file, instead of text; - is standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "chat", "system", "logprobs", "stop"])]
     perplexity: Option<PathBuf>,
+    /// Where to run it
+    #[arg(long, value_enum, default_value_t)]
+    device: Device,
+    /// On a GPU: tokens that a sequence has room for [default: as many as the model knows]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// On a GPU: products may be faster where a text's last bits depend on what runs beside it then
+    #[arg(long)]
+    fastest: bool,
+    /// GPUs, from the first one on, that share the model
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    tensor_parallel_size: u32,
+    /// On a GPU: keep weights dense and multiply with cuBLASLt, to compare
+    #[arg(long, conflicts_with = "fastest")]
+    dense: bool,
+    /// Measure prompts and steps on a GPU at several batches, and contexts of up to --context, instead of text
+    #[arg(long, conflicts_with_all = ["prompt", "chat", "system", "logprobs", "stop", "perplexity"])]
+    bench: bool,
+    /// With --bench: sequences at a time, at most
+    #[arg(long, value_name = "N", requires = "bench", default_value_t = 32)]
+    sequences: usize,
     #[command(flatten)]
     format: Format,
+}
+
+/// What runs a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Device {
+    /// The CPU, in FP32
+    #[default]
+    Cpu,
+    /// A GPU of NVIDIA's, from compressed weights
+    Cuda,
 }
 
 #[derive(Serialize)]
@@ -88,12 +122,25 @@ struct PerplexityJson {
 
 impl Run {
     pub fn run(&self) -> Outcome {
+        let on_gpu = self.bench || self.device == Device::Cuda;
+        if !on_gpu && (self.dense || self.tensor_parallel_size > 1) {
+            return Err("--dense and --tensor-parallel-size need --device cuda".into());
+        }
+        if self.bench {
+            // Room is taken for each of what is measured.
+            let options = GpuOptions {
+                context: Some(1),
+                ..self.gpu(1)
+            };
+            let most = (self.sequences, self.context);
+            return bench::bench(&self.model, &options, most, &self.format);
+        }
         let config = Config::open(&self.model)?;
         let tokenizer = Tokenizer::open(&self.model)?;
         if let Some(path) = &self.perplexity {
             let text = read(path)?;
-            let mut executor = CpuExecutor::open(&self.model)?;
-            return self.score(&mut executor, &tokenizer.encode(&text, true)?);
+            let mut executor = self.executor()?;
+            return self.score(&mut *executor, &tokenizer.encode(&text, true)?);
         }
         let prompt = self.prompt()?;
         // All that can be refused comes before the weights, which take their time.
@@ -113,12 +160,12 @@ impl Run {
             log_probabilities: self.logprobs,
             ..Request::default()
         };
-        let mut executor = CpuExecutor::open(&self.model)?;
+        let mut executor = self.executor()?;
         signals::catch();
         let system = self.system.iter();
         let mut session = Session {
             context: executor.context(),
-            generator: Generator::new(&mut executor, &tokenizer, Limits::default()),
+            generator: Generator::new(&mut *executor, &tokenizer, Limits::default()),
             tokenizer: &tokenizer,
             template: template.as_ref(),
             messages: system.map(|text| Message::new("system", text)).collect(),
@@ -131,6 +178,23 @@ impl Run {
             None => chat::chat(&mut session)?,
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn executor(&self) -> Result<Box<dyn Executor>, Box<dyn Error>> {
+        Ok(match self.device {
+            Device::Cpu => Box::new(CpuExecutor::open(&self.model)?),
+            Device::Cuda => Box::new(GpuExecutor::open(&self.model, &self.gpu(1))?),
+        })
+    }
+
+    fn gpu(&self, sequences: usize) -> GpuOptions {
+        GpuOptions {
+            devices: (0..self.tensor_parallel_size).collect(),
+            sequences,
+            context: self.context,
+            fastest: self.fastest,
+            dense: self.dense,
+        }
     }
 
     /// What is to be answered, if it is not typed into a chat.

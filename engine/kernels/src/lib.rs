@@ -1,0 +1,76 @@
+//! The kernels between a decoder's products.
+//!
+//! ```text
+//! tokens --gather--> embeddings --norm--> x, h        h: a token's state, FP32, to which products add
+//!
+//! for each layer
+//!   x --product--> q, k, v --place--> q; keys and values in the cache
+//!   q, cache --attend--> a --product--> added to h
+//!   h --norm--> x --product, gated--> g --product--> added to h
+//!   or --norm--> x --product--> logits --choose_experts--> experts of each token, weights
+//!                x --route, grouped products, combine--> y, which the next norm adds to h
+//!
+//! h --norm--> x --product--> logits --largest, advance--> the next tokens
+//! ```
+//!
+//! Products, what sorts tokens by expert and adds up, and `gather` are `zipserv`'s. All launches can be dependent ones:
+//! each kernel here lets those behind it start at once, and waits for all ahead of it before it reads what any of them
+//! writes. So the first weights of a product are on their way while the kernel ahead of it runs.
+
+#![no_std]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(abi_ptx, asm_experimental_arch, stdarch_nvptx)
+)]
+
+use zipserv_gpu::launch::Launch;
+
+pub mod attend;
+pub mod choose;
+pub mod experts;
+pub mod norm;
+pub mod place;
+
+/// The kernels as PTX, which `builder` makes of this crate.
+#[cfg(not(target_arch = "nvptx64"))]
+pub mod ptx {
+    /// For sm_80 and later.
+    pub const SM_80: &str = include_str!("../ptx/engine_sm_80.ptx");
+    /// For Hopper.
+    pub const SM_90A: &str = include_str!("../ptx/engine_sm_90a.ptx");
+}
+
+/// Every kernel's launch.
+pub const KERNELS: &[Launch] = &[
+    norm::LAUNCH,
+    place::LAUNCH,
+    attend::DECODE_64,
+    attend::DECODE_128,
+    attend::PREFILL_64,
+    attend::PREFILL_128,
+    choose::LARGEST,
+    choose::ADVANCE,
+    experts::LAUNCH,
+];
+
+/// Quotient and remainder; zero and all where there is nothing to divide by. The operators' code would have a way to panic.
+#[cfg(target_arch = "nvptx64")]
+#[inline(always)]
+fn divide(number: u32, by: u32) -> (u32, u32) {
+    let quotient = number.checked_div(by).unwrap_or(0);
+    (quotient, number - quotient * by)
+}
+
+/// Tokens of one sequence that follow one another in the rows of a launch.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk {
+    /// The row of the first.
+    pub row: u32,
+    /// How many there are.
+    pub tokens: u32,
+    /// The sequence's place in the cache.
+    pub slot: u32,
+    /// The first one's position in the sequence.
+    pub position: u32,
+}

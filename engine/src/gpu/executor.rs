@@ -1,0 +1,397 @@
+//! What is seen of all of a model's devices: one executor.
+
+use std::{panic, path::Path, thread};
+
+use zipserv::gpu::{Device, Graph, Stream};
+
+use super::{
+    Batch, GpuOptions, INPUT_WORDS, INPUTS, MOST_LOGITS, MOST_SEQUENCES, MOST_STEPS, MOST_TOKENS,
+    Rank, Room,
+    nccl::Communicator,
+    part::{self, Part},
+    stage::{Stage, Wanted},
+};
+use crate::{
+    Chunk, Config, Error, Executor, Logits, Result, SequenceId, executor::check, weights::Weights,
+};
+
+/// Runs a model on a GPU, or on several.
+pub struct GpuExecutor {
+    config: Config,
+    context: usize,
+    /// The tokens of each sequence that there is.
+    sequences: Vec<Option<usize>>,
+    ranks: Vec<Rank>,
+}
+
+/// What tells kernels of chunks.
+struct Inputs {
+    words: Vec<u32>,
+    batch: Batch,
+    /// Rows of which logits are wanted.
+    wanted: usize,
+}
+
+/// Calls for each item, in threads of their own if there are several.
+fn each<I: Send, T: Send>(
+    items: impl ExactSizeIterator<Item = I>,
+    call: impl Fn(I) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    if items.len() <= 1 {
+        return items.map(call).collect();
+    }
+    thread::scope(|scope| {
+        let call = &call;
+        let threads: Vec<_> = items.map(|item| scope.spawn(move || call(item))).collect();
+        let results = threads.into_iter().map(|thread| thread.join());
+        let results: Vec<_> = results.collect();
+        let results = results.into_iter();
+        results
+            .map(|result| result.unwrap_or_else(|cause| panic::resume_unwind(cause)))
+            .collect()
+    })
+}
+
+impl GpuExecutor {
+    /// Loads the model of a Hugging Face folder, compressed by zipserv or not, and takes the memory for all sequences.
+    ///
+    /// # Errors
+    /// Those of [`CpuExecutor::open`](crate::CpuExecutor::open); [`Error::Memory`] before more memory is taken than there
+    /// is; [`Error::Request`] for what does not run on a GPU, or not on so many; [`Error::NoNccl`] and [`Error::Nccl`]
+    /// for several; [`Error::Gpu`].
+    pub fn open(folder: impl AsRef<Path>, options: &GpuOptions) -> Result<Self> {
+        let folder = folder.as_ref();
+        let config = Config::open(folder)?;
+        if options.dense && config.experts.is_some() {
+            let why = "mixtures of experts do not run from dense weights on a GPU";
+            return Err(Error::Request(why.into()));
+        }
+        part::check(&config, &options.devices)?;
+        let weights = Weights::open(folder, &config)?;
+        // What may not be there comes before weights are read, which takes its time.
+        let devices = options.devices.iter().map(|&number| Device::new(number));
+        let devices: Vec<_> = devices.collect::<std::result::Result<_, _>>()?;
+        if options.dense {
+            devices.iter().try_for_each(|d| d.cublaslt().map(drop))?;
+        }
+        let communicators = match &devices[..] {
+            [_] => vec![None],
+            all => Communicator::all(all)?.into_iter().map(Some).collect(),
+        };
+        let streams: Vec<_> = devices
+            .iter()
+            .map(Stream::new)
+            .collect::<std::result::Result<_, _>>()?;
+        let context = options.context.unwrap_or(config.context);
+        let room = Room {
+            sequences: options.sequences.clamp(1, MOST_SEQUENCES),
+            context: context.min(config.context),
+        };
+        let of = devices.len();
+        let ranks = streams.into_iter().zip(communicators).enumerate();
+        let ranks = each(ranks, |(index, (stream, communicator))| {
+            let part = Part { index, of };
+            Rank::open(&config, &weights, options, room, part, stream, communicator)
+        });
+        Ok(Self {
+            context: room.context,
+            sequences: vec![None; room.sequences],
+            ranks: ranks?,
+            config,
+        })
+    }
+
+    /// Of the model.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Sequences that there is room for.
+    pub fn room(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Takes memory for so many sequences of so many tokens, in place of what there is. All sequences end.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is not so much; then there is room for none. [`Error::Gpu`].
+    pub fn set_room(&mut self, sequences: usize, context: usize) -> Result<()> {
+        let room = Room {
+            sequences: sequences.clamp(1, MOST_SEQUENCES),
+            context: context.min(self.config.context),
+        };
+        self.sequences.clear();
+        self.each(|rank| rank.set_room(room))?;
+        self.context = room.context;
+        self.sequences = vec![None; room.sequences];
+        Ok(())
+    }
+
+    /// Times each stage of a step of these sequences by itself, on one device: seconds, and the bytes of weights, keys and
+    /// values that it reads where they are known. Sequences end, for what they have is overwritten.
+    ///
+    /// # Errors
+    /// As [`forward`](Executor::forward); [`Error::Request`] on several devices.
+    pub fn time_stages(
+        &mut self,
+        sequences: &[SequenceId],
+    ) -> Result<Vec<(Stage, f64, Option<u64>)>> {
+        if self.ranks.len() > 1 {
+            let why = "stages are timed on one device alone";
+            return Err(Error::Request(why.into()));
+        }
+        let tokens = vec![0; sequences.len()];
+        // It takes plans and kernels for itself.
+        self.greedy(sequences, &tokens, 1)?;
+        let longest = sequences.iter().map(|id| self.sequences[id.0].unwrap_or(0));
+        let context = longest.max().unwrap_or(0);
+        let batch = Batch {
+            tokens: sequences.len(),
+            decoding: sequences.len(),
+            chunks: 0,
+            longest: 0,
+        };
+        let rank = &mut self.ranks[0];
+        let time = |stage: Stage| -> Result<_> {
+            let seconds = rank.time(&batch, stage)?;
+            Ok((stage, seconds, rank.bytes(stage, sequences.len(), context)))
+        };
+        let times = Stage::ALL.into_iter().map(time).collect();
+        sequences.iter().for_each(|&sequence| self.end(sequence));
+        times
+    }
+
+    /// Continues sequences by the largest logits: `tokens` come next in them, and `steps` tokens are chosen after each,
+    /// a row for each step. Of those, all but the last are added to the sequence. The host only replays a recording.
+    ///
+    /// # Errors
+    /// As [`forward`](Executor::forward).
+    pub fn greedy(
+        &mut self,
+        sequences: &[SequenceId],
+        tokens: &[u32],
+        steps: usize,
+    ) -> Result<Vec<Vec<u32>>> {
+        let chunks: Vec<_> = sequences
+            .iter()
+            .zip(tokens.chunks(1))
+            .map(|(&sequence, tokens)| Chunk { sequence, tokens })
+            .collect();
+        self.check(&chunks, steps)?;
+        let n = chunks.len();
+        let Inputs { words, batch, .. } = self.inputs(&chunks, Logits::Last);
+        self.each(|rank| {
+            rank.put(&words)?;
+            rank.prepare(n, n)
+        })?;
+        let mut all = Vec::new();
+        while all.len() < steps {
+            let now = (steps - all.len()).min(MOST_STEPS);
+            self.each(Rank::restart)?;
+            if !self.ranks[0].graphs.contains_key(&n) {
+                // The first run loads kernels, which a recording cannot.
+                self.launch(|rank| rank.choose_next(&batch, Wanted::ALL))?;
+                self.each(|rank| Ok(rank.stream.synchronize()?))?;
+                self.launch(|rank| {
+                    let graph =
+                        Graph::record(&rank.stream, || rank.choose_next(&batch, Wanted::ALL))?;
+                    rank.graphs.insert(n, graph);
+                    Ok(())
+                })?;
+                self.each(|rank| {
+                    rank.restart()?;
+                    rank.put(&words)
+                })?;
+            }
+            self.launch(|rank| rank.replay(n, now))?;
+            let chosen = self.each(|rank| rank.chosen(now * n))?;
+            all.extend(chosen[0].chunks(n).map(<[u32]>::to_vec));
+        }
+        for sequence in sequences {
+            if let Some(Some(tokens)) = self.sequences.get_mut(sequence.0) {
+                *tokens += steps;
+            }
+        }
+        Ok(all)
+    }
+
+    fn each<T: Send>(&mut self, call: impl Fn(&mut Rank) -> Result<T> + Sync) -> Result<Vec<T>> {
+        each(self.ranks.iter_mut(), call)
+    }
+
+    /// Launches on each rank what all do together. If one cannot, the others are not left to wait for it.
+    fn launch(&mut self, call: impl Fn(&mut Rank) -> Result<()> + Sync) -> Result<()> {
+        let launched = self.each(call);
+        if launched.is_err() {
+            self.ranks.iter_mut().for_each(Rank::abort);
+        }
+        launched.map(drop)
+    }
+
+    fn check(&self, chunks: &[Chunk], steps: usize) -> Result<()> {
+        let tokens = |id: SequenceId| self.sequences.get(id.0).copied().flatten();
+        check(
+            chunks,
+            self.config.vocabulary,
+            self.context + 1 - steps.max(1).min(self.context),
+            tokens,
+        )
+    }
+
+    /// Chunks as kernels want them, those of single tokens first.
+    fn inputs(&self, chunks: &[Chunk], logits: Logits) -> Inputs {
+        let mut words = vec![0u32; INPUT_WORDS];
+        let mut batch = Batch {
+            tokens: 0,
+            decoding: 0,
+            chunks: 0,
+            longest: 0,
+        };
+        let mut order: Vec<usize> = (0..chunks.len()).collect();
+        order.sort_by_key(|&index| chunks[index].tokens.len() > 1);
+        let mut rows_of = vec![0..0; chunks.len()];
+        for index in order {
+            let Chunk { sequence, tokens } = chunks[index];
+            let row = batch.tokens;
+            let start = self.sequences[sequence.0].unwrap_or(0);
+            for (at, &token) in tokens.iter().enumerate() {
+                let values = [token, sequence.0 as u32, (start + at) as u32];
+                for (from, value) in INPUTS.into_iter().zip(values) {
+                    words[from + row + at] = value;
+                }
+            }
+            batch.tokens += tokens.len();
+            rows_of[index] = row..batch.tokens;
+            if tokens.len() == 1 {
+                batch.decoding += 1;
+            } else {
+                let chunk = [row, tokens.len(), sequence.0, start].map(|word| word as u32);
+                let at = INPUTS[4] + 4 * batch.chunks;
+                words[at..at + 4].copy_from_slice(&chunk);
+                batch.chunks += 1;
+                batch.longest = batch.longest.max(tokens.len());
+            }
+        }
+        let wanted: Vec<usize> = match logits {
+            Logits::No => Vec::new(),
+            Logits::Last => rows_of.into_iter().map(|rows| rows.end - 1).collect(),
+            Logits::All => rows_of.into_iter().flatten().collect(),
+        };
+        for (to, &row) in words[INPUTS[3]..].iter_mut().zip(&wanted) {
+            *to = row as u32;
+        }
+        Inputs {
+            words,
+            batch,
+            wanted: wanted.len(),
+        }
+    }
+}
+
+impl Executor for GpuExecutor {
+    fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
+    fn context(&self) -> usize {
+        self.context
+    }
+
+    fn start(&mut self) -> Result<SequenceId> {
+        let free = self.sequences.iter().position(Option::is_none);
+        let Some(free) = free else {
+            let why = format!(
+                "there is room for {} sequences at a time",
+                self.sequences.len()
+            );
+            return Err(Error::Request(why));
+        };
+        self.sequences[free] = Some(0);
+        Ok(SequenceId(free))
+    }
+
+    fn end(&mut self, sequence: SequenceId) {
+        if let Some(sequence) = self.sequences.get_mut(sequence.0) {
+            *sequence = None;
+        }
+    }
+
+    fn forward(&mut self, chunks: &[Chunk], logits: Logits) -> Result<Vec<f32>> {
+        self.check(chunks, 1)?;
+        let mut all = vec![Vec::new(); chunks.len()];
+        let mut left: Vec<_> = chunks.iter().copied().enumerate().collect();
+        while !left.is_empty() {
+            // As many tokens as go through at a time.
+            let (mut now, mut later, mut room) = (Vec::new(), Vec::new(), MOST_TOKENS);
+            for (index, Chunk { sequence, tokens }) in left {
+                let (first, rest) = tokens.split_at(tokens.len().min(room));
+                room -= first.len();
+                if !first.is_empty() {
+                    now.push((
+                        index,
+                        rest.is_empty(),
+                        Chunk {
+                            sequence,
+                            tokens: first,
+                        },
+                    ));
+                }
+                if !rest.is_empty() {
+                    later.push((
+                        index,
+                        Chunk {
+                            sequence,
+                            tokens: rest,
+                        },
+                    ));
+                }
+            }
+            self.some(&now, logits, &mut all)?;
+            left = later;
+        }
+        Ok(all.concat())
+    }
+}
+
+impl GpuExecutor {
+    /// Adds chunks, of which it is said whether they are the last of theirs, and appends their logits.
+    fn some(
+        &mut self,
+        now: &[(usize, bool, Chunk)],
+        logits: Logits,
+        all: &mut [Vec<f32>],
+    ) -> Result<()> {
+        let chunks: Vec<_> = now.iter().map(|&(_, _, chunk)| chunk).collect();
+        let Inputs {
+            words,
+            batch,
+            wanted,
+        } = self.inputs(&chunks, logits);
+        self.each(|rank| {
+            rank.put(&words)?;
+            rank.prepare(batch.tokens, wanted.min(MOST_LOGITS))?;
+            rank.prepare(batch.tokens, wanted % MOST_LOGITS)
+        })?;
+        self.launch(|rank| rank.layers(&batch, Wanted::ALL))?;
+        let parts = self.each(|rank| rank.read_logits(wanted))?;
+        let rows = (0..wanted).flat_map(|row| parts.iter().map(move |part| &part[row][..]));
+        let made = rows.collect::<Vec<_>>().concat();
+        let mut made = made.as_slice();
+        for &(index, is_last, Chunk { sequence, tokens }) in now {
+            let rows = match logits {
+                Logits::No => 0,
+                Logits::Last => 1,
+                Logits::All => tokens.len(),
+            };
+            let (own, rest) = made.split_at(rows * self.config.vocabulary);
+            made = rest;
+            if is_last || logits == Logits::All {
+                all[index].extend(own);
+            }
+            if let Some(Some(there)) = self.sequences.get_mut(sequence.0) {
+                *there += tokens.len();
+            }
+        }
+        Ok(())
+    }
+}
