@@ -46,13 +46,21 @@ pub struct Kernels {
     hidden: u32,
     epsilon: f32,
     context: u32,
-    /// Splits of keys for decoding: the same for any batch, so that a sequence's bits are.
+    /// Splits of keys for decoding, at most.
     splits: u32,
+    /// Blocks of decoding that run at a time, where a sequence's bits may depend on its batch. Else all batches have the
+    /// same splits.
+    resident: Option<u32>,
 }
 
 impl Kernels {
     /// Those of a model, for sequences of up to `context` tokens; nothing if there are none for its sizes.
-    pub fn new(device: &Device, config: &Config, context: usize) -> Result<Self, String> {
+    pub fn new(
+        device: &Device,
+        config: &Config,
+        context: usize,
+        fastest: bool,
+    ) -> Result<Self, String> {
         let Config {
             heads,
             kv_heads,
@@ -106,12 +114,24 @@ impl Kernels {
                 .sms()
                 .div_ceil(kv_heads as u32)
                 .min(attend::MOST_SPLITS),
+            resident: fastest.then(|| device.sms() * attend::DECODE_128.min_blocks as u32),
         })
     }
 
     /// For sequences of up to so many tokens from now on.
     pub fn set_context(&mut self, context: usize) {
         self.context = context as u32;
+    }
+
+    /// Splits of keys for so many tokens that decode. One alone has the most in either case.
+    fn splits(&self, tokens: u32) -> u32 {
+        match self.resident {
+            Some(resident) => {
+                let each = resident / (tokens * self.kv_heads).max(1);
+                each.clamp(1, self.splits)
+            }
+            None => self.splits,
+        }
     }
 
     /// FP32 of partial results, and counters, for so many tokens that decode.
@@ -228,14 +248,14 @@ impl Kernels {
             kv_heads: self.kv_heads,
             context: self.context,
             window: window.unwrap_or(0) as u32,
-            splits: self.splits,
+            splits: self.splits(decoding as u32),
             scale: std::f32::consts::LOG2_E / (self.features as f32).sqrt(),
         };
         let name =
             |[small, large]: [&'static str; 2]| if self.features == 64 { small } else { large };
         if decoding > 0 {
             let name = name([attend::DECODE_64.name, attend::DECODE_128.name]);
-            let blocks = decoding as u32 * self.kv_heads * self.splits;
+            let blocks = decoding as u32 * self.kv_heads * args.splits;
             // SAFETY: the caller's promise.
             unsafe { self.kernels.launch_dependent(stream, name, blocks, args)? };
         }

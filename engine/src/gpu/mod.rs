@@ -212,7 +212,8 @@ impl Rank {
             communicator.connect(&stream, &[whole.hidden, MOST_TOKENS * whole.hidden])?;
         }
         let (device, config) = (stream.device().clone(), part.config(whole));
-        let kernels = Kernels::new(&device, &config, room.context).map_err(Error::Request)?;
+        let kernels = Kernels::new(&device, &config, room.context, options.fastest);
+        let kernels = kernels.map_err(Error::Request)?;
         let model = DeviceModel::load(&stream, whole, weights, part, options.dense)?;
         let products = match options.fastest {
             true => PlanOptions::default(),
