@@ -10,6 +10,15 @@ use crate::{
     models::{Model, Weight},
 };
 
+/// A weight as it is stored.
+#[cfg(feature = "cuda")]
+pub enum Stored {
+    /// In the layout of the GPU.
+    Matrix(zipserv::CompressedMatrix<'static>),
+    /// BF16, row after row.
+    Bytes(Vec<u8>),
+}
+
 /// The checkpoint of a folder, compressed or not, which has all weights of a model.
 pub struct Weights(Checkpoint);
 
@@ -37,16 +46,16 @@ impl Weights {
             .collect())
     }
 
-    /// Reads a matrix that is stored in the layout of the GPU, as it is.
+    /// Reads a weight as it is stored, but that only matrices in the layout of the GPU stay compressed.
     ///
     /// # Errors
     /// As [`read`](Self::read).
     #[cfg(feature = "cuda")]
-    pub fn matrix(&self, weight: &Weight) -> Result<Option<zipserv::CompressedMatrix<'static>>> {
+    pub fn stored(&self, weight: &Weight) -> Result<Stored> {
         let tensor = self.find(weight)?;
         Ok(match tensor.header() {
-            Some(_) => Some(tensor.matrix()?),
-            None => None,
+            Some(_) => Stored::Matrix(tensor.matrix()?),
+            None => Stored::Bytes(tensor.decoded()?),
         })
     }
 

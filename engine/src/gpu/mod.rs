@@ -10,6 +10,7 @@
 //! and does what one alone would do, but that after each product which adds to the state all add up what they have, in
 //! an order that more than two may choose by the number of tokens.
 
+mod ahead;
 mod dense;
 mod executor;
 mod experts;

@@ -1,11 +1,11 @@
 //! Rows and columns of a weight.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use half::bf16;
-use zipserv::{CompressedMatrix, decode, gpu::GpuError};
+use zipserv::{decode, gpu::GpuError};
 
-use crate::{Result, models::Weight, weights::Weights};
+use crate::{Result, models::Weight, weights::Stored};
 
 /// What a device has of a weight.
 pub struct Piece<'a> {
@@ -36,38 +36,44 @@ impl<'a> Piece<'a> {
         (self.rows.len(), self.columns.len()) == shape(self.weight)
     }
 
-    /// Without decoding it, where it is stored so that it can be cut there.
-    pub fn compressed(&self, weights: &Weights) -> Result<Option<CompressedMatrix<'static>>> {
-        let Some(matrix) = weights.matrix(self.weight)? else {
-            return Ok(None);
-        };
+    /// It, of the whole weight; still compressed where that can be cut so.
+    pub fn cut(&self, stored: Stored) -> Result<Stored> {
         if self.is_whole() {
-            return Ok(Some(matrix));
-        }
-        match matrix.slice(self.rows.clone(), self.columns.clone()) {
-            Ok(piece) => Ok(Some(piece)),
-            Err(zipserv::Error::Slice { .. }) => Ok(None),
-            Err(error) => Err(GpuError::Weights(error).into()),
-        }
-    }
-
-    /// Row after row.
-    pub fn read(&self, weights: &Weights) -> Result<Vec<bf16>> {
-        if !self.is_whole()
-            && let Some(matrix) = self.compressed(weights)?
-        {
-            return Ok(decode(&matrix));
-        }
-        let values = weights.read(self.weight)?;
-        if self.is_whole() {
-            return Ok(values);
+            return Ok(stored);
         }
         let (_, width) = shape(self.weight);
-        let rows = values[self.rows.start * width..self.rows.end * width].chunks(width);
-        Ok(rows
-            .flat_map(|row| &row[self.columns.clone()])
-            .copied()
-            .collect())
+        let cut = |bytes: &[u8]| {
+            let rows =
+                bytes[2 * self.rows.start * width..2 * self.rows.end * width].chunks(2 * width);
+            let columns = 2 * self.columns.start..2 * self.columns.end;
+            rows.flat_map(|row| &row[columns.clone()])
+                .copied()
+                .collect()
+        };
+        Ok(match stored {
+            Stored::Bytes(bytes) => Stored::Bytes(cut(&bytes)),
+            Stored::Matrix(matrix) => match matrix.slice(self.rows.clone(), self.columns.clone()) {
+                Ok(piece) => Stored::Matrix(piece),
+                Err(zipserv::Error::Slice { .. }) => {
+                    Stored::Bytes(cut(bytemuck::cast_slice(&decode(&matrix))))
+                }
+                Err(error) => return Err(GpuError::Weights(error).into()),
+            },
+        })
+    }
+}
+
+impl Stored {
+    /// Row after row.
+    pub fn values(&self) -> Cow<'_, [bf16]> {
+        match self {
+            Self::Matrix(matrix) => decode(matrix).into(),
+            Self::Bytes(bytes) => match bytemuck::try_cast_slice(bytes) {
+                Ok(values) => values.into(),
+                // The allocator need not align them.
+                Err(_) => bytemuck::pod_collect_to_vec(bytes).into(),
+            },
+        }
     }
 }
 
@@ -78,20 +84,21 @@ fn shape(weight: &Weight) -> (usize, usize) {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::{collections::BTreeMap, fs, path::Path};
 
     use safetensors::{Dtype, tensor::TensorView};
     use zipserv::checkpoint::{self, Options};
 
     use super::*;
-    use crate::{Config, gpu::part::Part, models::Model};
+    use crate::{Config, gpu::part::Part, models::Model, weights::Weights};
 
     const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 61, "hidden_size": 128,
         "intermediate_size": 320, "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 4,
         "head_dim": 32, "max_position_embeddings": 48, "attention_bias": true}"#;
 
-    fn folder() -> (Config, BTreeMap<String, Vec<bf16>>, tempfile::TempDir) {
+    /// A model's folder, and its weights.
+    pub fn folder() -> (Config, BTreeMap<String, Vec<bf16>>, tempfile::TempDir) {
         let config = Config::parse(Path::new("config.json"), CONFIG).unwrap();
         let (mut values, mut shapes) = (BTreeMap::new(), BTreeMap::new());
         Model::new(&config, &mut |Weight { name, shape }| {
@@ -154,9 +161,9 @@ mod tests {
                                 })
                                 .map(|(row, column)| at(row, column))
                                 .collect();
-                            assert_eq!(piece.read(&weights)?, expected, "{}", piece.weight.name);
-                            if let Some(matrix) = piece.compressed(&weights)? {
-                                assert_eq!(decode(&matrix), expected);
+                            let found = piece.cut(weights.stored(piece.weight)?)?;
+                            assert_eq!(*found.values(), *expected, "{}", piece.weight.name);
+                            if let Stored::Matrix(_) = found {
                                 cut += usize::from(!piece.is_whole());
                             }
                         }

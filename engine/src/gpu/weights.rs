@@ -8,6 +8,7 @@ use zipserv::gpu::{Buffer, Device, DeviceMatrix, OutputType, Stream, ViewMut};
 use zipserv_engine_kernels::experts::ROWS;
 
 use super::{
+    ahead::Ahead,
     dense::DenseMatrix,
     part::Part,
     piece::Piece,
@@ -16,7 +17,7 @@ use super::{
 use crate::{
     Config, Result,
     models::{self, Layer as NamedLayer, Linear, Model, Weight},
-    weights::Weights,
+    weights::{Stored, Weights},
 };
 
 /// A layer's.
@@ -88,25 +89,46 @@ impl DeviceModel {
         part: Part,
         dense: bool,
     ) -> Result<Self> {
-        let model = Model::new(config, &mut Ok)?;
-        let loader = Loader {
-            stream,
-            weights,
-            part,
-            dense,
-        };
-        let layers = model.layers.iter().map(|layer| loader.layer(layer));
+        let mut order = Vec::new();
+        let model = Model::new(config, &mut |weight: Weight| {
+            order.push(weight.clone());
+            Ok(weight)
+        })?;
+        // The embedding comes with the head.
+        order.rotate_left(1);
+        Ahead::while_taken(weights, &order, part.of, |weights| {
+            let loader = Loader {
+                stream,
+                weights,
+                part,
+                dense,
+            };
+            loader.model(config, &model)
+        })
+    }
+}
+
+struct Loader<'a> {
+    stream: &'a Stream,
+    weights: &'a Ahead<'a>,
+    part: Part,
+    dense: bool,
+}
+
+impl Loader<'_> {
+    fn model(&self, config: &Config, model: &Model<Weight>) -> Result<DeviceModel> {
+        let layers = model.layers.iter().map(|layer| self.layer(layer));
         let layers = layers.collect::<Result<_>>()?;
-        let embedding = Arc::new(loader.compressed(&[Piece::whole(&model.embedding)])?);
-        let head = Piece::rows(model.head(), part.vocabulary(config.vocabulary));
+        let embedding = Arc::new(self.compressed(&[Piece::whole(&model.embedding)])?);
+        let head = Piece::rows(model.head(), self.part.vocabulary(config.vocabulary));
         let head = match &model.head {
-            None if !dense && head.is_whole() => Matrix::Compressed(embedding.clone()),
-            _ => loader.matrix(&[head])?,
+            None if !self.dense && head.is_whole() => Matrix::Compressed(embedding.clone()),
+            _ => self.matrix(&[head])?,
         };
-        Ok(Self {
+        Ok(DeviceModel {
             embedding,
             layers,
-            norm: loader.vector(&model.norm)?,
+            norm: self.vector(&model.norm)?,
             head: Product {
                 weights: head,
                 bias: None,
@@ -114,16 +136,7 @@ impl DeviceModel {
             },
         })
     }
-}
 
-struct Loader<'a> {
-    stream: &'a Stream,
-    weights: &'a Weights,
-    part: Part,
-    dense: bool,
-}
-
-impl Loader<'_> {
     fn device(&self) -> &Device {
         self.stream.device()
     }
@@ -191,10 +204,11 @@ impl Loader<'_> {
         piece.columns = self.part.range(piece.columns.len());
         let bias = match &of.bias {
             Some(bias) if self.part.index == 0 => {
-                let values = self.weights.read(bias)?;
+                let stored = self.weights.take(bias)?;
+                let values = stored.values();
                 Some(match self.dense {
                     true => {
-                        let wide: Vec<_> = values.into_iter().map(f32::from).collect();
+                        let wide: Vec<_> = values.iter().copied().map(f32::from).collect();
                         Bias::F32(Buffer::from_slice(self.device(), &wide)?)
                     }
                     false => Bias::Bf16(Buffer::from_slice(self.device(), &values)?),
@@ -217,12 +231,17 @@ impl Loader<'_> {
     }
 
     fn compressed(&self, pieces: &[Piece]) -> Result<DeviceMatrix> {
-        if let [piece] = pieces
-            && let Some(matrix) = piece.compressed(self.weights)?
-        {
-            return Ok(DeviceMatrix::upload(self.device(), &matrix)?);
+        let [piece] = pieces else {
+            return self.stack(&[pieces], 1);
+        };
+        let (rows, cols) = (piece.rows.len(), piece.columns.len());
+        match self.take(piece)? {
+            Stored::Matrix(matrix) => Ok(DeviceMatrix::upload(self.device(), &matrix)?),
+            stored => {
+                let values = Buffer::from_slice(self.device(), &stored.values())?;
+                Ok(DeviceMatrix::encode(self.stream, &values, rows, cols)?)
+            }
         }
-        self.stack(&[pieces], 1)
     }
 
     /// Compressed on the device, where it is [dense](Self::dense) for that long.
@@ -256,14 +275,18 @@ impl Loader<'_> {
 
     /// Decoded on the device if it is stored as that has it.
     fn restore(&self, piece: &Piece, dense: ViewMut<bf16>) -> Result<()> {
-        match piece.compressed(self.weights)? {
-            Some(matrix) => {
+        match self.take(piece)? {
+            Stored::Matrix(matrix) => {
                 let matrix = DeviceMatrix::upload(self.device(), &matrix)?;
                 matrix.decompress(self.stream, dense)?;
             }
-            None => dense.copy_from_slice(self.stream, &piece.read(self.weights)?)?,
+            stored => dense.copy_from_slice(self.stream, &stored.values())?,
         }
         Ok(())
+    }
+
+    fn take(&self, piece: &Piece) -> Result<Stored> {
+        piece.cut(self.weights.take(piece.weight)?)
     }
 
     fn vector(&self, weight: &Weight) -> Result<Buffer<bf16>> {
@@ -273,7 +296,7 @@ impl Loader<'_> {
     fn upload(&self, pieces: &[Piece]) -> Result<Buffer<bf16>> {
         let mut values = Vec::new();
         for piece in pieces {
-            values.extend(piece.read(self.weights)?);
+            values.extend_from_slice(&self.take(piece)?.values());
         }
         Ok(Buffer::from_slice(self.device(), &values)?)
     }
