@@ -37,6 +37,9 @@ pub enum Addend {
 /// A layer's keys or values of all sequences.
 pub type Cache = Buffer<bf16>;
 
+/// Keys and values of all layers.
+pub type Caches = Vec<(Cache, Cache)>;
+
 /// What the kernels of a model have in common.
 pub struct Kernels {
     kernels: CustomKernels,

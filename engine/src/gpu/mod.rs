@@ -33,7 +33,7 @@ use zipserv_engine_kernels::choose::{AdvanceArgs, LargestArgs};
 pub use self::{executor::GpuExecutor, stage::Stage};
 use self::{
     experts::{Launcher, Mixture},
-    kernels::{Addend, Cache, Kernels, Places},
+    kernels::{Addend, Caches, Kernels, Places},
     nccl::{Communicator, Reduction},
     part::Part,
     product::{Matrix, Multiplier, Product, ProductPlan},
@@ -96,7 +96,7 @@ struct Rank {
     model: DeviceModel,
     /// Cosine and sine of each position and frequency.
     angles: Buffer<f32>,
-    cache: Vec<(Cache, Cache)>,
+    cache: Caches,
     memory: Memory,
     mixture: Option<Mixture>,
     plans: HashMap<usize, Plans>,
@@ -113,12 +113,7 @@ struct Room {
 
 impl Room {
     /// Takes memory for the keys and values of each layer, and for cosines and sines, where `kept` bytes more are free.
-    fn take(
-        self,
-        device: &Device,
-        config: &Config,
-        kept: u64,
-    ) -> Result<(Vec<(Cache, Cache)>, Buffer<f32>)> {
+    fn take(self, device: &Device, config: &Config, kept: u64) -> Result<(Caches, Buffer<f32>)> {
         let Self { sequences, context } = self;
         let free = device.free_bytes()? as u64;
         let cache =
