@@ -52,6 +52,25 @@ pub trait Executor {
     /// # Errors
     /// If a sequence is unknown or has no room, or a token is none of the vocabulary; nothing is added then.
     fn forward(&mut self, chunks: &[Chunk], logits: Logits) -> Result<Vec<f32>>;
+
+    /// Continues sequences by their most probable tokens, if it does that faster than [`forward`](Self::forward) and a
+    /// choice would: `tokens` come next in them, and `steps` tokens are chosen for each, a row for each step. Of those, all
+    /// but the last are added to the sequence. Where no logit is a number, the token is none of the vocabulary.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn try_greedy(
+        &mut self,
+        _sequences: &[SequenceId],
+        _tokens: &[u32],
+        _steps: usize,
+    ) -> Result<Option<Vec<Vec<u32>>>> {
+        Ok(None)
+    }
+
+    /// Forgets what a sequence has after so many tokens, which may be of those that [`try_greedy`](Self::try_greedy) has
+    /// added.
+    fn truncate(&mut self, _sequence: SequenceId, _tokens: usize) {}
 }
 
 /// Whether chunks can be added to sequences of so many `tokens`, if they exist, of at most `room` each.

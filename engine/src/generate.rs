@@ -93,6 +93,9 @@ impl Default for Limits {
     }
 }
 
+/// Tokens that an executor chooses by itself before they are looked at.
+const STEPS: usize = 8;
+
 /// Generates texts with an executor.
 ///
 /// Prompts are prefilled in chunks beside sequences that are further. A lone request's sequence is kept: if the next
@@ -246,8 +249,42 @@ impl<'a> Generator<'a> {
         })
     }
 
+    /// Has the executor choose some tokens by itself, where the most probable ones are all that is wanted and it does so.
+    fn choose(&mut self, running: &mut [Running], listener: &mut dyn Listener) -> Result<bool> {
+        let vocabulary = self.executor.vocabulary();
+        if !running.iter().all(Running::is_greedy) {
+            return Ok(false);
+        }
+        let left = |running: &Running| running.max_tokens - running.generation.tokens.len();
+        let steps = running.iter().map(left).min().unwrap_or(0).min(STEPS);
+        let sequences: Vec<_> = running.iter().map(|running| running.sequence.id).collect();
+        let tokens: Vec<_> = running.iter().map(|running| running.next[0]).collect();
+        let Some(rows) = self.executor.try_greedy(&sequences, &tokens, steps)? else {
+            return Ok(false);
+        };
+        for (column, running) in running.iter_mut().enumerate() {
+            for id in rows.iter().map(|row| row[column]) {
+                if id as usize >= vocabulary {
+                    return Err(Error::Request("the logits are NaN".into()));
+                }
+                running.sequence.tokens.append(&mut running.next);
+                running.accept(Token::of(id), listener)?;
+                if running.is_done {
+                    // The executor may have gone on.
+                    let Sequence { id, tokens } = &running.sequence;
+                    self.executor.truncate(*id, tokens.len());
+                    break;
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// Gives the executor what is next of each sequence, and samples what follows the whole ones.
     fn step(&mut self, running: &mut [Running], listener: &mut dyn Listener) -> Result<()> {
+        if self.choose(running, listener)? {
+            return Ok(());
+        }
         let length = |running: &Running| running.next.len().min(self.limits.chunk.max(1));
         let chunks = running.iter().map(|running| Chunk {
             sequence: running.sequence.id,
@@ -315,24 +352,50 @@ impl Request {
     }
 }
 
+impl Token {
+    fn of(id: u32) -> Self {
+        Self {
+            id,
+            log_probability: None,
+            most_probable: Vec::new(),
+        }
+    }
+}
+
 impl Running<'_> {
+    /// Whether the most probable token after the next one is all that is wanted.
+    fn is_greedy(&self) -> bool {
+        let Request {
+            sampling,
+            log_probabilities,
+            ..
+        } = self.request;
+        self.next.len() == 1 && sampling.temperature == 0.0 && log_probabilities.is_none()
+    }
+
     /// Takes the token that follows.
     fn sample(&mut self, logits: &[f32], listener: &mut dyn Listener) -> Result<()> {
         let Request {
             sampling,
             log_probabilities,
-            end,
             ..
         } = self.request;
         let id = sampling.sample(logits, self.sequence.tokens.len())?;
         let of = |id| log_probability(logits, id);
         let most_probable = most_probable(logits, log_probabilities.unwrap_or(0));
-        let tokens = &mut self.generation.tokens;
-        tokens.push(Token {
-            id,
+        let token = Token {
             log_probability: log_probabilities.map(|_| of(id)),
             most_probable: most_probable.into_iter().map(|id| (id, of(id))).collect(),
-        });
+            ..Token::of(id)
+        };
+        self.accept(token, listener)
+    }
+
+    /// Adds a token that was chosen.
+    fn accept(&mut self, token: Token, listener: &mut dyn Listener) -> Result<()> {
+        let (id, end) = (token.id, &self.request.end);
+        let tokens = &mut self.generation.tokens;
+        tokens.push(token);
         let (text, finish_reason) = if end.contains(&id) {
             (self.stop.finish(), Some(FinishReason::Stop))
         } else {

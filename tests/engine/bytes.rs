@@ -64,6 +64,8 @@ pub struct Fake<F> {
     /// The most chunks, and the most tokens in one.
     pub batch: usize,
     pub chunk: usize,
+    /// Whether it chooses tokens by itself.
+    pub is_greedy: bool,
 }
 
 impl<F: Fn(&[u32]) -> Vec<f32>> Fake<F> {
@@ -76,6 +78,7 @@ impl<F: Fn(&[u32]) -> Vec<f32>> Fake<F> {
             given: 0,
             batch: 0,
             chunk: 0,
+            is_greedy: false,
         }
     }
 
@@ -134,6 +137,38 @@ impl<F: Fn(&[u32]) -> Vec<f32>> Executor for Fake<F> {
 
     fn end(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence.0).expect("a sequence");
+    }
+
+    fn try_greedy(
+        &mut self,
+        sequences: &[SequenceId],
+        tokens: &[u32],
+        steps: usize,
+    ) -> Result<Option<Vec<Vec<u32>>>> {
+        if !self.is_greedy {
+            return Ok(None);
+        }
+        let (mut rows, mut next) = (Vec::new(), tokens.to_vec());
+        for _ in 0..steps {
+            let chunks = sequences.iter().zip(next.chunks(1));
+            let chunks: Vec<_> = chunks
+                .map(|(&sequence, tokens)| Chunk { sequence, tokens })
+                .collect();
+            let logits = self.forward(&chunks, Logits::Last)?;
+            let largest = |row: &[f32]| {
+                let all = row.iter().enumerate().rev();
+                all.max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0 as u32
+            };
+            next = logits.chunks(VOCABULARY).map(largest).collect();
+            rows.push(next.clone());
+        }
+        Ok(Some(rows))
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, tokens: usize) {
+        let there = self.sequences.get_mut(&sequence.0).expect("a sequence");
+        assert!(there.len() >= tokens);
+        there.truncate(tokens);
     }
 
     fn forward(&mut self, chunks: &[Chunk], wanted: Logits) -> Result<Vec<f32>> {

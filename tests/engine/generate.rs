@@ -341,3 +341,62 @@ fn nothing_is_left_of_what_failed_or_was_cancelled() {
     assert!(generations.iter().all(is_cancelled));
     assert_eq!(executor.live(), 0);
 }
+
+#[test]
+fn texts_are_the_same_where_the_executor_chooses_by_itself() {
+    let request = |prompt: &str, max_tokens, stop: &[&str]| Request {
+        max_tokens,
+        stop: stop.iter().map(|&stop| stop.into()).collect(),
+        ..request(prompt)
+    };
+    let sampled = Request {
+        sampling: Sampling {
+            temperature: 0.8,
+            ..Sampling::default()
+        },
+        ..request("and", Some(5), &[])
+    };
+    let text = "Texts end, or are ended, in the midst of what was chosen; \u{e9} has two bytes.";
+    for batch in [1, 3] {
+        for requests in [
+            vec![request("Te", None, &[])],
+            vec![request("T", Some(19), &[]), request("Tex", Some(3), &[])],
+            vec![
+                request("Texts", None, &["d, i", "zz"]),
+                request("T", None, &["; \u{e9}"]),
+            ],
+            vec![request("Texts", Some(30), &[]), sampled.clone()],
+        ] {
+            let limits = Limits { chunk: 2, batch };
+            let run = |is_greedy, is_noise: bool| {
+                let logits = |tokens: &[u32]| match is_noise {
+                    true => noise(tokens),
+                    false => spelling(text)(tokens),
+                };
+                let mut fake = Fake::new(200, logits);
+                fake.is_greedy = is_greedy;
+                let generations = generate(&mut fake, &requests, limits).0;
+                assert_eq!(fake.live(), 0);
+                generations
+            };
+            for is_noise in [false, true] {
+                assert_eq!(run(true, is_noise), run(false, is_noise), "{requests:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_chat_goes_on_where_the_executor_went_too_far() {
+    let (tokenizer, mut fake) = (tokenizer(), Fake::new(200, spelling("ab cdefgh")));
+    fake.is_greedy = true;
+    let mut generator = Generator::new(&mut fake, &tokenizer, Limits::default());
+    let stopped = Request {
+        stop: vec!["de".into()],
+        ..request("ab")
+    };
+    let first = &generator.generate(&[stopped], &mut ()).unwrap()[0];
+    assert_eq!(first.text, " c");
+    let second = &generator.generate(&[request("ab cde")], &mut ()).unwrap()[0];
+    assert_eq!(second.text, "fgh");
+}

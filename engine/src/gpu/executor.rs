@@ -310,6 +310,21 @@ impl Executor for GpuExecutor {
         Ok(SequenceId(free))
     }
 
+    fn try_greedy(
+        &mut self,
+        sequences: &[SequenceId],
+        tokens: &[u32],
+        steps: usize,
+    ) -> Result<Option<Vec<Vec<u32>>>> {
+        self.greedy(sequences, tokens, steps).map(Some)
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, tokens: usize) {
+        if let Some(Some(there)) = self.sequences.get_mut(sequence.0) {
+            *there = tokens.min(*there);
+        }
+    }
+
     fn end(&mut self, sequence: SequenceId) {
         if let Some(sequence) = self.sequences.get_mut(sequence.0) {
             *sequence = None;

@@ -165,7 +165,7 @@ impl Run {
         let system = self.system.iter();
         let mut session = Session {
             context: executor.context(),
-            generator: Generator::new(&mut *executor, &tokenizer, Limits::default()),
+            generator: Generator::new(&mut *executor, &tokenizer, self.limits()),
             tokenizer: &tokenizer,
             template: template.as_ref(),
             messages: system.map(|text| Message::new("system", text)).collect(),
@@ -185,6 +185,18 @@ impl Run {
             Device::Cpu => Box::new(CpuExecutor::open(&self.model)?),
             Device::Cuda => Box::new(GpuExecutor::open(&self.model, &self.gpu(1))?),
         })
+    }
+
+    fn limits(&self) -> Limits {
+        let limits = Limits::default();
+        match self.device {
+            Device::Cpu => limits,
+            // Weights are read once for all tokens of a chunk.
+            Device::Cuda => Limits {
+                chunk: 2048,
+                ..limits
+            },
+        }
     }
 
     fn gpu(&self, sequences: usize) -> GpuOptions {
