@@ -196,8 +196,8 @@ impl GroupedPlan {
         self.shape.tokens()
     }
 
-    /// Whether it takes the assignments of so many tokens [unsorted](RawRouting::unsorted): those of one, with the kernel
-    /// for the fewest tokens an expert.
+    /// Whether it takes the assignments of so many tokens [unsorted](RawRouting#structfield.unsorted): those of one, with
+    /// the kernel for the fewest tokens an expert.
     pub fn takes_unsorted(&self, tokens: usize) -> bool {
         tokens == 1 && matches!(self.shape, Shape::Mma(shape) if shape.n_tiles == 1)
     }
