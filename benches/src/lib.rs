@@ -30,6 +30,7 @@ pub use compare::{Comparison, ComparisonRow, Quartiles, compare};
 pub use config::{Config, Shape, TOKENS};
 pub use iterations::{Iterate, iterate_decompress, iterate_gemm};
 pub use layers::{Layer, MODELS, Model, layers};
+pub use platform::date;
 pub use run::{Progress, run};
 pub use steps::steps;
 pub use timer::{Recording, Timer};
