@@ -12,9 +12,9 @@ pub struct Results {
     beside: Option<Beside>,
 
     /// Folders of results, and files: of `gemm --json`, of one device, `zipserv tune`,
-    /// `steps --json`, `benches/peers/compare.py` and `python/benches`; where several of the
-    /// first have the same layer and number of tokens, the last one counts. What else is in a
-    /// folder is skipped
+    /// `steps --json`, `benches/peers/compare.py`, `python/benches` and `zipserv run --bench`; where
+    /// several of the first have the same layer and number of tokens, the last one counts. What else
+    /// is in a folder is skipped
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Draw the speedup of each model over the number of tokens, as .svg or .png
@@ -80,6 +80,8 @@ impl Results {
         tables.extend(models.map(|(_, serving)| serving.section().trim_end().to_owned()));
         let experts = inputs.experts.iter();
         tables.extend(experts.map(|(_, experts)| experts.section().trim_end().to_owned()));
+        let engines = inputs.engines.iter();
+        tables.extend(engines.map(|(_, engine)| engine.section().trim_end().to_owned()));
         console::skipped(&inputs);
         if tables.is_empty() {
             return Err("no results are in these files".into());

@@ -38,14 +38,25 @@ process of its own. Weights are random, like trained ones. Outputs are checked: 
 dense model's two best logits must be a tie but for rounding; in transformers, logits are compared with dense ones.
 ";
 
+const ENGINE: &str = "
+## The engine
+
+By `zipserv run --bench --json`, on weights that are random, like trained ones. A step gives every sequence its next
+token, the most probable one, and is one CUDA graph. Its time is the median of five runs of 64 steps by the host's
+clock; sequences have 64 tokens more when the first of the five starts, and 384 when the last ends. Prompts are all
+sequences', from their tokens to the logits of the last ones, the second time. A stage is timed at the end, its launches
+of all layers in a graph of their own; in a step some of it is hidden. What comes out is compared in `tests/engine`, of
+small models, and not here.
+";
+
 const EXPERTS: &str = "
 ## Mixtures of experts
 
 By `python/benches/experts.py`, in PyTorch: `zipserv.torch.experts_mlp` on compressed weights, vLLM's `fused_experts`
 and `torch._grouped_mm` on dense ones. Launches of a form are one CUDA graph over layers with weights and activations of
 their own, so weights come from memory; forms are replayed in turn, and a time is the median of the replays. Routing is
-drawn anew for each layer: at random; skewed, by which some experts are chosen more often; or half, by which every
-second token takes one and the same. Outputs of the timed launches are compared with FP32 sums on the dense weights.
+drawn anew for each layer: at random; or half, by which every second token takes one and the same expert. Outputs of
+the timed launches are compared with FP32 sums on the dense weights.
 ";
 
 /// The document on all GPUs that the files are of, each on the kernels that are built in: a file that does
@@ -96,6 +107,12 @@ pub fn benchmarks(inputs: &mut Inputs) -> Result<String, Box<dyn Error>> {
     }
     for (_, serving) in &inputs.serving {
         document += &format!("\n{}", serving.section());
+    }
+    if !inputs.engines.is_empty() {
+        document += ENGINE;
+    }
+    for (_, engine) in &inputs.engines {
+        document += &format!("\n{}", engine.section());
     }
     if !inputs.experts.is_empty() {
         document += EXPERTS;
@@ -251,7 +268,7 @@ mod tests {
 
     use zipserv::gpu::tuning::TuningTable;
 
-    use super::{super::Steps, super::json, *};
+    use super::{super::Engine, super::Steps, super::json, *};
 
     fn root() -> &'static Path {
         Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
@@ -291,7 +308,7 @@ mod tests {
 
     #[test]
     fn files_are_as_the_program_writes_them() {
-        let mut read = [0; 3];
+        let mut read = [0; 4];
         for path in files() {
             let text = fs::read_to_string(&path).unwrap();
             let again = if let Ok(report) = Report::from_json(text.as_bytes()) {
@@ -303,6 +320,9 @@ mod tests {
             } else if let Ok(table) = TuningTable::from_json(text.as_bytes()) {
                 read[2] += 1;
                 json(&table)
+            } else if let Ok(engine) = serde_json::from_str::<Engine>(&text) {
+                read[3] += 1;
+                json(&engine)
             } else {
                 continue;
             };

@@ -1,6 +1,6 @@
 //! Layers of mixtures of experts, as `python/benches/experts.py` times them.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
@@ -28,33 +28,12 @@ pub struct Layers {
     pub shape: String,
     /// Tokens.
     pub tokens: usize,
-    /// How experts are chosen.
-    #[serde(alias = "skewed")]
-    pub routing: Routing,
+    /// How experts are chosen: random, skewed, or half, where every second token takes one of them.
+    pub routing: String,
     /// Experts of a layer that have tokens, on average.
     pub active_experts: f64,
     /// Microseconds for a layer, by the form.
     pub us: BTreeMap<String, f64>,
-}
-
-/// How experts are chosen.
-#[derive(Deserialize)]
-#[serde(untagged)]
-pub enum Routing {
-    /// By a name: random, skewed, or half, where every second token takes one of them.
-    Named(String),
-    /// Whether some are chosen more often than others, as older results say it.
-    Skewed(bool),
-}
-
-impl fmt::Display for Routing {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Self::Named(name) => name,
-            Self::Skewed(true) => "skewed",
-            Self::Skewed(false) => "random",
-        })
-    }
 }
 
 /// This project's form.
@@ -105,7 +84,7 @@ impl Experts {
                 .map_or(String::new(), |ratio| format!("**{ratio:.2}x**"));
             [
                 row.shape.clone(),
-                row.routing.to_string(),
+                row.routing.clone(),
                 row.tokens.to_string(),
                 format!("{:.0}", row.active_experts),
             ]
@@ -129,9 +108,9 @@ mod tests {
         let experts: Experts = serde_json::from_value(json!({
             "experts": "a package 1.0", "devices": ["a GPU, 1"], "date": "2026-01-31", "commit": "0123456789",
             "rows": [
-                {"shape": "a model", "tokens": 8, "skewed": false, "active_experts": 5.5,
+                {"shape": "a model", "tokens": 8, "routing": "random", "active_experts": 5.5,
                  "us": {"grouped_mm": 40.0, "zipserv": 10.0, "fused_moe": 15.0}},
-                {"shape": "a model", "tokens": 16, "skewed": true, "active_experts": 6.0, "us": {"zipserv": 10.0}},
+                {"shape": "a model", "tokens": 16, "routing": "skewed", "active_experts": 6.0, "us": {"zipserv": 10.0}},
                 {"shape": "a model", "tokens": 16, "routing": "half", "active_experts": 6.0, "us": {"zipserv": 9.0}},
             ],
         }))

@@ -13,7 +13,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use zipserv::gpu::tuning::TuningTable;
 
-use super::{Experts, Measured, Report, Serving, Steps, measured};
+use super::{Engine, Experts, Measured, Report, Serving, Steps, measured};
 
 /// What was read; that of `gemm --json` is for [`Measured`](super::measured::Measured).
 #[derive(Default)]
@@ -30,6 +30,8 @@ pub struct Inputs {
     pub serving: Vec<(PathBuf, Serving)>,
     /// What `python/benches/experts.py` wrote.
     pub experts: Vec<(PathBuf, Experts)>,
+    /// What `zipserv run --bench --json` printed.
+    pub engines: Vec<(PathBuf, Engine)>,
     /// What was not taken.
     pub skipped: Vec<Skipped>,
     /// The files that were found in folders, of which those that do not fit are skipped.
@@ -231,6 +233,11 @@ impl Inputs {
         if has("experts") {
             let experts = parse(value, "python/benches/experts.py")?;
             self.experts.push((path, experts));
+            return Ok(());
+        }
+        if has("engine") {
+            let engine = parse(value, "zipserv run --bench --json")?;
+            self.engines.push((path, engine));
             return Ok(());
         }
         // Nothing of a GPU.

@@ -3,6 +3,7 @@
 
 mod benchmarks;
 mod diff;
+mod engine;
 mod experts;
 mod file;
 mod inputs;
@@ -15,6 +16,7 @@ mod table;
 
 pub use benchmarks::benchmarks;
 pub use diff::diff;
+pub use engine::{Engine, EngineRow, EngineStage, ExpertsShape, ModelShape};
 pub use experts::{Experts, Layers};
 pub use file::{ReportFile, json};
 pub use inputs::{Inputs, Peer, Peers, Skipped};

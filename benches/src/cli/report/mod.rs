@@ -41,6 +41,9 @@ impl Report {
         for (path, _) in std::mem::take(&mut inputs.experts) {
             inputs.skip(&path, "of experts; `results` has its table");
         }
+        for (path, _) in std::mem::take(&mut inputs.engines) {
+            inputs.skip(&path, "of the engine; `results` has its table");
+        }
         console::skipped(&inputs);
         let page = page(&measured, &inputs)?;
         spare(&self.output, self.force)?;
