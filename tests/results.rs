@@ -616,6 +616,27 @@ Decompression beside other codecs on made up for a test:
 }
 
 #[test]
+fn prints_tables_of_the_engine() {
+    let folder = Folder::new();
+    let mut engine = json!({
+        "engine": "zipserv 0.1.0", "device": "a GPU", "driver": "1", "date": "2026-01-31T12:00:00Z",
+        "model": {
+            "architecture": "LlamaForCausalLM", "num_hidden_layers": 2, "hidden_size": 3, "intermediate_size": 4,
+            "num_attention_heads": 6, "num_key_value_heads": 5, "head_dim": 7, "vocab_size": 8,
+        },
+        "fastest": false, "dense": true, "tensor_parallel_size": 1,
+        "rows": [{"batch": 2, "context": 512, "prefill_ms": 10.0, "step_ms": 4.0, "stages": []}],
+    });
+    let file = folder.write("run.json", &engine);
+    let printed = results(&[&file]).assert().success();
+    printed.stdout(contains("| 2 | 512 | 4.000 | 500 | 10.0 |"));
+    engine.as_object_mut().unwrap().remove("rows");
+    let file = folder.write("broken.json", &engine);
+    let why = "broken.json: not what `zipserv run --bench --json` writes: missing field `rows`";
+    results(&[&file]).assert().failure().stderr(contains(why));
+}
+
+#[test]
 fn page_has_the_tables_and_their_rows() {
     let folder = Folder::new();
     let mut published = report(vec![
