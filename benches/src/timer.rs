@@ -6,7 +6,7 @@ use std::{
 
 use cudarc::driver::sys;
 use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
-use zipserv::gpu::{GpuError, Stream};
+use zipserv::gpu::{GpuError, Graph, Stream};
 
 use super::driver::check;
 
@@ -22,8 +22,7 @@ unsafe impl Send for Timer {}
 
 /// Launches that were recorded as a CUDA graph. It borrows what they use.
 pub struct Recording<'a> {
-    graph: sys::CUgraph,
-    replay: sys::CUgraphExec,
+    graph: Graph,
     launches: usize,
     operands: PhantomData<&'a ()>,
 }
@@ -64,34 +63,11 @@ impl Timer {
         launches: usize,
         record: impl FnOnce() -> Result<(), GpuError> + 'a,
     ) -> Result<Recording<'a>, GpuError> {
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        let mut recording = Recording {
-            graph: ptr::null_mut(),
-            replay: ptr::null_mut(),
+        Ok(Recording {
+            graph: Graph::record(&self.stream, record)?,
             launches,
             operands: PhantomData,
-        };
-        let _current = self.stream.device().enter()?;
-        let stream = self.raw();
-        // SAFETY: a live stream; the calls write the handles, which `recording` destroys.
-        unsafe {
-            check(
-                "cuStreamBeginCapture",
-                sys::cuStreamBeginCapture_v2(stream, mode),
-            )?;
-            let recorded = record();
-            let ended = check(
-                "cuStreamEndCapture",
-                sys::cuStreamEndCapture(stream, &mut recording.graph),
-            );
-            recorded?;
-            ended?;
-            check(
-                "cuGraphInstantiate",
-                sys::cuGraphInstantiateWithFlags(&mut recording.replay, recording.graph, 0),
-            )?;
-        }
-        Ok(recording)
+        })
     }
 
     /// Replays a recording once, and gives the microseconds of one of its launches.
@@ -102,13 +78,10 @@ impl Timer {
         let mut milliseconds = 0.0;
         let _current = self.stream.device().enter()?;
         let stream = self.raw();
-        // SAFETY: stream, events and graph live.
+        // SAFETY: stream and events live, and what the launches use does, as whoever recorded them has promised.
         unsafe {
             check("cuEventRecord", sys::cuEventRecord(self.start, stream))?;
-            check(
-                "cuGraphLaunch",
-                sys::cuGraphLaunch(recording.replay, stream),
-            )?;
+            recording.graph.replay()?;
             check("cuEventRecord", sys::cuEventRecord(self.end, stream))?;
             check("cuEventSynchronize", sys::cuEventSynchronize(self.end))?;
             check(
@@ -207,20 +180,5 @@ impl Recording<'_> {
     /// How many launches it holds.
     pub fn launches(&self) -> usize {
         self.launches
-    }
-}
-
-impl Drop for Recording<'_> {
-    fn drop(&mut self) {
-        // SAFETY: destroyed once; every replay has been waited for. Null where the recording
-        // did not come so far.
-        unsafe {
-            if !self.replay.is_null() {
-                let _ = sys::cuGraphExecDestroy(self.replay);
-            }
-            if !self.graph.is_null() {
-                let _ = sys::cuGraphDestroy(self.graph);
-            }
-        }
     }
 }

@@ -87,7 +87,7 @@ impl DensePlan {
         };
         // The first run loads the kernel, which a recording cannot.
         all()?;
-        let mut graph = Graph::record(stream, all)?;
+        let graph = Graph::record(stream, all)?;
         let mut least = Duration::MAX;
         for _ in 0..RUNS {
             stream.synchronize()?;

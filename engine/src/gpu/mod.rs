@@ -575,7 +575,7 @@ impl Rank {
 
     /// Launches so many steps of so many sequences, which have been recorded.
     fn replay(&mut self, sequences: usize, steps: usize) -> Result<()> {
-        let graph = self.graphs.get_mut(&sequences);
+        let graph = self.graphs.get(&sequences);
         let graph = graph.expect("it has been recorded");
         for _ in 0..steps {
             // SAFETY: all that it uses is this rank's, and lives until the output has been read.
@@ -609,7 +609,7 @@ impl Rank {
     fn time(&mut self, batch: &Batch, stage: Stage) -> Result<f64> {
         const STEPS: u32 = 20;
         let wanted = Wanted(Some(stage));
-        let mut graph = Graph::record(&self.stream, || self.choose_next(batch, wanted))?;
+        let graph = Graph::record(&self.stream, || self.choose_next(batch, wanted))?;
         let mut start = Instant::now();
         for step in 0..=STEPS {
             // SAFETY: all that it uses is this rank's, and lives until it has run.

@@ -12,7 +12,7 @@ pub struct Graph {
     replay: sys::CUgraphExec,
 }
 
-// SAFETY: the driver lets any thread use a graph, one at a time, and `replay` borrows it alone.
+// SAFETY: the driver lets any thread use a graph, one at a time: it is not `Sync`.
 unsafe impl Send for Graph {}
 
 impl Graph {
@@ -61,7 +61,7 @@ impl Graph {
     ///
     /// # Safety
     /// What the launches use is there until they have run, as launching them asks.
-    pub unsafe fn replay(&mut self) -> Result<(), GpuError> {
+    pub unsafe fn replay(&self) -> Result<(), GpuError> {
         let _current = self.stream.device().enter()?;
         // SAFETY: stream and graph live.
         check("cuGraphLaunch", unsafe {
