@@ -16,11 +16,15 @@
 //! each warp has 16 rows of its own and all keys before them. What a sequence gets does not depend on others, but for
 //! decoding on the number of splits.
 //!
+//! Hopper has kernels of its own for prompts, [`prompt`].
+//!
 //! Budget: some 130 instructions a warp for 16 keys of 128 features, 8 KB, where 132 SMs at 4.6 TB/s leave 1,800 issue slots.
 
 use zipserv_gpu::launch::Launch;
 
 use crate::Chunk;
+
+pub mod prompt;
 
 /// Warps of a block.
 pub const WARPS: usize = 4;
@@ -53,15 +57,15 @@ const fn decode(name: &'static str, features: usize) -> Launch {
 pub const DECODE_64: Launch = decode("attend_decode_64", 64);
 /// With heads of 128.
 pub const DECODE_128: Launch = decode("attend_decode_128", 128);
-/// For prompts, with heads of 64 features.
+/// For prompts, but on Hopper, with heads of 64 features.
 pub const PREFILL_64: Launch = launch("attend_prefill_64", 0);
 /// With heads of 128.
 pub const PREFILL_128: Launch = launch("attend_prefill_128", 0);
 
 /// The kernels' one parameter.
 ///
-/// For decoding, there is a block for each split, of each head of keys, of each token. For prompts, for each 64 rows of
-/// queries, of each head of keys, of each chunk.
+/// For decoding, there is a block for each split, of each head of keys, of each token. For prompts, for each so many rows of
+/// queries, of each head of keys, of each chunk: [`ROWS`] times [`WARPS`], or [`prompt::ROWS`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Args {
@@ -131,6 +135,7 @@ mod device {
                 ///
                 /// # Safety
                 /// As for those that decode.
+                #[cfg(zipserv_sm = "80")]
                 fn $prefill(args: super::Args) {
                     // SAFETY: the caller's promise.
                     unsafe { prefill::<$features>(&args) }
@@ -379,6 +384,7 @@ mod device {
     }
 
     /// A warp a block's rows, over all keys.
+    #[cfg(zipserv_sm = "80")]
     #[inline(always)]
     unsafe fn prefill<const D: usize>(args: &Args) {
         grid::launch_dependents();
