@@ -265,49 +265,22 @@ fn what_runs_beside_a_sequence_does_not_change_a_bit() {
 
 fn beside_others(mut gpu: GpuExecutor) {
     let text = tokens(400, 3);
-    let mut alone = Vec::new();
+    let add = |gpu: &mut GpuExecutor, sequence, tokens: &[u32], logits| {
+        gpu.forward(&[Chunk { sequence, tokens }], logits).unwrap()
+    };
     let own = gpu.start().unwrap();
-    gpu.forward(
-        &[Chunk {
-            sequence: own,
-            tokens: &text[..200],
-        }],
-        Logits::No,
-    )
-    .unwrap();
-    for token in text[200..230].chunks(1) {
-        alone.push(
-            gpu.forward(
-                &[Chunk {
-                    sequence: own,
-                    tokens: token,
-                }],
-                Logits::Last,
-            )
-            .unwrap(),
-        );
-    }
+    add(&mut gpu, own, &text[..200], Logits::No);
+    let steps = text[200..230].chunks(1);
+    let alone: Vec<_> = steps
+        .map(|token| add(&mut gpu, own, token, Logits::Last))
+        .collect();
     gpu.end(own);
 
     let others: Vec<_> = (0..8).map(|_| gpu.start().unwrap()).collect();
     let own = gpu.start().unwrap();
-    gpu.forward(
-        &[Chunk {
-            sequence: own,
-            tokens: &text[..200],
-        }],
-        Logits::No,
-    )
-    .unwrap();
+    add(&mut gpu, own, &text[..200], Logits::No);
     for (&sequence, len) in others.iter().zip([1, 30, 77, 130, 5, 16, 200, 299]) {
-        gpu.forward(
-            &[Chunk {
-                sequence,
-                tokens: &text[..len],
-            }],
-            Logits::No,
-        )
-        .unwrap();
+        add(&mut gpu, sequence, &text[..len], Logits::No);
     }
     for (token, alone) in text[200..230].chunks(1).zip(alone) {
         let mut chunks: Vec<_> = others
@@ -413,6 +386,10 @@ fn not_a_number(config: &Value) {
         .into_iter()
         .map(|token| token.max(6))
         .collect();
+    let alone = gpu.start().unwrap();
+    let chosen = gpu.greedy(&[alone], &[5], 1).unwrap();
+    assert!(chosen[0][0] as usize >= gpu.vocabulary(), "{chosen:?}");
+    gpu.end(alone);
     let bad = [&text[..20], &[5], &text[20..40]].concat();
     for steps in [&[41, 40][..], &[1; 40]] {
         let (first, second) = (gpu.start().unwrap(), gpu.start().unwrap());

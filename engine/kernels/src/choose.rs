@@ -128,8 +128,10 @@ mod device {
                     });
                     unroll!(I < 8 => {
                         let at = at + I as u32 * STRIDE;
-                        if at < args.vocabulary {
-                            largest = largest.max(key(f32::from_bits(logits[I]), at));
+                        let logit = f32::from_bits(logits[I]);
+                        // So that of no number at all comes no token.
+                        if at < args.vocabulary && !logit.is_nan() {
+                            largest = largest.max(key(logit, at));
                         }
                     });
                     at += 8 * STRIDE;

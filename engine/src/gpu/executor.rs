@@ -165,20 +165,24 @@ impl GpuExecutor {
     /// a row for each step. Of those, all but the last are added to the sequence. The host only replays a recording.
     ///
     /// # Errors
-    /// As [`forward`](Executor::forward).
+    /// As [`forward`](Executor::forward), and if there are not as many tokens as sequences.
     pub fn greedy(
         &mut self,
         sequences: &[SequenceId],
         tokens: &[u32],
         steps: usize,
     ) -> Result<Vec<Vec<u32>>> {
+        let n = sequences.len();
+        if n == 0 || n != tokens.len() {
+            let why = format!("{n} sequences, but {} tokens come next", tokens.len());
+            return Err(Error::Request(why));
+        }
         let chunks: Vec<_> = sequences
             .iter()
             .zip(tokens.chunks(1))
             .map(|(&sequence, tokens)| Chunk { sequence, tokens })
             .collect();
         self.check(&chunks, steps)?;
-        let n = chunks.len();
         let Inputs { words, batch, .. } = self.inputs(&chunks, Logits::Last);
         self.each(|rank| {
             rank.put(&words)?;
@@ -388,9 +392,16 @@ impl GpuExecutor {
             rank.prepare(batch.tokens, wanted % MOST_LOGITS)
         })?;
         self.launch(|rank| rank.layers(&batch, Wanted::ALL))?;
-        let parts = self.each(|rank| rank.read_logits(wanted))?;
-        let rows = (0..wanted).flat_map(|row| parts.iter().map(move |part| &part[row][..]));
-        let made = rows.collect::<Vec<_>>().concat();
+        let mut parts = self.each(|rank| rank.read_logits(wanted))?.into_iter();
+        let mut made = parts.next().unwrap_or_default();
+        let width = self.config.vocabulary;
+        for (rank, part) in self.ranks[1..].iter().zip(parts) {
+            let rows = made.chunks_exact_mut(width).zip(part.chunks_exact(width));
+            for (row, part) in rows {
+                let own = rank.vocabulary.clone();
+                row[own.clone()].copy_from_slice(&part[own]);
+            }
+        }
         let mut made = made.as_slice();
         for &(index, is_last, Chunk { sequence, tokens }) in now {
             let rows = match logits {
@@ -398,7 +409,7 @@ impl GpuExecutor {
                 Logits::Last => 1,
                 Logits::All => tokens.len(),
             };
-            let (own, rest) = made.split_at(rows * self.config.vocabulary);
+            let (own, rest) = made.split_at(rows * width);
             made = rest;
             if is_last || logits == Logits::All {
                 all[index].extend(own);

@@ -72,10 +72,10 @@ impl Default for GpuOptions {
 
 /// Tokens that go through the layers at a time.
 const MOST_TOKENS: usize = 2048;
-/// Rows of logits that are made at a time.
-const MOST_LOGITS: usize = 64;
 /// Sequences, at most.
 const MOST_SEQUENCES: usize = 64;
+/// Rows of logits that are made at a time: a step has one of each sequence.
+const MOST_LOGITS: usize = MOST_SEQUENCES;
 /// Tokens that are chosen on the device before the host looks at them, at most.
 const MOST_STEPS: usize = 1024;
 
@@ -217,10 +217,10 @@ impl Rank {
         };
         let multiplier = Multiplier::new(stream.clone(), products, options.dense)?;
 
-        let kept = memory_bytes(&config, &kernels, room.sequences) + Mixture::memory_bytes(&config);
+        let kept = memory_bytes(&config, &kernels) + Mixture::memory_bytes(&config);
         let (cache, angles) = room.take(&device, &config, kept)?;
         Ok(Self {
-            memory: Memory::new(&device, &config, &kernels, room.sequences)?,
+            memory: Memory::new(&device, &config, &kernels)?,
             mixture: Mixture::new(&device, &config, options.fastest)?,
             vocabulary: part.vocabulary(config.vocabulary),
             multiplier,
@@ -589,16 +589,14 @@ impl Rank {
         Ok(self.memory.chosen.slice(..tokens).to_vec(&self.stream)?)
     }
 
-    /// The logits of its part of the vocabulary, row after row, when the layers have run.
-    fn read_logits(&mut self, wanted: usize) -> Result<Vec<Vec<f32>>> {
-        let (mut rows, width) = (Vec::new(), self.config.vocabulary);
+    /// Rows of logits, when the layers have run: those of its part of the vocabulary are the model's.
+    fn read_logits(&mut self, wanted: usize) -> Result<Vec<f32>> {
+        let mut rows = Vec::with_capacity(wanted * self.config.vocabulary);
         for first in (0..wanted).step_by(MOST_LOGITS) {
             let count = (wanted - first).min(MOST_LOGITS);
             self.logits(first, count, Wanted::ALL)?;
-            for row in 0..count {
-                let own = row * width + self.vocabulary.start..row * width + self.vocabulary.end;
-                rows.push(self.memory.logits.slice(own).to_vec(&self.stream)?);
-            }
+            let values = self.memory.logits.slice(..count * self.config.vocabulary);
+            rows.extend(values.to_vec(&self.stream)?);
         }
         // Also where no logits are wanted: what is copied next must not be ahead of the kernels.
         self.stream.synchronize()?;
@@ -669,7 +667,7 @@ fn angles(device: &Device, config: &Config, context: usize) -> Result<Buffer<f32
 }
 
 /// Elements of what goes from kernel to kernel, in the order of [`Memory`], from the state on.
-fn sizes(config: &Config, sequences: usize) -> [usize; 7] {
+fn sizes(config: &Config) -> [usize; 7] {
     let width = config.heads * config.head_dim;
     let qkv = width + 2 * config.kv_width();
     let experts = config.experts.as_ref();
@@ -681,23 +679,23 @@ fn sizes(config: &Config, sequences: usize) -> [usize; 7] {
     };
     // Gathered embeddings use it too, and what experts add.
     let scratch = (2 * inner).max(config.hidden);
-    let logits = MOST_LOGITS.max(sequences) * config.vocabulary;
+    let logits = MOST_LOGITS * config.vocabulary;
     let rows = [config.hidden, config.hidden, qkv, width, inner, scratch];
     let [h, x, qkv, attended, gated, scratch] = rows.map(|row| MOST_TOKENS * row);
     [h, x, qkv, attended, gated, scratch, logits]
 }
 
 /// Bytes of all memory but weights, keys and values.
-fn memory_bytes(config: &Config, kernels: &Kernels, sequences: usize) -> u64 {
-    let [h, rest @ .., logits] = sizes(config, sequences);
-    let (partials, counters) = kernels.scratch(sequences.max(MOST_SEQUENCES));
+fn memory_bytes(config: &Config, kernels: &Kernels) -> u64 {
+    let [h, rest @ .., logits] = sizes(config);
+    let (partials, counters) = kernels.scratch(MOST_SEQUENCES);
     let words = h + logits + partials + counters + INPUT_WORDS;
     (4 * words + 2 * rest.iter().sum::<usize>()) as u64 + (64 << 20)
 }
 
 impl Memory {
-    fn new(device: &Device, config: &Config, kernels: &Kernels, sequences: usize) -> Result<Self> {
-        let [h, x, qkv, attended, gated, scratch, logits] = sizes(config, sequences);
+    fn new(device: &Device, config: &Config, kernels: &Kernels) -> Result<Self> {
+        let [h, x, qkv, attended, gated, scratch, logits] = sizes(config);
         let (partials, counters) = kernels.scratch(MOST_SEQUENCES);
         Ok(Self {
             inputs: Buffer::zeroed(device, INPUT_WORDS)?,
