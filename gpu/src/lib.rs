@@ -8,7 +8,10 @@
 
 #![no_std]
 #![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, stdarch_nvptx))]
-#![cfg_attr(any(zipserv_sm = "80", zipserv_sm = "90a"), feature(abi_ptx))]
+#![cfg_attr(
+    all(zipserv_entries, any(zipserv_sm = "80", zipserv_sm = "90a")),
+    feature(abi_ptx)
+)]
 
 pub mod args;
 pub mod format;

@@ -231,6 +231,28 @@ fn logits_of_prompts_and_of_tokens_that_follow() {
     }
 }
 
+/// Of more tokens than go through at once, so that later ones look back at what earlier launches have left.
+#[test]
+fn logits_of_a_long_prompt() {
+    let text = tokens(3001, 8);
+    for (heads, kv_heads, head_dim) in [(6, 2, 64), (4, 1, 128)] {
+        let config = config(
+            "LlamaForCausalLM",
+            json!({
+                "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
+                "hidden_size": 192, "intermediate_size": 320, "max_position_embeddings": 3100,
+            }),
+        );
+        let Some(mut gpu) = gpu(&config, &compressed(9)) else {
+            return;
+        };
+        let (together, alone) = text.split_at(3000);
+        let expected = logits(&mut cpu(&config), together, alone);
+        let found = logits(&mut gpu, together, alone);
+        close(&found, &expected, &config.to_string());
+    }
+}
+
 #[test]
 fn what_runs_beside_a_sequence_does_not_change_a_bit() {
     for config in [configs().remove(0), mixtures().remove(0)] {

@@ -16,11 +16,15 @@
 //! each warp has 16 rows of its own and all keys before them. What a sequence gets does not depend on others, but for
 //! decoding on the number of splits.
 //!
+//! Hopper has kernels of its own for prompts, [`prompt`].
+//!
 //! Budget: some 130 instructions a warp for 16 keys of 128 features, 8 KB, where 132 SMs at 4.6 TB/s leave 1,800 issue slots.
 
 use zipserv_gpu::launch::Launch;
 
 use crate::Chunk;
+
+pub mod prompt;
 
 /// Warps of a block.
 pub const WARPS: usize = 4;
@@ -53,15 +57,15 @@ const fn decode(name: &'static str, features: usize) -> Launch {
 pub const DECODE_64: Launch = decode("attend_decode_64", 64);
 /// With heads of 128.
 pub const DECODE_128: Launch = decode("attend_decode_128", 128);
-/// For prompts, with heads of 64 features.
+/// For prompts, but on Hopper, with heads of 64 features.
 pub const PREFILL_64: Launch = launch("attend_prefill_64", 0);
 /// With heads of 128.
 pub const PREFILL_128: Launch = launch("attend_prefill_128", 0);
 
 /// The kernels' one parameter.
 ///
-/// For decoding, there is a block for each split, of each head of keys, of each token. For prompts, for each 64 rows of
-/// queries, of each head of keys, of each chunk.
+/// For decoding, there is a block for each split, of each head of keys, of each token. For prompts, for each so many rows of
+/// queries, of each head of keys, of each chunk: [`ROWS`] times [`WARPS`], or [`prompt::ROWS`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Args {
@@ -131,6 +135,7 @@ mod device {
                 ///
                 /// # Safety
                 /// As for those that decode.
+                #[cfg(zipserv_sm = "80")]
                 fn $prefill(args: super::Args) {
                     // SAFETY: the caller's promise.
                     unsafe { prefill::<$features>(&args) }
@@ -165,14 +170,12 @@ mod device {
     type Tile = [[[u32; 4]; 4]; 2];
 
     impl<'a, const D: usize> Rows<'a, D> {
-        /// Rows of a chunk from `first` on, for a head of keys.
+        /// Rows of a chunk, for a head of keys.
         #[inline(always)]
-        unsafe fn new(args: &'a Args, chunk: &Chunk, kv_head: u32, first: u32) -> Self {
-            let (g, t) = (thread::lane() / 4, thread::lane() % 4);
-            let (group, _) = divide(args.heads, args.kv_heads);
+        fn new(args: &'a Args, chunk: &Chunk, kv_head: u32) -> Self {
             let head = (chunk.slot * args.kv_heads + kv_head) as usize;
             let cache = head * args.context as usize * D;
-            let mut this = Self {
+            Self {
                 args,
                 keys: args.keys.wrapping_add(cache),
                 values: args.values.wrapping_add(cache),
@@ -181,7 +184,15 @@ mod device {
                 maxima: [f32::NEG_INFINITY; 2],
                 weights: [0.0; 2],
                 sums: [[[0.0; 4]; 8]; 2],
-            };
+            }
+        }
+
+        /// Loads queries: of rows from `first` on.
+        #[inline(always)]
+        unsafe fn load_queries(&mut self, chunk: &Chunk, kv_head: u32, first: u32) {
+            let args = self.args;
+            let (g, t) = (thread::lane() / 4, thread::lane() % 4);
+            let (group, _) = divide(args.heads, args.kv_heads);
             unroll!(I < 2 => {
                 let row = first + g + 8 * I as u32;
                 let (token, head) = divide(row, group);
@@ -189,22 +200,21 @@ mod device {
                 if token < chunk.tokens {
                     let end = chunk.position + token + 1;
                     let start = if args.window == 0 { 0 } else { end.saturating_sub(args.window) };
-                    this.seen[I] = [start, end];
+                    self.seen[I] = [start, end];
                     let at = (chunk.row + token) as usize * args.q_stride as usize + head as usize * D;
                     unroll!(C < 4 => {
                         if C < D / 32 {
                             let from = args.q.wrapping_add(at + 32 * C + 8 * t as usize);
                             // SAFETY: the row exists.
                             let [a, b, c, d] = unsafe { memory::load_written_u32x4(from) };
-                            this.q[2 * C][I] = a;
-                            this.q[2 * C][2 + I] = b;
-                            this.q[2 * C + 1][I] = c;
-                            this.q[2 * C + 1][2 + I] = d;
+                            self.q[2 * C][I] = a;
+                            self.q[2 * C][2 + I] = b;
+                            self.q[2 * C + 1][I] = c;
+                            self.q[2 * C + 1][2 + I] = d;
                         }
                     });
                 }
             });
-            this
         }
 
         /// Starts to load keys from `first` on. Past `end` it is the last one again.
@@ -244,18 +254,21 @@ mod device {
             tile
         }
 
-        /// Adds what the keys from `from` to below `end` have for these rows, 16 keys in every `step`.
+        /// Starts to load the first 16 keys and values from `from` to below `end`.
         #[inline(always)]
-        unsafe fn attend(&mut self, from: u32, end: u32, step: u32) {
-            if from >= end {
-                return;
-            }
+        unsafe fn load(&self, from: u32, end: u32) -> [Tile; 2] {
+            // SAFETY: the keys exist.
+            unsafe { [self.load_keys(from, end), self.load_values(from, end)] }
+        }
+
+        /// Adds what the keys from `from` to below `end`, at least one, have for these rows, 16 keys in every `step`. The
+        /// first are there.
+        #[inline(always)]
+        unsafe fn attend(&mut self, from: u32, end: u32, step: u32, [keys, values]: [Tile; 2]) {
+            let (mut first, mut keys, mut values) = (from, keys, values);
             // SAFETY: the keys exist.
             unsafe {
-                let mut first = from;
-                let mut keys = self.load_keys(first, end);
                 loop {
-                    let values = self.load_values(first, end);
                     let mut scores = self.scores(&keys);
                     let next = first + step;
                     if next < end {
@@ -267,6 +280,7 @@ mod device {
                         break;
                     }
                     first = next;
+                    values = self.load_values(first, end);
                 }
             }
         }
@@ -379,6 +393,7 @@ mod device {
     }
 
     /// A warp a block's rows, over all keys.
+    #[cfg(zipserv_sm = "80")]
     #[inline(always)]
     unsafe fn prefill<const D: usize>(args: &Args) {
         grid::launch_dependents();
@@ -397,13 +412,16 @@ mod device {
             if first >= all {
                 return;
             }
-            let mut rows = Rows::<D>::new(args, &chunk, kv_head, first);
+            let mut rows = Rows::<D>::new(args, &chunk, kv_head);
+            rows.load_queries(&chunk, kv_head, first);
             let (last, _) = divide((first + ROWS as u32 - 1).min(all - 1), group);
             let start = match args.window {
                 0 => 0,
                 window => (chunk.position + divide(first, group).0 + 1).saturating_sub(window),
             };
-            rows.attend(start / KEYS * KEYS, chunk.position + last + 1, KEYS);
+            let (from, end) = (start / KEYS * KEYS, chunk.position + last + 1);
+            let loaded = rows.load(from, end);
+            rows.attend(from, end, KEYS, loaded);
             let totals = rows.total_weights();
             let (g, t) = (thread::lane() / 4, thread::lane() % 4);
             unroll!(I < 2 => {
@@ -433,8 +451,9 @@ mod device {
     #[inline(always)]
     unsafe fn decode<const D: usize>(args: &Args) {
         grid::launch_dependents();
-        grid::wait_dependencies();
-        // SAFETY: ranges are the caller's promise; all threads of a block take the same ways around its barriers.
+        // SAFETY: ranges are the caller's promise; all threads of a block take the same ways around its barriers. Places,
+        // and keys and values of earlier positions, are older than the product two kernels ahead, which lets none behind
+        // it start before all ahead of it has ended.
         unsafe {
             let block = thread::block() as u32;
             let (head, split) = divide(block, args.splits);
@@ -460,8 +479,21 @@ mod device {
             }
             let from = start + split * each;
             let warp = thread::warp();
-            let mut rows = Rows::<D>::new(args, &chunk, kv_head, 0);
-            rows.attend(from + warp * KEYS, end.min(from + each), BLOCK_KEYS);
+            let mut rows = Rows::<D>::new(args, &chunk, kv_head);
+            let (first, stop) = (from + warp * KEYS, end.min(from + each));
+            let is_there = first + KEYS <= chunk.position;
+            let mut loaded = [[[[0; 4]; 4]; 2]; 2];
+            if first < stop && is_there {
+                loaded = rows.load(first, stop);
+            }
+            grid::wait_dependencies();
+            if first < stop {
+                rows.load_queries(&chunk, kv_head, 0);
+                if !is_there {
+                    loaded = rows.load(first, stop);
+                }
+                rows.attend(first, stop, BLOCK_KEYS, loaded);
+            }
 
             let words = partial_words(D) as u32;
             let shared = memory::shared();

@@ -48,6 +48,8 @@ pub const KERNELS: &[Launch] = &[
     attend::DECODE_128,
     attend::PREFILL_64,
     attend::PREFILL_128,
+    attend::prompt::LAUNCH_64,
+    attend::prompt::LAUNCH_128,
     choose::LARGEST,
     choose::ADVANCE,
     experts::LAUNCH,

@@ -70,8 +70,8 @@ mod device {
         /// `args` describe as many tokens as there are blocks for, each of another position or sequence.
         fn place(args: super::Args) {
             grid::launch_dependents();
-            grid::wait_dependencies();
-            // SAFETY: ranges are the caller's promise.
+            // SAFETY: ranges are the caller's promise. Places are older than the product ahead, which lets none behind it
+            // start before all ahead of it has ended.
             unsafe {
                 let all = args.heads + 2 * args.kv_heads;
                 let blocks = all.div_ceil(HEADS as u32);
@@ -86,6 +86,16 @@ mod device {
                 let slot = memory::observe_u32(args.slots.add(token as usize));
                 let position = memory::observe_u32(args.positions.add(token as usize));
                 let lane = thread::lane() as usize;
+                let is_query = head < args.heads;
+                let is_value = head >= args.heads + args.kv_heads;
+                let mut turns = [[0f32; 2]; 2];
+                unroll!(E < 2 => {
+                    if E < each && !is_value {
+                        let at = args.angles.add(position as usize * half + each * lane + E).cast::<u32>();
+                        turns[E] = [at, at.add(1)].map(|at| f32::from_bits(memory::load_global_u32(at)));
+                    }
+                });
+                grid::wait_dependencies();
                 // The features of the first half, and those that they are turned with.
                 let mut values = [[0f32; 2]; 2];
                 unroll!(E < 2 => {
@@ -96,8 +106,6 @@ mod device {
                         });
                     }
                 });
-                let is_query = head < args.heads;
-                let is_value = head >= args.heads + args.kv_heads;
                 let gains = match is_query {
                     true => args.q_gains,
                     false => args.k_gains,
@@ -122,8 +130,7 @@ mod device {
                 if !is_value {
                     unroll!(E < 2 => {
                         if E < each {
-                            let at = args.angles.add(position as usize * half + each * lane + E).cast::<u32>();
-                            let [cos, sin] = [at, at.add(1)].map(|at| f32::from_bits(memory::load_global_u32(at)));
+                            let [cos, sin] = turns[E];
                             let [a, b] = values[E];
                             values[E] = [a * cos - b * sin, b * cos + a * sin];
                         }

@@ -54,6 +54,10 @@ pub struct Kernels {
     /// Blocks of decoding that run at a time, where a sequence's bits may depend on its batch. Else all batches have the
     /// same splits.
     resident: Option<u32>,
+    /// The kernel for prompts.
+    prompt: &'static str,
+    /// Rows of queries of its blocks.
+    prompt_rows: u32,
 }
 
 impl Kernels {
@@ -101,9 +105,15 @@ impl Kernels {
                 &format!("experts of {inner}, no multiple of {},", experts::ROWS),
             )?;
         }
-        let text = match device.family() {
-            Family::Hopper => ptx::SM_90A,
-            _ => ptx::SM_80,
+        let (text, prompts, prompt_rows) = match device.family() {
+            Family::Hopper => {
+                use attend::prompt::{LAUNCH_64, LAUNCH_128, ROWS};
+                (ptx::SM_90A, [LAUNCH_64, LAUNCH_128], ROWS)
+            }
+            _ => {
+                let launches = [attend::PREFILL_64, attend::PREFILL_128];
+                (ptx::SM_80, launches, attend::ROWS * attend::WARPS)
+            }
         };
         Ok(Self {
             kernels: CustomKernels::new(device, text, KERNELS),
@@ -118,6 +128,8 @@ impl Kernels {
                 .div_ceil(kv_heads as u32)
                 .min(attend::MOST_SPLITS),
             resident: fastest.then(|| device.sms() * attend::DECODE_128.min_blocks as u32),
+            prompt: prompts[usize::from(head_dim == 128)].name,
+            prompt_rows: prompt_rows as u32,
         })
     }
 
@@ -254,23 +266,24 @@ impl Kernels {
             splits: self.splits(decoding as u32),
             scale: std::f32::consts::LOG2_E / (self.features as f32).sqrt(),
         };
-        let name =
-            |[small, large]: [&'static str; 2]| if self.features == 64 { small } else { large };
         if decoding > 0 {
-            let name = name([attend::DECODE_64.name, attend::DECODE_128.name]);
+            let name = match self.features {
+                64 => attend::DECODE_64.name,
+                _ => attend::DECODE_128.name,
+            };
             let blocks = decoding as u32 * self.kv_heads * args.splits;
             // SAFETY: the caller's promise.
             unsafe { self.kernels.launch_dependent(stream, name, blocks, args)? };
         }
         if chunks > 0 {
-            let name = name([attend::PREFILL_64.name, attend::PREFILL_128.name]);
             let rows = longest as u32 * (self.heads / self.kv_heads);
-            let splits = rows.div_ceil((attend::ROWS * attend::WARPS) as u32);
+            let splits = rows.div_ceil(self.prompt_rows);
             let blocks = chunks as u32 * self.kv_heads * splits;
             // SAFETY: as above.
             unsafe {
                 let args = attend::Args { splits, ..args };
-                self.kernels.launch_dependent(stream, name, blocks, args)?;
+                self.kernels
+                    .launch_dependent(stream, self.prompt, blocks, args)?;
             }
         }
         Ok(())

@@ -125,6 +125,19 @@ pub unsafe fn tensor4(to: u32, map: u64, at: [u32; 4], barrier: u32, keep: Keep)
 /// to loads which no arithmetic has waited for yet, and copies go another way than loads.
 #[inline(always)]
 pub fn finish_reads() {
+    fence_proxy();
+}
+
+/// Lets this thread's `wgmma` read what [`chunk`]s have brought to shared memory, its own or those of others whose
+/// barrier it has waited for.
+#[inline(always)]
+pub fn show_chunks() {
+    fence_proxy();
+}
+
+/// Orders accesses to shared memory by threads and by copies and tensor cores.
+#[inline(always)]
+fn fence_proxy() {
     // SAFETY: a fence.
     unsafe {
         asm!(

@@ -14,6 +14,18 @@ pub fn exp2(x: f32) -> f32 {
     y
 }
 
+/// `x * y + z`, rounded once.
+#[inline(always)]
+pub fn multiply_add(x: f32, y: f32, z: f32) -> f32 {
+    let mut sum: f32;
+    // SAFETY: computes a number.
+    unsafe {
+        asm!("fma.rn.f32 {}, {}, {}, {};", out(reg32) sum, in(reg32) x, in(reg32) y, in(reg32) z,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
+}
+
 /// One over `x`, to one unit in the last place.
 #[inline(always)]
 fn reciprocal(x: f32) -> f32 {

@@ -7,23 +7,49 @@
 use core::arch::asm;
 
 /// Bytes of the eight rows over which the 128-byte swizzle repeats.
-const SWIZZLE_ATOM: u64 = 8 * 128;
+const SWIZZLE_ATOM: u32 = 8 * 128;
 
-/// Describes a B operand: rows (the N of the product) of 128 bytes of shared memory, from
-/// `address` on, K along the row, in the 128-byte swizzle. Groups of eight rows start at multiples
+/// Describes an operand in shared memory: rows (the N of the product for B, the M for A) of 128 bytes,
+/// from `address` on, K along the row, in the 128-byte swizzle. Groups of eight rows start at multiples
 /// of 1024. [`kstep`] goes on along K.
 #[inline(always)]
 pub fn swizzled_rows(address: u32) -> u64 {
-    const SWIZZLE_128: u64 = 1 << 62;
     // Bits 16..30 are not used with a swizzle along K.
-    SWIZZLE_128 | (SWIZZLE_ATOM / 16) << 32 | 1 << 16 | u64::from(address & 0x3_FFFF) >> 4
+    swizzled(address, 16)
 }
 
-/// The `step`-th 16 columns of a B operand.
+/// Describes a transposed B operand in shared memory: rows (the K of the product) of 64 columns (of its
+/// N), 128 bytes each, from `address` on, in the 128-byte swizzle; the rows' next 64 columns are
+/// `next` bytes further on. Groups of eight rows start at multiples of 1024. [`row_step`] goes on along K.
+#[inline(always)]
+pub fn swizzled_columns(address: u32, next: u32) -> u64 {
+    swizzled(address, next)
+}
+
+/// `leading` is the descriptor's offset in bytes from which it follows along a row.
+#[inline(always)]
+fn swizzled(address: u32, leading: u32) -> u64 {
+    const SWIZZLE_128: u64 = 1 << 62;
+    let low = leading >> 4 << 16 | (address & 0x3_FFFF) >> 4;
+    SWIZZLE_128 | u64::from(SWIZZLE_ATOM / 16) << 32 | u64::from(low)
+}
+
+/// The `step`-th 16 columns of [`swizzled_rows`].
 #[inline(always)]
 pub fn kstep(rows: u64, step: u32) -> u64 {
-    // In units of 16 bytes; the address is far below its field's end, so the upper word stays.
-    rows >> 32 << 32 | u64::from(rows as u32 + 2 * step)
+    on(rows, 2 * step)
+}
+
+/// The `step`-th 16 rows of [`swizzled_columns`].
+#[inline(always)]
+pub fn row_step(columns: u64, step: u32) -> u64 {
+    on(columns, 2 * SWIZZLE_ATOM / 16 * step)
+}
+
+/// An operand `by` 16 bytes further on. The address is far below its field's end, so the upper word stays.
+#[inline(always)]
+fn on(operand: u64, by: u32) -> u64 {
+    operand >> 32 << 32 | u64::from(operand as u32 + by)
 }
 
 /// Makes a group of the multiplications since the last one.
@@ -63,6 +89,29 @@ pub trait Accumulator: Sized {
     /// it is until a wait has seen the group complete.
     unsafe fn multiply(&mut self, a: [u32; 4], b: u64, add: bool);
 
+    /// Lets multiplications that follow use registers as they have been written, `self` and A.
+    fn fence(&mut self);
+
+    /// [`multiply`](Self::multiply) with a transposed B, as [`swizzled_columns`] describes it. The fence is the caller's: with
+    /// one before each multiplication, a wait counts each as a group of its own.
+    ///
+    /// # Safety
+    /// As that, and there was a [`fence`](Self::fence) since `self` and `a` were written.
+    unsafe fn multiply_transposed(&mut self, a: [u32; 4], b: u64, add: bool);
+
+    /// [`multiply`](Self::multiply) with A in shared memory, 64 rows as [`swizzled_rows`] describes them. The fence is the
+    /// caller's.
+    ///
+    /// # Safety
+    /// As that, of both operands, and there was a [`fence`](Self::fence) since `self` was written.
+    unsafe fn multiply_shared(&mut self, a: u64, b: u64, add: bool);
+
+    /// Has what was last written to `self` worked out ahead of all waits that follow.
+    fn pin(&mut self);
+
+    /// Waits until at most the `LEFT` latest groups are incomplete; if its own is none of them, `self` may be read.
+    fn settle<const LEFT: u32>(&mut self);
+
     /// Waits for all multiplications, after which `self` may be read, and multiplies it by `factor`.
     fn finish(&mut self, factor: f32);
 }
@@ -74,6 +123,24 @@ fn any<const _I: usize>() -> f32 {
     // SAFETY: any bits are a float.
     unsafe { asm!("// {}", out(reg32) float, options(nomem, nostack, preserves_flags)) }
     float
+}
+
+/// Starts a multiplication: the accumulator, whether it adds, its width, what comes first, how the instruction names A, what it
+/// says of transposition, then the operands.
+macro_rules! start {
+    ($acc:ident, $add:ident, $n:literal: $first:literal $($i:literal)*, $fence:literal, $a:literal, $transposed:literal, $($operands:tt)*) => {
+        asm!(
+            "{{ .reg .pred add;",
+            "setp.ne.u32 add, {add}, 0;",
+            $fence,
+            concat!(
+                "wgmma.mma_async.sync.aligned.m64n", $n, "k16.f32.bf16.bf16 {{",
+                "{", $first, "}" $(, ", {", $i, "}")*, "}}, ", $a, ", {b}, add, 1, 1, ", $transposed, "; }}"
+            ),
+            inout(reg32) $acc[$first], $(inout(reg32) $acc[$i],)*
+            $($operands)*, add = in(reg32) u32::from($add),
+            options(nostack, preserves_flags))
+    };
 }
 
 macro_rules! accumulator {
@@ -89,31 +156,66 @@ macro_rules! accumulator {
             unsafe fn multiply(&mut self, a: [u32; 4], b: u64, add: bool) {
                 // SAFETY: the caller's promise.
                 unsafe {
+                    start!(self, add, $n: $first $($i)*, "wgmma.fence.sync.aligned;", "{{{a0}, {a1}, {a2}, {a3}}}", "0",
+                        a0 = in(reg32) a[0], a1 = in(reg32) a[1], a2 = in(reg32) a[2], a3 = in(reg32) a[3], b = in(reg64) b);
+                }
+            }
+
+            #[inline(always)]
+            fn fence(&mut self) {
+                // The comment ties the registers to the fence, so that nothing writes them behind it.
+                // SAFETY: all threads of the warpgroup run this.
+                unsafe {
                     asm!(
-                        "{{ .reg .pred add;",
-                        "setp.ne.u32 add, {add}, 0;",
-                        "wgmma.fence.sync.aligned;",
-                        concat!(
-                            "wgmma.mma_async.sync.aligned.m64n", $n, "k16.f32.bf16.bf16 {{",
-                            "{", $first, "}", $(", {", $i, "}",)* "}}, {{{a0}, {a1}, {a2}, {a3}}}, {b}, add, 1, 1, 0; }}"
-                        ),
+                        concat!("wgmma.fence.sync.aligned; // {", $first, "}" $(, " {", $i, "}")*),
                         inout(reg32) self[$first], $(inout(reg32) self[$i],)*
-                        a0 = in(reg32) a[0], a1 = in(reg32) a[1], a2 = in(reg32) a[2], a3 = in(reg32) a[3],
-                        b = in(reg64) b, add = in(reg32) u32::from(add),
                         options(nostack, preserves_flags));
                 }
             }
 
             #[inline(always)]
-            fn finish(&mut self, factor: f32) {
+            unsafe fn multiply_transposed(&mut self, a: [u32; 4], b: u64, add: bool) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    start!(self, add, $n: $first $($i)*, "", "{{{a0}, {a1}, {a2}, {a3}}}", "1",
+                        a0 = in(reg32) a[0], a1 = in(reg32) a[1], a2 = in(reg32) a[2], a3 = in(reg32) a[3], b = in(reg64) b);
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn multiply_shared(&mut self, a: u64, b: u64, add: bool) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    start!(self, add, $n: $first $($i)*, "", "{a}", "0, 0", a = in(reg64) a, b = in(reg64) b);
+                }
+            }
+
+            #[inline(always)]
+            fn pin(&mut self) {
+                // SAFETY: a comment.
+                unsafe {
+                    asm!(
+                        concat!("// {", $first, "}" $(, " {", $i, "}")*),
+                        inout(reg32) self[$first], $(inout(reg32) self[$i],)*
+                        options(nostack, preserves_flags));
+                }
+            }
+
+            #[inline(always)]
+            fn settle<const LEFT: u32>(&mut self) {
                 // The comment ties the registers to the wait, so that no use of them moves ahead.
                 // SAFETY: all threads of the warpgroup run this.
                 unsafe {
                     asm!(
-                        concat!("wgmma.wait_group.sync.aligned 0; // {", $first, "}" $(, " {", $i, "}")*),
+                        concat!("wgmma.wait_group.sync.aligned {left}; // {", $first, "}" $(, " {", $i, "}")*),
                         inout(reg32) self[$first], $(inout(reg32) self[$i],)*
-                        options(nostack, preserves_flags));
+                        left = const LEFT, options(nostack, preserves_flags));
                 }
+            }
+
+            #[inline(always)]
+            fn finish(&mut self, factor: f32) {
+                self.settle::<0>();
                 // In place: the compiler would want as many registers again.
                 // SAFETY: arithmetic.
                 unsafe {

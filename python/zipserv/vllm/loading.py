@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
 
@@ -81,12 +82,16 @@ def _stored(loader: DefaultModelLoader, source) -> dict[str, Stored]:
 def _decoded(
     weights: Iterator[tuple[str, Tensor]], stored: dict[str, Stored], prefix: str
 ) -> Iterator[tuple[str, Tensor]]:
+    # Decoded weights have memory of their own, or packed ones would get their blocks, which are larger.
+    pool = torch.cuda.MemPool() if torch.cuda.is_available() else None
     for name, tensor in weights:
         if (found := stored.get(name.removeprefix(prefix))) is None:
             yield name, tensor
-            continue
-        # Nothing here keeps what is handed on, or two of them would be on the GPU at a time.
-        yield prefix + found.name, found.dense(tensor, current_platform.device_type)
-        if torch.cuda.is_initialized():
-            # Or packed weights would get the blocks of decoded ones, which are larger.
-            torch.cuda.empty_cache()
+        else:
+            # Nothing here keeps what is handed on, or two of them would be on the GPU at a time.
+            yield prefix + found.name, _dense(found, tensor, pool)
+
+
+def _dense(found: Stored, tensor: Tensor, pool: torch.cuda.MemPool | None) -> Tensor:
+    with torch.cuda.use_mem_pool(pool) if pool else contextlib.nullcontext():
+        return found.dense(tensor, current_platform.device_type)
