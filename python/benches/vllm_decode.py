@@ -18,6 +18,8 @@ of its own, in the forms that are asked for, which take turns:
 CUDA graphs and compilation are on. A step is the difference of two runs that differ in their number of tokens, divided
 by that; no prefix is cached. The first process of a form compiles, later ones find that in vLLM's cache. Checked are
 greedy tokens: where two forms part, the dense model's two best logits must be closer than rounding makes them differ.
+Where experts are routed, rounding may send a token to another expert too, which no tie of logits tells. There the dense
+model is compared with itself, requests alone and together, and other forms may part from it twice as often, and twice.
 In batch-invariant mode a request's tokens and log-probabilities must be the same to the bit alone and among 31 others,
 in two orders.
 """
@@ -35,25 +37,27 @@ import time
 
 from results import head, write
 
+_QWEN3_30B_A3B = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+}
 SHAPES = {
     "llama-3.1-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
     "llama-3.2-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
     "tiny": {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 2},
-    # A quarter of its layers, which are all alike: the checkpoint is 16 GB, not 61.
-    "qwen3-30b-a3b/4": {
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "moe_intermediate_size": 768,
-        "norm_topk_prob": True,
-        "decoder_sparse_step": 1,
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
-    },
+    # Of its layers, which are all alike, a part: the checkpoint is 16 or 31 GB, not 61. Of a quarter the host sets the
+    # pace up to some eight requests at a time.
+    "qwen3-30b-a3b/4": {**_QWEN3_30B_A3B, "num_hidden_layers": 12},
+    "qwen3-30b-a3b/2": {**_QWEN3_30B_A3B, "num_hidden_layers": 24},
     "tiny-moe": {
         "hidden_size": 1024,
         "intermediate_size": 2048,
@@ -266,6 +270,8 @@ def work(options):
     for answer in answers:
         best = [sorted((entry.logprob for entry in at.values()), reverse=True) for at in answer.logprobs]
         row["gaps"].append([round(first - second, 5) for first, second, *_ in best])
+    if options.form == "dense" and "num_experts" in SHAPES[options.shape]:
+        row["tokens_alone"] = [[token for token, *_ in generate([request])[0]] for request in asked]
     if options.form.endswith("-invariant"):
         alone = [generate([request])[0] for request in asked[:4]]
         together = generate(asked)[:4]
@@ -360,6 +366,7 @@ def main():
             checkpoint(dense, options.shape, options.tied)
         if "compressed" in options.forms and not compressed.exists():
             print(zipserv.compress(dense, compressed, progress=False))
+        allowed = 0
         of, rows = head("vllm", options, tensor_parallel=options.tensor_parallel, is_tied=options.tied), []
         for process in range(options.starts):
             for form in options.forms:
@@ -367,14 +374,23 @@ def main():
                 first = next((other for other in rows if other["form"] == "dense"), None)
                 if first and form != "dense":
                     row["requests_that_differ"], row["without_a_tie"] = parted(first, row)
+                    row["allowed_without_a_tie"] = allowed
+                elif "tokens_alone" in row:
+                    alone = {"tokens": row["tokens_alone"]}
+                    row["requests_that_differ_alone"], row["alone_without_a_tie"] = parted(row, alone)
+                    allowed = 2 * row["alone_without_a_tie"] + 2
                 rows.append(row)
                 # Without what it is checked by.
-                figures = [{key: row[key] for key in row if key not in ("tokens", "gaps")} for row in rows]
+                hidden = "tokens", "tokens_alone", "gaps"
+                figures = [{key: row[key] for key in row if key not in hidden} for row in rows]
                 print(figures[-1], flush=True)
                 if options.json:
                     write(options.json, of, figures)
         summary(rows)
-        if any(row.get("without_a_tie") or row.get("is_invariant") is False for row in rows):
+        if any(
+            row.get("without_a_tie", 0) > row.get("allowed_without_a_tie", 0) or row.get("is_invariant") is False
+            for row in rows
+        ):
             sys.exit("outputs differ")
 
 
