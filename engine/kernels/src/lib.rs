@@ -55,6 +55,13 @@ pub const KERNELS: &[Launch] = &[
     experts::LAUNCH,
 ];
 
+/// Blocks of so many threads that an SM holds if they take no more registers than a product's block leaves to one of 128
+/// threads: 32 each. Some GPUs before Hopper, where kernels only follow one another, hold fewer threads.
+const fn blocks_of_32_registers(threads: usize) -> usize {
+    let most = if cfg!(zipserv_sm = "80") { 1536 } else { 2048 };
+    most / threads
+}
+
 /// Quotient and remainder; zero and all where there is nothing to divide by. The operators' code would have a way to panic.
 #[cfg(target_arch = "nvptx64")]
 #[inline(always)]

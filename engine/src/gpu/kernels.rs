@@ -186,8 +186,9 @@ impl Kernels {
         };
         // SAFETY: the caller's promise.
         unsafe {
+            let shared = norm::shared_bytes(self.hidden as usize);
             self.kernels
-                .launch_dependent(stream, norm::LAUNCH.name, n as u32, args)
+                .launch_dependent_with(stream, norm::LAUNCH.name, n as u32, shared, args)
         }
     }
 

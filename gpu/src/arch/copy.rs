@@ -177,6 +177,20 @@ pub unsafe fn whole_chunk(to: u32, from: *const u8) {
     }
 }
 
+/// Starts a copy of 8 bytes.
+///
+/// # Safety
+/// `from` is readable for 8 bytes; both addresses are 8-byte aligned; nothing touches the destination until the copy has
+/// completed.
+#[inline(always)]
+pub unsafe fn half_chunk(to: u32, from: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("cp.async.ca.shared.global [{}], [{}], 8;",
+            in(reg32) to, in(reg64) from, options(nostack, preserves_flags));
+    }
+}
+
 /// Brings `bytes` bytes to the L2 cache: a hint that has no other effect.
 ///
 /// # Safety

@@ -58,6 +58,8 @@ unsafe impl Sync for Loaded {}
 pub struct Kernel {
     function: sys::CUfunction,
     pub launch: &'static Launch,
+    /// Of a block.
+    shared_bytes: usize,
     /// Blocks that fit on one SM.
     pub resident: u32,
 }
@@ -213,6 +215,7 @@ impl Entry {
         Kernel {
             function: loaded.function,
             launch: self.launch,
+            shared_bytes: self.launch.shared_bytes,
             resident: loaded.resident,
         }
     }
@@ -305,6 +308,14 @@ impl Kernel {
         sms * (self.launch.min_blocks as u32).min(self.resident)
     }
 
+    /// The same with so many bytes of shared memory a block: the driver refuses more than its launch has.
+    pub fn with_shared_bytes(self, shared_bytes: usize) -> Self {
+        Self {
+            shared_bytes,
+            ..self
+        }
+    }
+
     /// Launches it, as [`Device::launch`](super::Device) says, in the current context.
     ///
     /// # Safety
@@ -351,7 +362,7 @@ impl Kernel {
             blockDimX: self.launch.threads as u32,
             blockDimY: 1,
             blockDimZ: 1,
-            sharedMemBytes: self.launch.shared_bytes as u32,
+            sharedMemBytes: self.shared_bytes as u32,
             hStream: stream.cast(),
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
