@@ -96,7 +96,7 @@ fn tensors(config: &Value) -> Tensors {
 }
 
 /// The first GPU, if there is one.
-fn device() -> Option<Device> {
+pub fn device() -> Option<Device> {
     match Device::new(0) {
         Ok(device) => Some(device),
         Err(error) => {
@@ -255,11 +255,18 @@ fn logits_of_a_long_prompt() {
 
 #[test]
 fn what_runs_beside_a_sequence_does_not_change_a_bit() {
-    for config in [configs().remove(0), mixtures().remove(0)] {
-        let Some(gpu) = gpu(&config, &compressed(9)) else {
-            return;
-        };
-        beside_others(gpu);
+    let two = GpuOptions {
+        devices: vec![0, 1],
+        ..compressed(9)
+    };
+    for (config, options) in [
+        (configs().remove(0), compressed(9)),
+        (mixtures().remove(0), compressed(9)),
+        (configs().remove(0), two),
+    ] {
+        if let Some(gpu) = gpu(&config, &options) {
+            beside_others(gpu);
+        }
     }
 }
 

@@ -7,6 +7,8 @@ mod generate;
 mod gpu;
 mod memory;
 mod model;
+#[cfg(feature = "cuda")]
+mod norms;
 mod ops;
 mod perplexity;
 mod sampling;

@@ -10,6 +10,8 @@
 //!   or --norm--> x --product--> logits --choose_experts--> experts of each token, weights
 //!                x --route, grouped products, combine--> y, which the next norm adds to h
 //!
+//! on several devices, where a product is to be added to h: h, all their products --norm_parts--> x, h
+//!
 //! h --norm--> x --product--> logits --largest, advance--> the next tokens
 //! ```
 //!
@@ -29,6 +31,7 @@ pub mod attend;
 pub mod choose;
 pub mod experts;
 pub mod norm;
+pub mod norm_parts;
 pub mod place;
 
 /// The kernels as PTX, which `builder` makes of this crate.
@@ -43,6 +46,7 @@ pub mod ptx {
 /// Every kernel's launch.
 pub const KERNELS: &[Launch] = &[
     norm::LAUNCH,
+    norm_parts::LAUNCH,
     place::LAUNCH,
     attend::DECODE_64,
     attend::DECODE_128,

@@ -20,7 +20,7 @@ pub const THREADS: usize = 128;
 /// Features, at most; a multiple of 4.
 pub const MOST_FEATURES: usize = 16_384;
 /// Bytes of a sum for each warp.
-const SUMS_BYTES: usize = 4 * THREADS / 32;
+pub(crate) const SUMS_BYTES: usize = 4 * THREADS / 32;
 
 /// Bytes of shared memory for so many features: sums, states, gains.
 pub const fn shared_bytes(features: usize) -> usize {
@@ -59,7 +59,7 @@ pub struct Args {
 }
 
 #[cfg(target_arch = "nvptx64")]
-mod device {
+pub(crate) mod device {
     use zipserv_gpu::{
         arch::{copy, grid, math, memory, mma, thread},
         unroll,
@@ -77,7 +77,7 @@ mod device {
             // SAFETY: ranges are the caller's promise; all threads meet at the block's barriers.
             unsafe {
                 grid::launch_dependents();
-                let row = Row::new(&args);
+                let row = Row::<8>::new(&args);
                 row.copy_gains(&args);
                 grid::wait_dependencies();
                 let state = row.state(&args);
@@ -97,9 +97,13 @@ mod device {
         }
     }
 
-    /// The row of this block, of which a thread has every `THREADS`-th four features.
+    /// Fours of gains in a line of the L2 cache.
+    const LINE_FOURS: u32 = 128 / 8;
+
+    /// The row of this block, of which a thread has every `THREADS`-th four features; four gains follow four others after
+    /// so many bytes.
     #[derive(Clone, Copy)]
-    pub struct Row {
+    pub struct Row<const GAINS_BYTES: u32> {
         /// The thread's first four.
         pub own: u32,
         /// Fours of features.
@@ -108,7 +112,7 @@ mod device {
         states: u32,
     }
 
-    impl Row {
+    impl<const GAINS_BYTES: u32> Row<GAINS_BYTES> {
         #[inline(always)]
         pub fn new(args: &Args) -> Self {
             Self {
@@ -141,8 +145,19 @@ mod device {
 
         /// Address of four gains, behind the states.
         #[inline(always)]
-        fn gains(self, at: u32) -> u32 {
-            self.states + 16 * self.fours + 8 * at
+        pub fn gains(self, at: u32) -> u32 {
+            self.states + 16 * self.fours + GAINS_BYTES * at
+        }
+
+        /// Has gains come to the L2 cache.
+        #[inline(always)]
+        pub unsafe fn prefetch_gains(self, args: &Args) {
+            let mut at = LINE_FOURS * self.own;
+            while at < self.fours {
+                // SAFETY: the kernel's promise.
+                copy::prefetch(unsafe { args.gains.add(4 * at as usize).cast() });
+                at += LINE_FOURS * THREADS as u32;
+            }
         }
 
         /// Starts to copy gains.
@@ -225,13 +240,14 @@ mod device {
             sum
         }
 
-        /// Norms what is in shared memory, of which this thread's squares have this sum; puts it to `h` too, if it has
-        /// changed.
+        /// Norms the state in shared memory, of which this thread's squares have this sum, when gains have been copied;
+        /// puts it to `h` too, if it has changed.
         #[inline(always)]
         pub unsafe fn finish(self, args: &Args, h: Option<*mut f32>, sum: f32) {
             // SAFETY: the kernel's promise; what is in shared memory is this thread's; all threads meet in the sum.
             unsafe {
                 let mean = sum_of_block(sum) / args.features as f32;
+                copy::wait_chunks::<0>();
                 let scale = math::rsqrt(mean + args.epsilon);
                 let x = args
                     .x

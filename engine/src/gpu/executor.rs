@@ -7,6 +7,7 @@ use zipserv::gpu::{Device, Graph, Stream};
 use super::{
     Batch, GpuOptions, INPUT_WORDS, INPUTS, MOST_LOGITS, MOST_SEQUENCES, MOST_STEPS, MOST_TOKENS,
     Rank, Room,
+    exchange::Exchange,
     nccl::Communicator,
     part::{self, Part},
     stage::{Stage, Wanted},
@@ -82,16 +83,21 @@ impl GpuExecutor {
             .iter()
             .map(Stream::new)
             .collect::<std::result::Result<_, _>>()?;
+        let exchanges = match Exchange::all(&streams, config.hidden)? {
+            Some(all) => all.into_iter().map(Some).collect(),
+            None => streams.iter().map(|_| None).collect::<Vec<_>>(),
+        };
         let context = options.context.unwrap_or(config.context);
         let room = Room {
             sequences: options.sequences.clamp(1, MOST_SEQUENCES),
             context: context.min(config.context),
         };
         let of = devices.len();
-        let ranks = streams.into_iter().zip(communicators).enumerate();
-        let ranks = each(ranks, |(index, (stream, communicator))| {
+        let together = communicators.into_iter().zip(exchanges);
+        let ranks = streams.into_iter().zip(together).enumerate();
+        let ranks = each(ranks, |(index, (stream, together))| {
             let part = Part { index, of };
-            Rank::open(&config, &weights, options, room, part, stream, communicator)
+            Rank::open(&config, &weights, options, room, part, stream, together)
         });
         Ok(Self {
             context: room.context,
@@ -195,7 +201,7 @@ impl GpuExecutor {
             if !self.ranks[0].graphs.contains_key(&n) {
                 // The first run loads kernels, which a recording cannot.
                 self.launch(|rank| rank.choose_next(&batch, Wanted::ALL))?;
-                self.each(|rank| Ok(rank.stream.synchronize()?))?;
+                self.launch(|rank| Ok(rank.stream.synchronize()?))?;
                 self.launch(|rank| {
                     let graph =
                         Graph::record(&rank.stream, || rank.choose_next(&batch, Wanted::ALL))?;
@@ -208,7 +214,7 @@ impl GpuExecutor {
                 })?;
             }
             self.launch(|rank| rank.replay(n, now))?;
-            let chosen = self.each(|rank| rank.chosen(now * n))?;
+            let chosen = self.launch(|rank| rank.chosen(now * n))?;
             all.extend(chosen[0].chunks(n).map(<[u32]>::to_vec));
         }
         for sequence in sequences {
@@ -223,13 +229,19 @@ impl GpuExecutor {
         each(self.ranks.iter_mut(), call)
     }
 
-    /// Launches on each rank what all do together. If one cannot, the others are not left to wait for it.
-    fn launch(&mut self, call: impl Fn(&mut Rank) -> Result<()> + Sync) -> Result<()> {
-        let launched = self.each(call);
+    /// Launches on each rank what all do together, or waits for it. If one cannot, the others are not left to wait for it.
+    fn launch<T: Send>(&mut self, call: impl Fn(&mut Rank) -> Result<T> + Sync) -> Result<Vec<T>> {
+        let exchange = self.ranks[0].exchange.as_ref().map(Exchange::shared);
+        let launched = self.each(|rank| {
+            call(rank).inspect_err(|_| {
+                // At once: another rank's thread may wait for its kernels here.
+                exchange.iter().for_each(|all| all.abort());
+            })
+        });
         if launched.is_err() {
             self.ranks.iter_mut().for_each(Rank::abort);
         }
-        launched.map(drop)
+        launched
     }
 
     fn check(&self, chunks: &[Chunk], steps: usize) -> Result<()> {
@@ -392,7 +404,8 @@ impl GpuExecutor {
             rank.prepare(batch.tokens, wanted % MOST_LOGITS)
         })?;
         self.launch(|rank| rank.layers(&batch, Wanted::ALL))?;
-        let mut parts = self.each(|rank| rank.read_logits(wanted))?.into_iter();
+        let parts = self.launch(|rank| rank.read_logits(batch.tokens, wanted))?;
+        let mut parts = parts.into_iter();
         let mut made = parts.next().unwrap_or_default();
         let width = self.config.vocabulary;
         for (rank, part) in self.ranks[1..].iter().zip(parts) {

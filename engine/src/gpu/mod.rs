@@ -7,11 +7,13 @@
 //! promises none of that.
 //!
 //! Several devices work as one: each has a `Rank`, with a part of the weights, of the keys and the values,
-//! and does what one alone would do, but that after each product which adds to the state all add up what they have, in
-//! an order that more than two may choose by the number of tokens.
+//! and does what one alone would do, but that after each product which adds to the state all add up what they have. Of few
+//! tokens the norm behind does so, from the memory of all devices where they reach one another's, in the order of ranks;
+//! else NCCL does, in an order that more than two may choose by the number of tokens.
 
 mod ahead;
 mod dense;
+mod exchange;
 mod executor;
 mod experts;
 mod kernels;
@@ -30,8 +32,8 @@ use zipserv::gpu::{
 };
 use zipserv_engine_kernels::choose::{AdvanceArgs, LargestArgs};
 
-pub use self::{executor::GpuExecutor, stage::Stage};
 use self::{
+    exchange::{Exchange, Turn},
     experts::{Launcher, Mixture},
     kernels::{Addend, Caches, Kernels, Places},
     nccl::{Communicator, Reduction},
@@ -40,12 +42,13 @@ use self::{
     stage::Wanted,
     weights::{DeviceModel, FeedForward, Layer, Mlp},
 };
+pub use self::{executor::GpuExecutor, stage::Stage};
 use crate::{Config, Error, Result, memory, weights::Weights};
 
 /// What a model is to have room for.
 #[derive(Clone, Debug)]
 pub struct GpuOptions {
-    /// The devices, as the driver counts. Several share the model (tensor parallelism), with NCCL.
+    /// The devices, as the driver counts. Several share the model (tensor parallelism); they need NCCL.
     pub devices: Vec<u32>,
     /// Sequences at a time, at most 64.
     pub sequences: usize,
@@ -85,6 +88,8 @@ struct Rank {
     graphs: HashMap<usize, Graph>,
     /// Nothing where there is one device alone.
     communicator: Option<Communicator>,
+    /// Nothing where devices do not reach one another's memory either.
+    exchange: Option<Exchange>,
     /// The heads and inner elements are those of the part.
     config: Config,
     part: Part,
@@ -202,7 +207,7 @@ impl Rank {
         room: Room,
         part: Part,
         stream: Stream,
-        communicator: Option<Communicator>,
+        (communicator, exchange): (Option<Communicator>, Option<Exchange>),
     ) -> Result<Self> {
         if let Some(communicator) = &communicator {
             communicator.connect(&stream, &[whole.hidden, MOST_TOKENS * whole.hidden])?;
@@ -228,6 +233,7 @@ impl Rank {
             heads: HashMap::new(),
             graphs: HashMap::new(),
             communicator,
+            exchange,
             config,
             part,
             stream,
@@ -285,16 +291,19 @@ impl Rank {
             let (x, y) = (x.address(), y.address());
             move |product: &Product| product.operands(x, tokens, y)
         };
-        let add = |x: &Buffer<bf16>| {
+        let add = |x: &Buffer<bf16>, turn| {
             let x = x.address();
-            move |product: &Product| self.adding(product, x, tokens)
+            move |product: &Product| self.adding(product, x, tokens, turn)
         };
         Ok(Plans {
             qkv: plan(
                 &of_layers(|layer| &layer.qkv),
                 &product(&memory.x, &memory.qkv),
             )?,
-            output: plan(&of_layers(|layer| &layer.output), &add(&memory.attended))?,
+            output: plan(
+                &of_layers(|layer| &layer.output),
+                &add(&memory.attended, Turn::Attention),
+            )?,
             mlp: match mlps.first() {
                 Some(mlp) => Some(MlpPlans {
                     gate_up: plan(
@@ -309,7 +318,10 @@ impl Rank {
                         } => Some(GatedPlan::new(weights, tokens, &self.multiplier.options)?),
                         _ => None,
                     },
-                    down: plan(&of_mlps(|mlp| &mlp.down), &add(&memory.gated))?,
+                    down: plan(
+                        &of_mlps(|mlp| &mlp.down),
+                        &add(&memory.gated, Turn::FeedForward),
+                    )?,
                 }),
                 None => None,
             },
@@ -377,17 +389,16 @@ impl Rank {
                     )?;
                 }
                 if wanted.has(Stage::Output) {
-                    self.add(&plans.output, &layer.output, attended, n)?;
+                    self.add(&plans.output, &layer.output, attended, n, Turn::Attention)?;
                 }
                 if wanted.has(Stage::Norm) {
-                    let gains = &layer.feed_forward_norm;
-                    self.kernels
-                        .norm(stream, n, gains, (x, h), Addend::None, 0)?;
+                    let (gains, added) = (&layer.feed_forward_norm, self.left(n, Turn::Attention)?);
+                    self.kernels.norm(stream, n, gains, (x, h), added, 0)?;
                 }
                 if wanted.has(Stage::FeedForward) {
                     self.feed_forward(plans, &layer.feed_forward, n)?;
                 }
-                added = self.left_by(&layer.feed_forward);
+                added = self.left_by(&layer.feed_forward, n)?;
             }
         }
         Ok(())
@@ -407,22 +418,50 @@ impl Rank {
         unsafe { self.multiplier.run(plan, product, &operands) }
     }
 
-    /// `h += weights x + bias`, of all ranks' weights.
-    unsafe fn add(&self, plan: &ProductPlan, product: &Product, x: u64, n: usize) -> Result<()> {
-        let operands = self.adding(product, x, n);
+    /// `h += weights x + bias`, of all ranks' weights; or the part of that which is [left](Self::left) to be added.
+    unsafe fn add(
+        &self,
+        plan: &ProductPlan,
+        product: &Product,
+        x: u64,
+        n: usize,
+        turn: Turn,
+    ) -> Result<()> {
+        let operands = self.adding(product, x, n, turn);
         let values = n * self.config.hidden;
         // SAFETY: the caller's promise.
         unsafe {
             self.multiplier.run(plan, product, &operands)?;
-            self.reduce(operands.y, values, Reduction::SumF32)
+            match self.exchange(n) {
+                Some(_) => Ok(()),
+                None => self.reduce(operands.y, values, Reduction::SumF32),
+            }
         }
     }
 
-    /// Each rank has all of the state; the first adds its part to that, and the others put theirs in its place.
-    fn adding(&self, product: &Product, x: u64, n: usize) -> RawOperands {
-        RawOperands {
-            accumulate: self.part.index == 0,
-            ..product.operands(x, n, self.memory.h.address())
+    /// Each rank has all of the state. It leaves its part where the others find it; or the first adds its part to the
+    /// state, and the others put theirs in its place.
+    fn adding(&self, product: &Product, x: u64, n: usize, turn: Turn) -> RawOperands {
+        match self.exchange(n) {
+            Some(exchange) => product.operands(x, n, exchange.own(turn)),
+            None => RawOperands {
+                accumulate: self.part.index == 0,
+                ..product.operands(x, n, self.memory.h.address())
+            },
+        }
+    }
+
+    /// What adds up parts of so many tokens' states, unless NCCL does.
+    fn exchange(&self, n: usize) -> Option<&Exchange> {
+        let exchange = self.exchange.as_ref();
+        exchange.filter(|_| n <= Exchange::MOST_TOKENS)
+    }
+
+    /// What is still to be added to h after a product that [adds](Self::add).
+    fn left(&self, n: usize, turn: Turn) -> Result<Addend> {
+        match self.exchange(n) {
+            Some(exchange) => Ok(Addend::Parts(exchange.parts(turn)?)),
+            None => Ok(Addend::None),
         }
     }
 
@@ -453,7 +492,8 @@ impl Rank {
                 FeedForward::Dense(mlp) => {
                     let plans = plans.mlp.as_ref().expect("a layer has it");
                     self.gate(plans, mlp, n)?;
-                    self.add(&plans.down, &mlp.down, memory.gated.address(), n)
+                    let gated = memory.gated.address();
+                    self.add(&plans.down, &mlp.down, gated, n, Turn::FeedForward)
                 }
                 FeedForward::Experts(experts) => {
                     let mixture = self.mixture.as_ref().expect("a layer has it");
@@ -470,10 +510,10 @@ impl Rank {
     }
 
     /// What is still to be added to h after it.
-    fn left_by(&self, block: &FeedForward) -> Addend {
+    fn left_by(&self, block: &FeedForward, n: usize) -> Result<Addend> {
         match block {
-            FeedForward::Dense(_) => Addend::None,
-            FeedForward::Experts(_) => Addend::Block(self.memory.scratch.address()),
+            FeedForward::Dense(_) => self.left(n, Turn::FeedForward),
+            FeedForward::Experts(_) => Ok(Addend::Block(self.memory.scratch.address())),
         }
     }
 
@@ -513,13 +553,14 @@ impl Rank {
         }
     }
 
-    /// Launches what makes logits of `count` rows, from the `first` wanted one on.
-    fn logits(&self, first: usize, count: usize, wanted: Wanted) -> Result<()> {
+    /// Launches what makes logits of `count` rows, from the `first` wanted one on, of the `n` tokens that went through the
+    /// layers last.
+    fn logits(&self, n: usize, first: usize, count: usize, wanted: Wanted) -> Result<()> {
         let memory = &self.memory;
         let (h, x) = (memory.h.address(), memory.x.address());
         let rows = self.input(3) + 4 * first as u64;
         let last = self.model.layers.last().expect("there is one");
-        let added = self.left_by(&last.feed_forward);
+        let added = self.left_by(&last.feed_forward, n)?;
         // SAFETY: as for layers.
         unsafe {
             if wanted.has(Stage::Norm) {
@@ -539,7 +580,7 @@ impl Rank {
     fn choose_next(&self, batch: &Batch, wanted: Wanted) -> Result<()> {
         let (memory, sequences) = (&self.memory, batch.tokens);
         self.layers(batch, wanted)?;
-        self.logits(0, sequences, wanted)?;
+        self.logits(sequences, 0, sequences, wanted)?;
         if !wanted.has(Stage::Choose) {
             return Ok(());
         }
@@ -589,16 +630,17 @@ impl Rank {
         Ok(self.memory.chosen.slice(..tokens).to_vec(&self.stream)?)
     }
 
-    /// Rows of logits, when the layers have run: those of its part of the vocabulary are the model's.
-    fn read_logits(&mut self, wanted: usize) -> Result<Vec<f32>> {
+    /// Rows of logits, when the layers have run for `n` tokens: those of its part of the vocabulary are the model's.
+    fn read_logits(&mut self, n: usize, wanted: usize) -> Result<Vec<f32>> {
         let mut rows = Vec::with_capacity(wanted * self.config.vocabulary);
         for first in (0..wanted).step_by(MOST_LOGITS) {
             let count = (wanted - first).min(MOST_LOGITS);
-            self.logits(first, count, Wanted::ALL)?;
+            self.logits(n, first, count, Wanted::ALL)?;
             let values = self.memory.logits.slice(..count * self.config.vocabulary);
             rows.extend(values.to_vec(&self.stream)?);
         }
-        // Also where no logits are wanted: what is copied next must not be ahead of the kernels.
+        // Also where no logits are wanted: what is copied next must not be ahead of the kernels, nor a rank that leaves
+        // parts ahead of one that still reads older ones.
         self.stream.synchronize()?;
         Ok(rows)
     }

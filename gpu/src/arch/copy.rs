@@ -204,7 +204,7 @@ pub unsafe fn prefetch_bulk(from: *const u8, bytes: u32) {
     }
 }
 
-/// Arrives at `barrier` when all copies that this thread has started with [`chunk`] and [`whole_chunk`]
+/// Arrives at `barrier` when all copies that this thread has started with [`chunk`], [`whole_chunk`] and [`half_chunk`]
 /// have landed.
 ///
 /// # Safety
@@ -218,8 +218,8 @@ pub unsafe fn arrive_after_chunks(barrier: u32) {
     }
 }
 
-/// Makes a group of the copies that this thread has started with [`chunk`] and [`whole_chunk`]
-/// since the last one.
+/// Makes a group of the copies that this thread has started with [`chunk`], [`whole_chunk`] and [`half_chunk`] since the
+/// last one.
 #[inline(always)]
 pub fn commit_chunks() {
     // SAFETY: groups copies.
