@@ -10,7 +10,7 @@
 //!   or --norm--> x --product--> logits --choose_experts--> experts of each token, weights
 //!                x --route, grouped products, combine--> y, which the next norm adds to h
 //!
-//! h --norm--> x --product--> logits --largest, advance--> the next tokens
+//! h --norm--> x --product--> logits --largest; tally, settle; advance--> the next tokens
 //! ```
 //!
 //! Products, what sorts tokens by expert and adds up, and `gather` are `zipserv`'s. All launches can be dependent ones:
@@ -30,6 +30,8 @@ pub mod choose;
 pub mod experts;
 pub mod norm;
 pub mod place;
+pub mod sample;
+pub mod sampling;
 
 /// The kernels as PTX, which `builder` makes of this crate.
 #[cfg(not(target_arch = "nvptx64"))]
@@ -52,6 +54,8 @@ pub const KERNELS: &[Launch] = &[
     attend::prompt::LAUNCH_128,
     choose::LARGEST,
     choose::ADVANCE,
+    sample::TALLY,
+    sample::SETTLE,
     experts::LAUNCH,
 ];
 
