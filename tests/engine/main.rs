@@ -9,6 +9,8 @@ mod memory;
 mod model;
 mod ops;
 mod perplexity;
+#[cfg(feature = "cuda")]
+mod sample;
 mod sampling;
 mod support;
 mod text;

@@ -36,15 +36,15 @@ pub const LISTED: usize = 4096;
 const SHARED_BYTES: usize = 8 * BINS + 8 * (THREADS / 32) + 16;
 
 /// [`BLOCKS`] blocks a sequence.
-pub const TALLY: Launch = launch("tally");
+pub const TALLY: Launch = launch("tally", 4);
 /// [`BLOCKS`] blocks a sequence.
-pub const SETTLE: Launch = launch("settle");
+pub const SETTLE: Launch = launch("settle", 3);
 
-const fn launch(name: &'static str) -> Launch {
+const fn launch(name: &'static str, min_blocks: usize) -> Launch {
     Launch {
         name,
         threads: THREADS,
-        min_blocks: 4,
+        min_blocks,
         shared_bytes: SHARED_BYTES,
         cluster: 1,
     }
@@ -162,19 +162,19 @@ mod device {
             unsafe {
                 let row = thread::block() as usize / BLOCKS;
                 let settings = memory::observe_u32x4(args.settings.add(row).cast());
+                let step = memory::observe_u32(args.step).min(args.steps - 1);
+                let largest = memory::observe_u32(args.keys.add(row).cast::<u32>().add(1));
                 let settings = Settings::from_words(settings);
                 if !args.pass.is_for(settings) {
                     return None;
                 }
-                let key = args.keys.add(row).cast::<u32>();
-                let step = memory::observe_u32(args.step).min(args.steps - 1);
                 let random = args.random.add((step * args.sequences) as usize + row);
                 let least = &raw const (*args.states.add(row)).least;
                 let has_threshold = args.pass == Pass::Token && settings.top_p != 0;
                 Some(Self {
                     logits: args.logits.add(row * args.vocabulary as usize),
                     vocabulary: args.vocabulary,
-                    largest: logit(memory::observe_u32(key.add(1))),
+                    largest: logit(largest),
                     settings,
                     random: observe_u64(random),
                     pass: args.pass,
