@@ -8,9 +8,9 @@
 //! - The token is the first one whose weight, with those of all kept tokens before it, is above a random part of the sum
 //!   of all that are kept.
 //!
-//! A weight has five steps of FP32 and integers each, none of which rounds differently anywhere: the difference and its
-//! product with a scale, then a polynomial. It is within 2^-22 of the exponential where the token is probable at all:
-//! what the rounding of the difference does to it.
+//! The exponent is a difference and a product of FP32, of which 24 bits behind the point count; its power is a polynomial
+//! of integers. Neither rounds differently anywhere. The relative error of a weight is at most 2^-23 for each unit of the
+//! exponent and two more, and what is less than 2^-40 is lost.
 
 /// Bits of weights behind the point.
 pub const WEIGHT_BITS: u32 = 40;
