@@ -188,6 +188,13 @@ mod device {
             }
         }
 
+        /// Whether the largest logit is finite.
+        #[inline(always)]
+        fn has_weights(&self) -> bool {
+            const INFINITE: u32 = f32::INFINITY.to_bits();
+            self.largest.to_bits() & INFINITE != INFINITE
+        }
+
         /// What a token adds to sums.
         #[inline(always)]
         fn count(&self, logit: f32) -> u64 {
@@ -206,7 +213,7 @@ mod device {
         #[inline(always)]
         fn bin(&self, logit: f32) -> u32 {
             let below = (self.largest - logit) * BINS_PER_UNIT;
-            (below as u32).min(BINS as u32 - 1)
+            sampling::truncate(below).min(BINS as u32 - 1)
         }
 
         /// What sums have to reach, of all together.
@@ -509,7 +516,7 @@ mod device {
                 let Some(sequence) = Sequence::begin(&args) else {
                     return;
                 };
-                if !sequence.largest.is_finite() {
+                if !sequence.has_weights() {
                     return;
                 }
                 let state = args.states.add(thread::block() as usize / BLOCKS);
@@ -562,7 +569,7 @@ mod device {
                 let (row, part) = (thread::block() as usize / BLOCKS, thread::block() as usize % BLOCKS);
                 let own = thread_index();
                 let key = args.keys.add(row);
-                if !sequence.largest.is_finite() {
+                if !sequence.has_weights() {
                     if part == 0 && own == 0 && args.pass != Pass::TopP {
                         *key = 0;
                     }
