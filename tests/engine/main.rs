@@ -11,6 +11,8 @@ mod model;
 mod norms;
 mod ops;
 mod perplexity;
+#[cfg(feature = "cuda")]
+mod sample;
 mod sampling;
 mod support;
 mod text;

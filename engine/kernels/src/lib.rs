@@ -12,7 +12,7 @@
 //!
 //! on several devices, where a product is to be added to h: h, all their products --norm_parts--> x, h
 //!
-//! h --norm--> x --product--> logits --largest, advance--> the next tokens
+//! h --norm--> x --product--> logits --largest; tally, settle; advance--> the next tokens
 //! ```
 //!
 //! Products, what sorts tokens by expert and adds up, and `gather` are `zipserv`'s. All launches can be dependent ones:
@@ -33,6 +33,8 @@ pub mod experts;
 pub mod norm;
 pub mod norm_parts;
 pub mod place;
+pub mod sample;
+pub mod sampling;
 
 /// The kernels as PTX, which `builder` makes of this crate.
 #[cfg(not(target_arch = "nvptx64"))]
@@ -56,6 +58,8 @@ pub const KERNELS: &[Launch] = &[
     attend::prompt::LAUNCH_128,
     choose::LARGEST,
     choose::ADVANCE,
+    sample::TALLY,
+    sample::SETTLE,
     experts::LAUNCH,
 ];
 

@@ -7,7 +7,8 @@ use zipserv_engine_kernels::{
     choose::{self, AdvanceArgs, LargestArgs},
     experts,
     norm::{self, MOST_FEATURES},
-    norm_parts, place, ptx,
+    norm_parts, place, ptx, sample,
+    sampling::MOST_TOKENS,
 };
 
 use super::exchange::Parts;
@@ -95,6 +96,11 @@ impl Kernels {
         )?;
         let is_wide = !hidden.is_multiple_of(8) || hidden > MOST_FEATURES;
         fits(!is_wide, &format!("states of {hidden}"))?;
+        let vocabulary = config.vocabulary;
+        fits(
+            vocabulary <= MOST_TOKENS,
+            &format!("vocabularies of {vocabulary}"),
+        )?;
         if let Some(mixture) = &config.experts {
             let (count, per_token) = (mixture.count, mixture.per_token);
             fits(count <= experts::MOST, &format!("{count} experts"))?;
@@ -345,7 +351,28 @@ impl Kernels {
         }
     }
 
-    /// The step to the token of the largest logit of each row.
+    /// A pass of sampling over `n` rows, after [`largest`](Self::largest).
+    ///
+    /// # Safety
+    /// As [`norm`](Self::norm).
+    pub unsafe fn sample(
+        &self,
+        stream: &Stream,
+        n: usize,
+        args: sample::Args,
+    ) -> Result<(), GpuError> {
+        let blocks = (n * sample::BLOCKS) as u32;
+        for kernel in [sample::TALLY, sample::SETTLE] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                self.kernels
+                    .launch_dependent(stream, kernel.name, blocks, args)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The step to the token of the key of each row.
     ///
     /// # Safety
     /// As [`norm`](Self::norm).

@@ -30,7 +30,11 @@ use half::bf16;
 use zipserv::gpu::{
     Buffer, Device, GatedPlan, GpuError, Graph, PlanOptions, RawGated, RawOperands, Stream,
 };
-use zipserv_engine_kernels::choose::{AdvanceArgs, LargestArgs};
+use zipserv_engine_kernels::{
+    choose::{AdvanceArgs, LargestArgs},
+    sample::{self, Pass, State},
+    sampling::Settings,
+};
 
 use self::{
     exchange::{Exchange, Turn},
@@ -85,7 +89,7 @@ const MOST_STEPS: usize = 1024;
 /// A device with its part of a model.
 struct Rank {
     /// Recordings go before the communicator that they use.
-    graphs: HashMap<usize, Graph>,
+    graphs: HashMap<Steps, Graph>,
     /// Nothing where there is one device alone.
     communicator: Option<Communicator>,
     /// Nothing where devices do not reach one another's memory either.
@@ -158,6 +162,10 @@ struct Memory {
     partials: Buffer<f32>,
     counters: Buffer<u32>,
     keys: Buffer<u64>,
+    /// What sampling keeps of each sequence.
+    states: Buffer<u32>,
+    /// Settings of each sequence, then random numbers for steps and sequences.
+    sampling: Buffer<u64>,
     step: Buffer<u32>,
     chosen: Buffer<u32>,
 }
@@ -188,6 +196,30 @@ struct Batch {
     longest: usize,
 }
 
+/// Steps that one recording is for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Steps {
+    sequences: usize,
+    passes: Passes,
+}
+
+/// Which of [`Pass::ALL`] sequences need; none if all are greedy.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+struct Passes([bool; 3]);
+
+impl Passes {
+    fn of(settings: &[Settings]) -> Self {
+        Self(Pass::ALL.map(|pass| settings.iter().any(|&settings| pass.is_for(settings))))
+    }
+
+    fn wanted(self) -> impl Iterator<Item = Pass> {
+        Pass::ALL
+            .into_iter()
+            .zip(self.0)
+            .filter_map(|(pass, so)| so.then_some(pass))
+    }
+}
+
 /// Where parts of the inputs are, in words: numbers, places, positions, rows, chunks.
 const INPUTS: [usize; 5] = [
     0,
@@ -197,6 +229,8 @@ const INPUTS: [usize; 5] = [
     4 * MOST_TOKENS,
 ];
 const INPUT_WORDS: usize = INPUTS[4] + 4 * MOST_SEQUENCES;
+/// 64 bits of settings before random numbers.
+const SETTINGS: usize = size_of::<Settings>() / 8 * MOST_SEQUENCES;
 
 impl Rank {
     /// Loads its part of a model, and takes the memory for all sequences.
@@ -577,7 +611,7 @@ impl Rank {
     }
 
     /// Launches a step of tokens that come alone, to the next token of each, or of it the stages that are wanted.
-    fn choose_next(&self, batch: &Batch, wanted: Wanted) -> Result<()> {
+    fn choose_next(&self, batch: &Batch, passes: Passes, wanted: Wanted) -> Result<()> {
         let (memory, sequences) = (&self.memory, batch.tokens);
         self.layers(batch, wanted)?;
         self.logits(sequences, 0, sequences, wanted)?;
@@ -602,23 +636,61 @@ impl Rank {
         unsafe {
             self.kernels.largest(&self.stream, sequences, largest)?;
             self.reduce(memory.keys.address(), sequences, Reduction::MaxU64)?;
+            for pass in passes.wanted() {
+                let args = self.sample_args(sequences, pass);
+                self.kernels.sample(&self.stream, sequences, args)?;
+            }
             self.kernels.advance(&self.stream, advance)?;
         }
         Ok(())
     }
 }
 
+/// What kernels are told of sequences that sample: their settings, then a row of random numbers for each step.
+fn sampling_words(settings: &[Settings], random: impl Iterator<Item = u64>) -> Vec<u64> {
+    let words = settings.iter().flat_map(|settings| {
+        let [a, b, c, d] = settings.words().map(u64::from);
+        [b << 32 | a, d << 32 | c]
+    });
+    let mut words: Vec<_> = words.collect();
+    words.resize(SETTINGS, 0);
+    words.extend(random);
+    words
+}
+
 impl Rank {
-    /// Before steps to the next token.
-    fn restart(&mut self) -> Result<()> {
-        Ok(self.memory.step.copy_from_slice(&self.stream, &[0])?)
+    fn sample_args(&self, sequences: usize, pass: Pass) -> sample::Args {
+        let memory = &self.memory;
+        let settings = memory.sampling.address();
+        sample::Args {
+            logits: memory.logits.address() as *const f32,
+            keys: memory.keys.address() as *mut u64,
+            states: memory.states.address() as *mut State,
+            settings: settings as *const Settings,
+            random: (settings + 8 * SETTINGS as u64) as *const u64,
+            step: memory.step.address() as *const u32,
+            vocabulary: self.config.vocabulary as u32,
+            sequences: sequences as u32,
+            steps: MOST_STEPS as u32,
+            pass,
+        }
     }
 
-    /// Launches so many steps of so many sequences, which have been recorded.
-    fn replay(&mut self, sequences: usize, steps: usize) -> Result<()> {
-        let graph = self.graphs.get(&sequences);
+    /// Before steps to the next token, with [words](sampling_words) for those that sample.
+    fn restart(&mut self, sampling: &[u64]) -> Result<()> {
+        let Memory {
+            step, sampling: to, ..
+        } = &mut self.memory;
+        to.slice_mut(..sampling.len())
+            .copy_from_slice(&self.stream, sampling)?;
+        Ok(step.copy_from_slice(&self.stream, &[0])?)
+    }
+
+    /// Launches such steps, which have been recorded, so many times.
+    fn replay(&mut self, steps: Steps, times: usize) -> Result<()> {
+        let graph = self.graphs.get(&steps);
         let graph = graph.expect("it has been recorded");
-        for _ in 0..steps {
+        for _ in 0..times {
             // SAFETY: all that it uses is this rank's, and lives until the output has been read.
             unsafe { graph.replay()? };
         }
@@ -646,10 +718,10 @@ impl Rank {
     }
 
     /// Seconds of a stage alone in a step, the mean of several steps. What it works on is not what a model has there.
-    fn time(&mut self, batch: &Batch, stage: Stage) -> Result<f64> {
+    fn time(&mut self, batch: &Batch, passes: Passes, stage: Stage) -> Result<f64> {
         const STEPS: u32 = 20;
         let wanted = Wanted(Some(stage));
-        let graph = Graph::record(&self.stream, || self.choose_next(batch, wanted))?;
+        let graph = Graph::record(&self.stream, || self.choose_next(batch, passes, wanted))?;
         let mut start = Instant::now();
         for step in 0..=STEPS {
             // SAFETY: all that it uses is this rank's, and lives until it has run.
@@ -752,6 +824,8 @@ impl Memory {
             partials: Buffer::zeroed(device, partials)?,
             counters: Buffer::zeroed(device, counters)?,
             keys: Buffer::zeroed(device, MOST_SEQUENCES)?,
+            states: Buffer::zeroed(device, size_of::<State>() / 4 * MOST_SEQUENCES)?,
+            sampling: Buffer::zeroed(device, SETTINGS + MOST_STEPS * MOST_SEQUENCES)?,
             step: Buffer::zeroed(device, 1)?,
             chosen: Buffer::zeroed(device, MOST_STEPS * MOST_SEQUENCES)?,
         })
