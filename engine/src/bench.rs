@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::{
-    Chunk, Error, Executor, Logits, Result, SequenceId,
+    Chunk, Error, Executor, Logits, Result, Sampling, SequenceId,
     gpu::{GpuExecutor, Stage},
 };
 
@@ -16,8 +16,10 @@ pub struct Points {
     pub batches: Vec<usize>,
     /// Tokens that sequences have before they go on.
     pub contexts: Vec<usize>,
-    /// Steps of which the median counts, by the largest logit.
+    /// Steps of a run.
     pub steps: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
     /// Whether each stage of a step is timed by itself, too; on one device.
     pub stages: bool,
 }
@@ -102,13 +104,14 @@ fn point(executor: &mut GpuExecutor, batch: usize, context: usize, points: &Poin
     let (sequences, prefill_ms) = prompts(executor)?;
 
     let steps = points.steps.max(1);
+    let sampling = vec![points.sampling; batch];
     let mut next: Vec<u32> = (0..batch)
         .map(|sequence| token(sequence, context))
         .collect();
     let mut times = Vec::new();
     for _ in 0..=RUNS {
         let start = Instant::now();
-        let chosen = executor.greedy(&sequences, &next, steps)?;
+        let chosen = executor.choose(&sequences, &next, &sampling, steps)?;
         times.push(1e3 * start.elapsed().as_secs_f64() / steps as f64);
         next = chosen.last().cloned().unwrap_or(next);
     }
@@ -116,7 +119,7 @@ fn point(executor: &mut GpuExecutor, batch: usize, context: usize, points: &Poin
     let mut times = times.split_off(1);
     times.sort_by(f64::total_cmp);
     let stages = match points.stages {
-        true => executor.time_stages(&sequences)?,
+        true => executor.time_stages(&sequences, &sampling)?,
         false => Vec::new(),
     };
     let stage = |(stage, seconds, bytes): (Stage, f64, Option<u64>)| StageTime {

@@ -81,6 +81,10 @@ pub enum Error {
         /// What NCCL says.
         reason: String,
     },
+    /// A device cannot go on, because another one that works with it has failed.
+    #[cfg(feature = "cuda")]
+    #[error("another device has failed before")]
+    OtherDevice,
     /// A request that cannot be served, such as one of no tokens.
     #[error("{0}")]
     Request(String),

@@ -1,6 +1,6 @@
 //! What runs a model: it keeps weights, and keys and values of sequences.
 
-use crate::{Error, Result};
+use crate::{Error, Result, Sampling};
 
 /// A sequence whose keys and values an executor keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,22 +53,25 @@ pub trait Executor {
     /// If a sequence is unknown or has no room, or a token is none of the vocabulary; nothing is added then.
     fn forward(&mut self, chunks: &[Chunk], logits: Logits) -> Result<Vec<f32>>;
 
-    /// Continues sequences by their most probable tokens, if it does that faster than [`forward`](Self::forward) and a
-    /// choice would: `tokens` come next in them, and `steps` tokens are chosen for each, a row for each step. Of those, all
-    /// but the last are added to the sequence. Where no logit is a number, the token is none of the vocabulary.
+    /// Continues sequences by tokens that it chooses itself, if it does that faster than [`forward`](Self::forward) and
+    /// [`Sampling::sample`] would, which choose the same: `tokens` come next in them, and `steps` tokens are chosen for each,
+    /// as its `sampling` says, a row for each step. Of those, all but the last are added to the sequence. Where no logit is a
+    /// number, or the largest is infinite, the token may be none of the vocabulary.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward).
-    fn try_greedy(
+    /// As [`forward`](Self::forward), if settings mean nothing, and if there are not as many tokens or settings as
+    /// sequences.
+    fn try_choose(
         &mut self,
         _sequences: &[SequenceId],
         _tokens: &[u32],
+        _sampling: &[Sampling],
         _steps: usize,
     ) -> Result<Option<Vec<Vec<u32>>>> {
         Ok(None)
     }
 
-    /// Forgets what a sequence has after so many tokens, which may be of those that [`try_greedy`](Self::try_greedy) has
+    /// Forgets what a sequence has after so many tokens, which may be of those that [`try_choose`](Self::try_choose) has
     /// added.
     fn truncate(&mut self, _sequence: SequenceId, _tokens: usize) {}
 }

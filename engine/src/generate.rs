@@ -249,23 +249,27 @@ impl<'a> Generator<'a> {
         })
     }
 
-    /// Has the executor choose some tokens by itself, where the most probable ones are all that is wanted and it does so.
+    /// Has the executor choose some tokens by itself, where nothing but them is wanted and it does so.
     fn choose(&mut self, running: &mut [Running], listener: &mut dyn Listener) -> Result<bool> {
         let vocabulary = self.executor.vocabulary();
-        if !running.iter().all(Running::is_greedy) {
+        if !running.iter().all(Running::wants_tokens) {
             return Ok(false);
         }
         let left = |running: &Running| running.max_tokens - running.generation.tokens.len();
         let steps = running.iter().map(left).min().unwrap_or(0).min(STEPS);
         let sequences: Vec<_> = running.iter().map(|running| running.sequence.id).collect();
         let tokens: Vec<_> = running.iter().map(|running| running.next[0]).collect();
-        let Some(rows) = self.executor.try_greedy(&sequences, &tokens, steps)? else {
+        let sampling: Vec<_> = running.iter().map(|one| one.request.sampling).collect();
+        let chosen = self
+            .executor
+            .try_choose(&sequences, &tokens, &sampling, steps)?;
+        let Some(rows) = chosen else {
             return Ok(false);
         };
         for (column, running) in running.iter_mut().enumerate() {
             for id in rows.iter().map(|row| row[column]) {
                 if id as usize >= vocabulary {
-                    return Err(Error::Request("the logits are NaN".into()));
+                    return Err(Error::Request("the logits are NaN or infinite".into()));
                 }
                 running.sequence.tokens.append(&mut running.next);
                 running.accept(Token::of(id), listener)?;
@@ -363,14 +367,9 @@ impl Token {
 }
 
 impl Running<'_> {
-    /// Whether the most probable token after the next one is all that is wanted.
-    fn is_greedy(&self) -> bool {
-        let Request {
-            sampling,
-            log_probabilities,
-            ..
-        } = self.request;
-        self.next.len() == 1 && sampling.temperature == 0.0 && log_probabilities.is_none()
+    /// Whether the token after the next one is all that is wanted.
+    fn wants_tokens(&self) -> bool {
+        self.next.len() == 1 && self.request.log_probabilities.is_none()
     }
 
     /// Takes the token that follows.

@@ -1,4 +1,5 @@
-//! From logits to a token.
+//! From logits to a token, as [`zipserv_engine_kernels::sampling`] says what comes: an executor that samples by itself
+//! chooses the same token.
 
 use std::path::Path;
 
@@ -7,6 +8,7 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 use serde::Deserialize;
+use zipserv_engine_kernels::sampling::{Settings, drawn, enough, fraction, scale, weight};
 
 use crate::{Error, Result, files};
 
@@ -17,7 +19,8 @@ pub struct Sampling {
     pub temperature: f64,
     /// Only the so many most probable tokens, and what is as probable as the last of them.
     pub top_k: Option<usize>,
-    /// Only the most probable tokens that together reach this probability; above 0, at most 1.
+    /// Only the most probable tokens that together reach this probability, and what is as probable as the last of them;
+    /// above 0, at most 1.
     pub top_p: f64,
     /// The same seed gives the same tokens.
     pub seed: u64,
@@ -98,6 +101,30 @@ impl Sampling {
         Ok(())
     }
 
+    /// The same as kernels take it, for logits of a vocabulary. Settings that mean nothing are those of [`check`](Self::check).
+    pub fn settings(&self, vocabulary: usize) -> Settings {
+        let top_k = self.top_k.filter(|&k| k < vocabulary);
+        Settings {
+            scale: match self.temperature {
+                0.0 => 0.0,
+                temperature => scale(temperature),
+            },
+            top_k: top_k.map_or(0, |k| u32::try_from(k).unwrap_or(0)),
+            top_p: match self.top_p < 1.0 {
+                true => fraction(self.top_p),
+                false => 0,
+            },
+        }
+    }
+
+    /// The random number of the token at `position`: 64 bits behind the point.
+    pub fn random(&self, position: usize) -> u64 {
+        let mut generator = ChaCha12Rng::seed_from_u64(self.seed);
+        // Words have 32 bits.
+        generator.set_word_pos(2 * position as u128);
+        generator.next_u64()
+    }
+
     /// Chooses the token at `position` of a sequence. The same logits give the same token, whatever was sampled before
     /// or beside it: the random number is that of seed and position.
     ///
@@ -105,50 +132,42 @@ impl Sampling {
     /// If logits are NaN or infinite, or the settings mean nothing.
     pub fn sample(&self, logits: &[f32], position: usize) -> Result<u32> {
         self.check()?;
-        let (best, max) = greatest(logits)?;
-        if self.temperature == 0.0 {
+        let (best, largest) = greatest(logits)?;
+        let settings = self.settings(logits.len());
+        if settings.is_greedy() {
             return Ok(best);
         }
-        let least = match self.top_k {
-            Some(k) if k < logits.len() => {
-                let mut sorted = logits.to_vec();
-                *sorted
-                    .select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a))
-                    .1
-            }
-            _ => f32::NEG_INFINITY,
+        let mut least = f32::NEG_INFINITY;
+        if settings.top_k > 0 {
+            let (mut logits, last) = (logits.to_vec(), settings.top_k as usize - 1);
+            least = *logits.select_nth_unstable_by(last, |a, b| b.total_cmp(a)).1;
+        }
+        let weight = |logit| weight(logit, largest, settings.scale);
+        let kept = |least: f32| {
+            let tokens = (0..).zip(logits.iter().copied());
+            tokens.filter(move |&(_, logit)| logit >= least)
         };
-        let weight = |logit: f32| ((f64::from(logit) - f64::from(max)) / self.temperature).exp();
-        let mut tokens: Vec<_> = (0..)
-            .zip(logits)
-            .filter(|&(_, &logit)| logit >= least)
-            .map(|(id, &logit)| (id, weight(logit)))
-            .collect();
-        if self.top_p < 1.0 {
-            tokens.sort_by(|a, b| b.1.total_cmp(&a.1));
-            let enough = self.top_p * sum(&tokens);
-            let mut reached = 0.0;
-            let is_wanted = |&(_, weight): &(u32, f64)| {
-                let wanted = reached < enough;
-                reached += weight;
-                wanted
-            };
-            tokens = tokens.into_iter().take_while(is_wanted).collect();
+        let sum = |least| kept(least).map(|(_, logit)| weight(logit)).sum();
+        if settings.top_p > 0 {
+            let enough = enough(settings.top_p, sum(least));
+            let mut sorted: Vec<_> = kept(least).map(|(_, logit)| logit).collect();
+            sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+            let mut reached = 0;
+            let last = sorted.into_iter().find(|&logit| {
+                reached += weight(logit);
+                reached >= enough
+            });
+            least = last.unwrap_or(least);
         }
-        let mut rest = uniform(self.seed, position) * sum(&tokens);
-        for &(id, weight) in &tokens {
-            rest -= weight;
-            if rest < 0.0 {
-                return Ok(id);
-            }
-        }
-        // What rounding has left over.
-        Ok(best)
+        let goal = drawn(self.random(position), sum(least));
+        let mut reached = 0;
+        let mut tokens = kept(least);
+        let token = tokens.find(|&(_, logit)| {
+            reached += weight(logit);
+            reached >= goal
+        });
+        Ok(token.map_or(best, |(token, _)| token))
     }
-}
-
-fn sum(tokens: &[(u32, f64)]) -> f64 {
-    tokens.iter().map(|(_, weight)| weight).sum()
 }
 
 /// The first of the greatest logits.
@@ -166,14 +185,6 @@ fn greatest(logits: &[f32]) -> Result<(u32, f32)> {
         true => Ok(best),
         false => Err(Error::Request(format!("the greatest logit is {}", best.1))),
     }
-}
-
-/// A number from 0 up to 1 for each seed and position.
-fn uniform(seed: u64, position: usize) -> f64 {
-    let mut generator = ChaCha12Rng::seed_from_u64(seed);
-    // Words have 32 bits.
-    generator.set_word_pos(2 * position as u128);
-    (generator.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// The `count` most probable tokens, the first of equals first.

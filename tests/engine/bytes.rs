@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs};
 
 use serde_json::json;
 use tempfile::TempDir;
-use zipserv_engine::{Chunk, Error, Executor, Logits, Result, SequenceId, Tokenizer};
+use zipserv_engine::{Chunk, Error, Executor, Logits, Result, Sampling, SequenceId, Tokenizer};
 
 /// The token that ends a text.
 pub const END: u32 = 256;
@@ -65,7 +65,7 @@ pub struct Fake<F> {
     pub batch: usize,
     pub chunk: usize,
     /// Whether it chooses tokens by itself.
-    pub is_greedy: bool,
+    pub chooses: bool,
 }
 
 impl<F: Fn(&[u32]) -> Vec<f32>> Fake<F> {
@@ -78,7 +78,7 @@ impl<F: Fn(&[u32]) -> Vec<f32>> Fake<F> {
             given: 0,
             batch: 0,
             chunk: 0,
-            is_greedy: false,
+            chooses: false,
         }
     }
 
@@ -139,30 +139,34 @@ impl<F: Fn(&[u32]) -> Vec<f32>> Executor for Fake<F> {
         self.sequences.remove(&sequence.0).expect("a sequence");
     }
 
-    fn try_greedy(
+    fn try_choose(
         &mut self,
         sequences: &[SequenceId],
         tokens: &[u32],
+        sampling: &[Sampling],
         steps: usize,
     ) -> Result<Option<Vec<Vec<u32>>>> {
-        if !self.is_greedy {
+        if !self.chooses {
             return Ok(None);
         }
-        let (mut rows, mut next) = (Vec::new(), tokens.to_vec());
+        let (mut chosen, mut next) = (Vec::new(), tokens.to_vec());
         for _ in 0..steps {
             let chunks = sequences.iter().zip(next.chunks(1));
             let chunks: Vec<_> = chunks
                 .map(|(&sequence, tokens)| Chunk { sequence, tokens })
                 .collect();
             let logits = self.forward(&chunks, Logits::Last)?;
-            let largest = |row: &[f32]| {
-                let all = row.iter().enumerate().rev();
-                all.max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0 as u32
+            let rows = logits
+                .chunks(VOCABULARY)
+                .zip(sequences.iter().zip(sampling));
+            let sample = |(row, (id, sampling)): (_, (&SequenceId, &Sampling))| {
+                let position = self.sequences[&id.0].len();
+                sampling.sample(row, position).unwrap_or(u32::MAX)
             };
-            next = logits.chunks(VOCABULARY).map(largest).collect();
-            rows.push(next.clone());
+            next = rows.map(sample).collect();
+            chosen.push(next.clone());
         }
-        Ok(Some(rows))
+        Ok(Some(chosen))
     }
 
     fn truncate(&mut self, sequence: SequenceId, tokens: usize) {

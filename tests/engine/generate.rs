@@ -368,13 +368,13 @@ fn texts_are_the_same_where_the_executor_chooses_by_itself() {
             vec![request("Texts", Some(30), &[]), sampled.clone()],
         ] {
             let limits = Limits { chunk: 2, batch };
-            let run = |is_greedy, is_noise: bool| {
+            let run = |chooses, is_noise: bool| {
                 let logits = |tokens: &[u32]| match is_noise {
                     true => noise(tokens),
                     false => spelling(text)(tokens),
                 };
                 let mut fake = Fake::new(200, logits);
-                fake.is_greedy = is_greedy;
+                fake.chooses = chooses;
                 let generations = generate(&mut fake, &requests, limits).0;
                 assert_eq!(fake.live(), 0);
                 generations
@@ -389,7 +389,7 @@ fn texts_are_the_same_where_the_executor_chooses_by_itself() {
 #[test]
 fn a_chat_goes_on_where_the_executor_went_too_far() {
     let (tokenizer, mut fake) = (tokenizer(), Fake::new(200, spelling("ab cdefgh")));
-    fake.is_greedy = true;
+    fake.chooses = true;
     let mut generator = Generator::new(&mut fake, &tokenizer, Limits::default());
     let stopped = Request {
         stop: vec!["de".into()],

@@ -8,7 +8,7 @@ use rand_distr::StandardNormal;
 use serde_json::{Value, json};
 use zipserv::gpu::{Buffer, CustomKernels, Device, Family, GpuError, Stream};
 use zipserv_engine::{
-    Chunk, CpuExecutor, Error, Executor, Logits, SequenceId,
+    Chunk, CpuExecutor, Error, Executor, Logits, Sampling, SequenceId,
     cpu::ops::{self, Rows},
     gpu::{GpuExecutor, GpuOptions},
 };
@@ -17,7 +17,7 @@ use zipserv_engine_kernels::{KERNELS, choose, experts, ptx};
 use crate::support::{self, Tensors, config, folder, merge, tokens};
 
 /// Models with heads as kernels have them, of each architecture and option.
-fn configs() -> Vec<Value> {
+pub fn configs() -> Vec<Value> {
     let sizes = |heads: usize, kv_heads: usize, head_dim: usize| {
         json!({
             "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
@@ -96,7 +96,7 @@ fn tensors(config: &Value) -> Tensors {
 }
 
 /// The first GPU, if there is one.
-fn device() -> Option<Device> {
+pub fn device() -> Option<Device> {
     match Device::new(0) {
         Ok(device) => Some(device),
         Err(error) => {
@@ -126,7 +126,7 @@ fn open(folder: &Path, options: &GpuOptions) -> Option<GpuExecutor> {
 }
 
 /// A GPU's executor of a model.
-fn gpu(config: &Value, options: &GpuOptions) -> Option<GpuExecutor> {
+pub fn gpu(config: &Value, options: &GpuOptions) -> Option<GpuExecutor> {
     open(folder(config, &tensors(config)).path(), options)
 }
 
@@ -136,7 +136,7 @@ fn cpu(config: &Value) -> CpuExecutor {
 }
 
 /// From compressed weights on one GPU, with room for so many sequences.
-fn compressed(sequences: usize) -> GpuOptions {
+pub fn compressed(sequences: usize) -> GpuOptions {
     GpuOptions {
         sequences,
         ..GpuOptions::default()
@@ -255,11 +255,18 @@ fn logits_of_a_long_prompt() {
 
 #[test]
 fn what_runs_beside_a_sequence_does_not_change_a_bit() {
-    for config in [configs().remove(0), mixtures().remove(0)] {
-        let Some(gpu) = gpu(&config, &compressed(9)) else {
-            return;
-        };
-        beside_others(gpu);
+    let two = GpuOptions {
+        devices: vec![0, 1],
+        ..compressed(9)
+    };
+    for (config, options) in [
+        (configs().remove(0), compressed(9)),
+        (mixtures().remove(0), compressed(9)),
+        (configs().remove(0), two),
+    ] {
+        if let Some(gpu) = gpu(&config, &options) {
+            beside_others(gpu);
+        }
     }
 }
 
@@ -389,6 +396,20 @@ fn not_a_number(config: &Value) {
     let alone = gpu.start().unwrap();
     let chosen = gpu.greedy(&[alone], &[5], 1).unwrap();
     assert!(chosen[0][0] as usize >= gpu.vocabulary(), "{chosen:?}");
+    let other = gpu.start().unwrap();
+    for (top_k, top_p) in [(None, 1.0), (None, 0.5), (Some(3), 0.5)] {
+        let sampling = Sampling {
+            temperature: 0.7,
+            top_k,
+            top_p,
+            seed: 1,
+        };
+        let chosen = gpu.choose(&[alone, other], &[5, 6], &[sampling; 2], 1);
+        let is_known = |&token: &u32| (token as usize) < gpu.vocabulary();
+        let found: Vec<_> = chosen.unwrap()[0].iter().map(is_known).collect();
+        assert_eq!(found, [false, true], "{sampling:?}");
+    }
+    gpu.end(other);
     gpu.end(alone);
     let bad = [&text[..20], &[5], &text[20..40]].concat();
     for steps in [&[41, 40][..], &[1; 40]] {

@@ -7,8 +7,12 @@ mod generate;
 mod gpu;
 mod memory;
 mod model;
+#[cfg(feature = "cuda")]
+mod norms;
 mod ops;
 mod perplexity;
+#[cfg(feature = "cuda")]
+mod sample;
 mod sampling;
 mod support;
 mod text;

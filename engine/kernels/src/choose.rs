@@ -62,14 +62,28 @@ pub struct AdvanceArgs {
     pub steps: u32,
 }
 
-/// The key of a logit: the larger, the larger is the logit, or of equal ones the earlier. NaN comes after all numbers.
-pub const fn key(logit: f32, token: u32) -> u64 {
+/// Where a logit is in the order of all: the larger, the larger. NaN is 0, which no number is.
+pub const fn order(logit: f32) -> u32 {
     // Both zeros are the same.
     let bits = (logit + 0.0).to_bits();
     // Without their sign, negative numbers are in the reverse order.
     let flipped = (bits.cast_signed() >> 31).cast_unsigned() | 0x8000_0000;
-    let order = if logit.is_nan() { 0 } else { bits ^ flipped };
-    (order as u64) << 32 | (u32::MAX - token) as u64
+    if logit.is_nan() { 0 } else { bits ^ flipped }
+}
+
+/// The logit of an order.
+pub const fn logit(order: u32) -> f32 {
+    let is_negative = order & 0x8000_0000 == 0;
+    f32::from_bits(if is_negative {
+        !order
+    } else {
+        order ^ 0x8000_0000
+    })
+}
+
+/// The key of a logit: the larger, the larger is the logit, or of equal ones the earlier. NaN comes after all numbers.
+pub const fn key(logit: f32, token: u32) -> u64 {
+    (order(logit) as u64) << 32 | (u32::MAX - token) as u64
 }
 
 /// The token of a key.

@@ -10,7 +10,9 @@
 //!   or --norm--> x --product--> logits --choose_experts--> experts of each token, weights
 //!                x --route, grouped products, combine--> y, which the next norm adds to h
 //!
-//! h --norm--> x --product--> logits --largest, advance--> the next tokens
+//! on several devices, where a product is to be added to h: h, all their products --norm_parts--> x, h
+//!
+//! h --norm--> x --product--> logits --largest; tally, settle; advance--> the next tokens
 //! ```
 //!
 //! Products, what sorts tokens by expert and adds up, and `gather` are `zipserv`'s. All launches can be dependent ones:
@@ -29,7 +31,10 @@ pub mod attend;
 pub mod choose;
 pub mod experts;
 pub mod norm;
+pub mod norm_parts;
 pub mod place;
+pub mod sample;
+pub mod sampling;
 
 /// The kernels as PTX, which `builder` makes of this crate.
 #[cfg(not(target_arch = "nvptx64"))]
@@ -43,6 +48,7 @@ pub mod ptx {
 /// Every kernel's launch.
 pub const KERNELS: &[Launch] = &[
     norm::LAUNCH,
+    norm_parts::LAUNCH,
     place::LAUNCH,
     attend::DECODE_64,
     attend::DECODE_128,
@@ -52,8 +58,17 @@ pub const KERNELS: &[Launch] = &[
     attend::prompt::LAUNCH_128,
     choose::LARGEST,
     choose::ADVANCE,
+    sample::TALLY,
+    sample::SETTLE,
     experts::LAUNCH,
 ];
+
+/// Blocks of so many threads that an SM holds if they take no more registers than a product's block leaves to one of 128
+/// threads: 32 each. Some GPUs before Hopper, where kernels only follow one another, hold fewer threads.
+const fn blocks_of_32_registers(threads: usize) -> usize {
+    let most = if cfg!(zipserv_sm = "80") { 1536 } else { 2048 };
+    most / threads
+}
 
 /// Quotient and remainder; zero and all where there is nothing to divide by. The operators' code would have a way to panic.
 #[cfg(target_arch = "nvptx64")]

@@ -9,14 +9,16 @@
 
 use zipserv_gpu::launch::Launch;
 
-/// Heads of a block, a warp each.
-pub const HEADS: usize = 8;
+use crate::blocks_of_32_registers;
 
-/// No shared memory.
+/// Heads of a block, a warp each.
+pub const HEADS: usize = 4;
+
+/// No shared memory; registers as [`norm`](crate::norm) has them, for the same reason.
 pub const LAUNCH: Launch = Launch {
     name: "place",
     threads: 32 * HEADS,
-    min_blocks: 4,
+    min_blocks: blocks_of_32_registers(32 * HEADS),
     shared_bytes: 0,
     cluster: 1,
 };

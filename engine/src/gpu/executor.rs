@@ -6,13 +6,16 @@ use zipserv::gpu::{Device, Graph, Stream};
 
 use super::{
     Batch, GpuOptions, INPUT_WORDS, INPUTS, MOST_LOGITS, MOST_SEQUENCES, MOST_STEPS, MOST_TOKENS,
-    Rank, Room,
+    Passes, Rank, Room, Steps,
+    exchange::Exchange,
     nccl::Communicator,
     part::{self, Part},
+    sampling_words,
     stage::{Stage, Wanted},
 };
 use crate::{
-    Chunk, Config, Error, Executor, Logits, Result, SequenceId, executor::check, weights::Weights,
+    Chunk, Config, Error, Executor, Logits, Result, Sampling, SequenceId, executor::check,
+    weights::Weights,
 };
 
 /// Runs a model on a GPU, or on several.
@@ -82,16 +85,21 @@ impl GpuExecutor {
             .iter()
             .map(Stream::new)
             .collect::<std::result::Result<_, _>>()?;
+        let exchanges = match Exchange::all(&streams, config.hidden)? {
+            Some(all) => all.into_iter().map(Some).collect(),
+            None => streams.iter().map(|_| None).collect::<Vec<_>>(),
+        };
         let context = options.context.unwrap_or(config.context);
         let room = Room {
             sequences: options.sequences.clamp(1, MOST_SEQUENCES),
             context: context.min(config.context),
         };
         let of = devices.len();
-        let ranks = streams.into_iter().zip(communicators).enumerate();
-        let ranks = each(ranks, |(index, (stream, communicator))| {
+        let together = communicators.into_iter().zip(exchanges);
+        let ranks = streams.into_iter().zip(together).enumerate();
+        let ranks = each(ranks, |(index, (stream, together))| {
             let part = Part { index, of };
-            Rank::open(&config, &weights, options, room, part, stream, communicator)
+            Rank::open(&config, &weights, options, room, part, stream, together)
         });
         Ok(Self {
             context: room.context,
@@ -131,10 +139,11 @@ impl GpuExecutor {
     /// values that it reads where they are known. Sequences end, for what they have is overwritten.
     ///
     /// # Errors
-    /// As [`forward`](Executor::forward); [`Error::Request`] on several devices.
+    /// As [`choose`](Self::choose); [`Error::Request`] on several devices.
     pub fn time_stages(
         &mut self,
         sequences: &[SequenceId],
+        sampling: &[Sampling],
     ) -> Result<Vec<(Stage, f64, Option<u64>)>> {
         if self.ranks.len() > 1 {
             let why = "stages are timed on one device alone";
@@ -142,7 +151,7 @@ impl GpuExecutor {
         }
         let tokens = vec![0; sequences.len()];
         // It takes plans and kernels for itself.
-        self.greedy(sequences, &tokens, 1)?;
+        self.choose(sequences, &tokens, sampling, 1)?;
         let longest = sequences.iter().map(|id| self.sequences[id.0].unwrap_or(0));
         let context = longest.max().unwrap_or(0);
         let batch = Batch {
@@ -151,9 +160,13 @@ impl GpuExecutor {
             chunks: 0,
             longest: 0,
         };
+        let settings = sampling
+            .iter()
+            .map(|one| one.settings(self.config.vocabulary));
+        let passes = Passes::of(&settings.collect::<Vec<_>>());
         let rank = &mut self.ranks[0];
         let time = |stage: Stage| -> Result<_> {
-            let seconds = rank.time(&batch, stage)?;
+            let seconds = rank.time(&batch, passes, stage)?;
             Ok((stage, seconds, rank.bytes(stage, sequences.len(), context)))
         };
         let times = Stage::ALL.into_iter().map(time).collect();
@@ -161,21 +174,58 @@ impl GpuExecutor {
         times
     }
 
-    /// Continues sequences by the largest logits: `tokens` come next in them, and `steps` tokens are chosen after each,
-    /// a row for each step. Of those, all but the last are added to the sequence. The host only replays a recording.
+    /// Continues sequences by the largest logits: [`choose`](Self::choose) where nothing is sampled.
     ///
     /// # Errors
-    /// As [`forward`](Executor::forward), and if there are not as many tokens as sequences.
+    /// As that.
     pub fn greedy(
         &mut self,
         sequences: &[SequenceId],
         tokens: &[u32],
         steps: usize,
     ) -> Result<Vec<Vec<u32>>> {
+        let greedy = vec![Sampling::default(); sequences.len()];
+        self.choose(sequences, tokens, &greedy, steps)
+    }
+
+    /// Continues sequences: `tokens` come next in them, and `steps` tokens are chosen after each, as its `sampling` says, a
+    /// row for each step. Of those, all but the last are added to the sequence. The host only replays a recording.
+    ///
+    /// The tokens are those of [`Sampling::sample`] by the same logits, but that logits which are NaN are left out; of none
+    /// that is a number, or if the largest is infinite and one is sampled, comes the token `u32::MAX`.
+    ///
+    /// # Errors
+    /// As [`forward`](Executor::forward), if settings mean nothing, and if there are not as many tokens or settings as
+    /// sequences; [`Error::Request`] if something is sampled on several devices, of which each has a part of the logits.
+    pub fn choose(
+        &mut self,
+        sequences: &[SequenceId],
+        tokens: &[u32],
+        sampling: &[Sampling],
+        steps: usize,
+    ) -> Result<Vec<Vec<u32>>> {
         let n = sequences.len();
-        if n == 0 || n != tokens.len() {
-            let why = format!("{n} sequences, but {} tokens come next", tokens.len());
+        if n == 0 || n != tokens.len() || n != sampling.len() {
+            let why = format!(
+                "{n} sequences, but {} tokens come next, and there are settings for {}",
+                tokens.len(),
+                sampling.len()
+            );
             return Err(Error::Request(why));
+        }
+        sampling.iter().try_for_each(Sampling::check)?;
+        let settings = sampling
+            .iter()
+            .map(|one| one.settings(self.config.vocabulary));
+        let settings: Vec<_> = settings.collect();
+        let recording = Steps {
+            sequences: n,
+            passes: Passes::of(&settings),
+        };
+        let is_greedy = recording.passes == Passes::default();
+        if !is_greedy && self.ranks.len() > 1 {
+            let why = "tokens are sampled on one device alone";
+            return Err(Error::Request(why.into()));
         }
         let chunks: Vec<_> = sequences
             .iter()
@@ -191,24 +241,37 @@ impl GpuExecutor {
         let mut all = Vec::new();
         while all.len() < steps {
             let now = (steps - all.len()).min(MOST_STEPS);
-            self.each(Rank::restart)?;
-            if !self.ranks[0].graphs.contains_key(&n) {
+            let random = (all.len()..all.len() + now).flat_map(|step| {
+                let each = sequences.iter().zip(sampling);
+                each.map(move |(id, sampling)| (id.0, sampling, step))
+            });
+            let random = random.map(|(sequence, sampling, step)| {
+                let before = self.sequences[sequence].unwrap_or(0);
+                sampling.random(before + 1 + step)
+            });
+            let sampled = match is_greedy {
+                true => Vec::new(),
+                false => sampling_words(&settings, random),
+            };
+            self.each(|rank| rank.restart(&sampled))?;
+            if !self.ranks[0].graphs.contains_key(&recording) {
+                let passes = recording.passes;
                 // The first run loads kernels, which a recording cannot.
-                self.launch(|rank| rank.choose_next(&batch, Wanted::ALL))?;
-                self.each(|rank| Ok(rank.stream.synchronize()?))?;
+                self.launch(|rank| rank.choose_next(&batch, passes, Wanted::ALL))?;
+                self.launch(|rank| Ok(rank.stream.synchronize()?))?;
                 self.launch(|rank| {
-                    let graph =
-                        Graph::record(&rank.stream, || rank.choose_next(&batch, Wanted::ALL))?;
-                    rank.graphs.insert(n, graph);
+                    let launch = || rank.choose_next(&batch, passes, Wanted::ALL);
+                    let graph = Graph::record(&rank.stream, launch)?;
+                    rank.graphs.insert(recording, graph);
                     Ok(())
                 })?;
                 self.each(|rank| {
-                    rank.restart()?;
+                    rank.restart(&sampled)?;
                     rank.put(&words)
                 })?;
             }
-            self.launch(|rank| rank.replay(n, now))?;
-            let chosen = self.each(|rank| rank.chosen(now * n))?;
+            self.launch(|rank| rank.replay(recording, now))?;
+            let chosen = self.launch(|rank| rank.chosen(now * n))?;
             all.extend(chosen[0].chunks(n).map(<[u32]>::to_vec));
         }
         for sequence in sequences {
@@ -223,13 +286,19 @@ impl GpuExecutor {
         each(self.ranks.iter_mut(), call)
     }
 
-    /// Launches on each rank what all do together. If one cannot, the others are not left to wait for it.
-    fn launch(&mut self, call: impl Fn(&mut Rank) -> Result<()> + Sync) -> Result<()> {
-        let launched = self.each(call);
+    /// Launches on each rank what all do together, or waits for it. If one cannot, the others are not left to wait for it.
+    fn launch<T: Send>(&mut self, call: impl Fn(&mut Rank) -> Result<T> + Sync) -> Result<Vec<T>> {
+        let exchange = self.ranks[0].exchange.as_ref().map(Exchange::shared);
+        let launched = self.each(|rank| {
+            call(rank).inspect_err(|_| {
+                // At once: another rank's thread may wait for its kernels here.
+                exchange.iter().for_each(|all| all.abort());
+            })
+        });
         if launched.is_err() {
             self.ranks.iter_mut().for_each(Rank::abort);
         }
-        launched.map(drop)
+        launched
     }
 
     fn check(&self, chunks: &[Chunk], steps: usize) -> Result<()> {
@@ -314,13 +383,19 @@ impl Executor for GpuExecutor {
         Ok(SequenceId(free))
     }
 
-    fn try_greedy(
+    fn try_choose(
         &mut self,
         sequences: &[SequenceId],
         tokens: &[u32],
+        sampling: &[Sampling],
         steps: usize,
     ) -> Result<Option<Vec<Vec<u32>>>> {
-        self.greedy(sequences, tokens, steps).map(Some)
+        // Where several devices have parts of the logits, the host samples.
+        let is_sampled = sampling.iter().any(|one| one.temperature != 0.0);
+        if is_sampled && self.ranks.len() > 1 {
+            return Ok(None);
+        }
+        self.choose(sequences, tokens, sampling, steps).map(Some)
     }
 
     fn truncate(&mut self, sequence: SequenceId, tokens: usize) {
@@ -392,7 +467,8 @@ impl GpuExecutor {
             rank.prepare(batch.tokens, wanted % MOST_LOGITS)
         })?;
         self.launch(|rank| rank.layers(&batch, Wanted::ALL))?;
-        let mut parts = self.each(|rank| rank.read_logits(wanted))?.into_iter();
+        let parts = self.launch(|rank| rank.read_logits(batch.tokens, wanted))?;
+        let mut parts = parts.into_iter();
         let mut made = parts.next().unwrap_or_default();
         let width = self.config.vocabulary;
         for (rank, part) in self.ranks[1..].iter().zip(parts) {

@@ -7,9 +7,11 @@ use zipserv_engine_kernels::{
     choose::{self, AdvanceArgs, LargestArgs},
     experts,
     norm::{self, MOST_FEATURES},
-    place, ptx,
+    norm_parts, place, ptx, sample,
+    sampling::MOST_TOKENS,
 };
 
+use super::exchange::Parts;
 use crate::Config;
 
 /// Addresses of what tells an executor's kernels where tokens are.
@@ -23,13 +25,15 @@ pub struct Places {
     pub chunks: u64,
 }
 
-/// What is added to states before they are normed: rows of BF16 at an address.
+/// What is added to states before they are normed.
 #[derive(Clone, Copy)]
 pub enum Addend {
-    /// To what is not there yet: states start as this.
+    /// Rows of BF16 at an address, to what is not there yet: states start as this.
     Start(u64),
-    /// To what is there.
+    /// Such rows, to what is there.
     Block(u64),
+    /// What each device has for all, to what is there.
+    Parts(Parts),
     /// Nothing.
     None,
 }
@@ -92,6 +96,11 @@ impl Kernels {
         )?;
         let is_wide = !hidden.is_multiple_of(8) || hidden > MOST_FEATURES;
         fits(!is_wide, &format!("states of {hidden}"))?;
+        let vocabulary = config.vocabulary;
+        fits(
+            vocabulary <= MOST_TOKENS,
+            &format!("vocabularies of {vocabulary}"),
+        )?;
         if let Some(mixture) = &config.experts {
             let (count, per_token) = (mixture.count, mixture.per_token);
             fits(count <= experts::MOST, &format!("{count} experts"))?;
@@ -159,7 +168,7 @@ impl Kernels {
     /// `h += added`, then `x = norm(h) * gains` of `n` rows. Rows of h, and of what is added, are `rows`, or the same.
     ///
     /// # Safety
-    /// As [`CustomKernels::launch_dependent`], of all addresses.
+    /// As [`CustomKernels::launch_dependent`], of all addresses. Parts are those of the product that was launched last.
     pub unsafe fn norm(
         &self,
         stream: &Stream,
@@ -169,25 +178,43 @@ impl Kernels {
         added: Addend,
         rows: u64,
     ) -> Result<(), GpuError> {
-        let (starts, added) = match added {
+        let (starts, address) = match added {
             Addend::Start(added) => (true, added),
             Addend::Block(added) => (false, added),
-            Addend::None => (false, 0),
+            Addend::Parts(_) | Addend::None => (false, 0),
         };
         let args = norm::Args {
             x: x as *mut u16,
             h: h as *mut f32,
-            added: added as *const u16,
+            added: address as *const u16,
             gains: gains.address() as *const u16,
             rows: rows as *const u32,
             starts,
             features: self.hidden,
             epsilon: self.epsilon,
         };
+        let (features, blocks) = (self.hidden as usize, n as u32);
         // SAFETY: the caller's promise.
         unsafe {
+            if let Addend::Parts(parts) = added {
+                let name = norm_parts::LAUNCH.name;
+                let shared = norm_parts::shared_bytes(features, parts.ranks);
+                let args = norm_parts::Args {
+                    norm: args,
+                    ranks: parts.peers as *const norm_parts::Peer,
+                    counts: parts.counts as *mut u32,
+                    aborted: parts.aborted as *const u32,
+                    count: parts.ranks as u32,
+                    rank: parts.rank as u32,
+                    fours: norm_parts::fours_at_a_time(features, parts.ranks) as u32,
+                };
+                return self
+                    .kernels
+                    .launch_dependent_with(stream, name, blocks, shared, args);
+            }
+            let shared = norm::shared_bytes(features);
             self.kernels
-                .launch_dependent(stream, norm::LAUNCH.name, n as u32, args)
+                .launch_dependent_with(stream, norm::LAUNCH.name, blocks, shared, args)
         }
     }
 
@@ -324,7 +351,28 @@ impl Kernels {
         }
     }
 
-    /// The step to the token of the largest logit of each row.
+    /// A pass of sampling over `n` rows, after [`largest`](Self::largest).
+    ///
+    /// # Safety
+    /// As [`norm`](Self::norm).
+    pub unsafe fn sample(
+        &self,
+        stream: &Stream,
+        n: usize,
+        args: sample::Args,
+    ) -> Result<(), GpuError> {
+        let blocks = (n * sample::BLOCKS) as u32;
+        for kernel in [sample::TALLY, sample::SETTLE] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                self.kernels
+                    .launch_dependent(stream, kernel.name, blocks, args)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The step to the token of the key of each row.
     ///
     /// # Safety
     /// As [`norm`](Self::norm).

@@ -7,11 +7,13 @@
 //! promises none of that.
 //!
 //! Several devices work as one: each has a `Rank`, with a part of the weights, of the keys and the values,
-//! and does what one alone would do, but that after each product which adds to the state all add up what they have, in
-//! an order that more than two may choose by the number of tokens.
+//! and does what one alone would do, but that after each product which adds to the state all add up what they have. Of few
+//! tokens the norm behind does so, from the memory of all devices where they reach one another's, in the order of ranks;
+//! else NCCL does, in an order that more than two may choose by the number of tokens.
 
 mod ahead;
 mod dense;
+mod exchange;
 mod executor;
 mod experts;
 mod kernels;
@@ -28,10 +30,14 @@ use half::bf16;
 use zipserv::gpu::{
     Buffer, Device, GatedPlan, GpuError, Graph, PlanOptions, RawGated, RawOperands, Stream,
 };
-use zipserv_engine_kernels::choose::{AdvanceArgs, LargestArgs};
+use zipserv_engine_kernels::{
+    choose::{AdvanceArgs, LargestArgs},
+    sample::{self, Pass, State},
+    sampling::Settings,
+};
 
-pub use self::{executor::GpuExecutor, stage::Stage};
 use self::{
+    exchange::{Exchange, Turn},
     experts::{Launcher, Mixture},
     kernels::{Addend, Caches, Kernels, Places},
     nccl::{Communicator, Reduction},
@@ -40,12 +46,13 @@ use self::{
     stage::Wanted,
     weights::{DeviceModel, FeedForward, Layer, Mlp},
 };
+pub use self::{executor::GpuExecutor, stage::Stage};
 use crate::{Config, Error, Result, memory, weights::Weights};
 
 /// What a model is to have room for.
 #[derive(Clone, Debug)]
 pub struct GpuOptions {
-    /// The devices, as the driver counts. Several share the model (tensor parallelism), with NCCL.
+    /// The devices, as the driver counts. Several share the model (tensor parallelism); they need NCCL.
     pub devices: Vec<u32>,
     /// Sequences at a time, at most 64.
     pub sequences: usize,
@@ -82,9 +89,11 @@ const MOST_STEPS: usize = 1024;
 /// A device with its part of a model.
 struct Rank {
     /// Recordings go before the communicator that they use.
-    graphs: HashMap<usize, Graph>,
+    graphs: HashMap<Steps, Graph>,
     /// Nothing where there is one device alone.
     communicator: Option<Communicator>,
+    /// Nothing where devices do not reach one another's memory either.
+    exchange: Option<Exchange>,
     /// The heads and inner elements are those of the part.
     config: Config,
     part: Part,
@@ -153,6 +162,10 @@ struct Memory {
     partials: Buffer<f32>,
     counters: Buffer<u32>,
     keys: Buffer<u64>,
+    /// What sampling keeps of each sequence.
+    states: Buffer<u32>,
+    /// Settings of each sequence, then random numbers for steps and sequences.
+    sampling: Buffer<u64>,
     step: Buffer<u32>,
     chosen: Buffer<u32>,
 }
@@ -183,6 +196,30 @@ struct Batch {
     longest: usize,
 }
 
+/// Steps that one recording is for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Steps {
+    sequences: usize,
+    passes: Passes,
+}
+
+/// Which of [`Pass::ALL`] sequences need; none if all are greedy.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+struct Passes([bool; 3]);
+
+impl Passes {
+    fn of(settings: &[Settings]) -> Self {
+        Self(Pass::ALL.map(|pass| settings.iter().any(|&settings| pass.is_for(settings))))
+    }
+
+    fn wanted(self) -> impl Iterator<Item = Pass> {
+        Pass::ALL
+            .into_iter()
+            .zip(self.0)
+            .filter_map(|(pass, so)| so.then_some(pass))
+    }
+}
+
 /// Where parts of the inputs are, in words: numbers, places, positions, rows, chunks.
 const INPUTS: [usize; 5] = [
     0,
@@ -192,6 +229,8 @@ const INPUTS: [usize; 5] = [
     4 * MOST_TOKENS,
 ];
 const INPUT_WORDS: usize = INPUTS[4] + 4 * MOST_SEQUENCES;
+/// 64 bits of settings before random numbers.
+const SETTINGS: usize = size_of::<Settings>() / 8 * MOST_SEQUENCES;
 
 impl Rank {
     /// Loads its part of a model, and takes the memory for all sequences.
@@ -202,7 +241,7 @@ impl Rank {
         room: Room,
         part: Part,
         stream: Stream,
-        communicator: Option<Communicator>,
+        (communicator, exchange): (Option<Communicator>, Option<Exchange>),
     ) -> Result<Self> {
         if let Some(communicator) = &communicator {
             communicator.connect(&stream, &[whole.hidden, MOST_TOKENS * whole.hidden])?;
@@ -228,6 +267,7 @@ impl Rank {
             heads: HashMap::new(),
             graphs: HashMap::new(),
             communicator,
+            exchange,
             config,
             part,
             stream,
@@ -285,16 +325,19 @@ impl Rank {
             let (x, y) = (x.address(), y.address());
             move |product: &Product| product.operands(x, tokens, y)
         };
-        let add = |x: &Buffer<bf16>| {
+        let add = |x: &Buffer<bf16>, turn| {
             let x = x.address();
-            move |product: &Product| self.adding(product, x, tokens)
+            move |product: &Product| self.adding(product, x, tokens, turn)
         };
         Ok(Plans {
             qkv: plan(
                 &of_layers(|layer| &layer.qkv),
                 &product(&memory.x, &memory.qkv),
             )?,
-            output: plan(&of_layers(|layer| &layer.output), &add(&memory.attended))?,
+            output: plan(
+                &of_layers(|layer| &layer.output),
+                &add(&memory.attended, Turn::Attention),
+            )?,
             mlp: match mlps.first() {
                 Some(mlp) => Some(MlpPlans {
                     gate_up: plan(
@@ -309,7 +352,10 @@ impl Rank {
                         } => Some(GatedPlan::new(weights, tokens, &self.multiplier.options)?),
                         _ => None,
                     },
-                    down: plan(&of_mlps(|mlp| &mlp.down), &add(&memory.gated))?,
+                    down: plan(
+                        &of_mlps(|mlp| &mlp.down),
+                        &add(&memory.gated, Turn::FeedForward),
+                    )?,
                 }),
                 None => None,
             },
@@ -377,17 +423,16 @@ impl Rank {
                     )?;
                 }
                 if wanted.has(Stage::Output) {
-                    self.add(&plans.output, &layer.output, attended, n)?;
+                    self.add(&plans.output, &layer.output, attended, n, Turn::Attention)?;
                 }
                 if wanted.has(Stage::Norm) {
-                    let gains = &layer.feed_forward_norm;
-                    self.kernels
-                        .norm(stream, n, gains, (x, h), Addend::None, 0)?;
+                    let (gains, added) = (&layer.feed_forward_norm, self.left(n, Turn::Attention)?);
+                    self.kernels.norm(stream, n, gains, (x, h), added, 0)?;
                 }
                 if wanted.has(Stage::FeedForward) {
                     self.feed_forward(plans, &layer.feed_forward, n)?;
                 }
-                added = self.left_by(&layer.feed_forward);
+                added = self.left_by(&layer.feed_forward, n)?;
             }
         }
         Ok(())
@@ -407,22 +452,50 @@ impl Rank {
         unsafe { self.multiplier.run(plan, product, &operands) }
     }
 
-    /// `h += weights x + bias`, of all ranks' weights.
-    unsafe fn add(&self, plan: &ProductPlan, product: &Product, x: u64, n: usize) -> Result<()> {
-        let operands = self.adding(product, x, n);
+    /// `h += weights x + bias`, of all ranks' weights; or the part of that which is [left](Self::left) to be added.
+    unsafe fn add(
+        &self,
+        plan: &ProductPlan,
+        product: &Product,
+        x: u64,
+        n: usize,
+        turn: Turn,
+    ) -> Result<()> {
+        let operands = self.adding(product, x, n, turn);
         let values = n * self.config.hidden;
         // SAFETY: the caller's promise.
         unsafe {
             self.multiplier.run(plan, product, &operands)?;
-            self.reduce(operands.y, values, Reduction::SumF32)
+            match self.exchange(n) {
+                Some(_) => Ok(()),
+                None => self.reduce(operands.y, values, Reduction::SumF32),
+            }
         }
     }
 
-    /// Each rank has all of the state; the first adds its part to that, and the others put theirs in its place.
-    fn adding(&self, product: &Product, x: u64, n: usize) -> RawOperands {
-        RawOperands {
-            accumulate: self.part.index == 0,
-            ..product.operands(x, n, self.memory.h.address())
+    /// Each rank has all of the state. It leaves its part where the others find it; or the first adds its part to the
+    /// state, and the others put theirs in its place.
+    fn adding(&self, product: &Product, x: u64, n: usize, turn: Turn) -> RawOperands {
+        match self.exchange(n) {
+            Some(exchange) => product.operands(x, n, exchange.own(turn)),
+            None => RawOperands {
+                accumulate: self.part.index == 0,
+                ..product.operands(x, n, self.memory.h.address())
+            },
+        }
+    }
+
+    /// What adds up parts of so many tokens' states, unless NCCL does.
+    fn exchange(&self, n: usize) -> Option<&Exchange> {
+        let exchange = self.exchange.as_ref();
+        exchange.filter(|_| n <= Exchange::MOST_TOKENS)
+    }
+
+    /// What is still to be added to h after a product that [adds](Self::add).
+    fn left(&self, n: usize, turn: Turn) -> Result<Addend> {
+        match self.exchange(n) {
+            Some(exchange) => Ok(Addend::Parts(exchange.parts(turn)?)),
+            None => Ok(Addend::None),
         }
     }
 
@@ -453,7 +526,8 @@ impl Rank {
                 FeedForward::Dense(mlp) => {
                     let plans = plans.mlp.as_ref().expect("a layer has it");
                     self.gate(plans, mlp, n)?;
-                    self.add(&plans.down, &mlp.down, memory.gated.address(), n)
+                    let gated = memory.gated.address();
+                    self.add(&plans.down, &mlp.down, gated, n, Turn::FeedForward)
                 }
                 FeedForward::Experts(experts) => {
                     let mixture = self.mixture.as_ref().expect("a layer has it");
@@ -470,10 +544,10 @@ impl Rank {
     }
 
     /// What is still to be added to h after it.
-    fn left_by(&self, block: &FeedForward) -> Addend {
+    fn left_by(&self, block: &FeedForward, n: usize) -> Result<Addend> {
         match block {
-            FeedForward::Dense(_) => Addend::None,
-            FeedForward::Experts(_) => Addend::Block(self.memory.scratch.address()),
+            FeedForward::Dense(_) => self.left(n, Turn::FeedForward),
+            FeedForward::Experts(_) => Ok(Addend::Block(self.memory.scratch.address())),
         }
     }
 
@@ -513,13 +587,14 @@ impl Rank {
         }
     }
 
-    /// Launches what makes logits of `count` rows, from the `first` wanted one on.
-    fn logits(&self, first: usize, count: usize, wanted: Wanted) -> Result<()> {
+    /// Launches what makes logits of `count` rows, from the `first` wanted one on, of the `n` tokens that went through the
+    /// layers last.
+    fn logits(&self, n: usize, first: usize, count: usize, wanted: Wanted) -> Result<()> {
         let memory = &self.memory;
         let (h, x) = (memory.h.address(), memory.x.address());
         let rows = self.input(3) + 4 * first as u64;
         let last = self.model.layers.last().expect("there is one");
-        let added = self.left_by(&last.feed_forward);
+        let added = self.left_by(&last.feed_forward, n)?;
         // SAFETY: as for layers.
         unsafe {
             if wanted.has(Stage::Norm) {
@@ -536,10 +611,10 @@ impl Rank {
     }
 
     /// Launches a step of tokens that come alone, to the next token of each, or of it the stages that are wanted.
-    fn choose_next(&self, batch: &Batch, wanted: Wanted) -> Result<()> {
+    fn choose_next(&self, batch: &Batch, passes: Passes, wanted: Wanted) -> Result<()> {
         let (memory, sequences) = (&self.memory, batch.tokens);
         self.layers(batch, wanted)?;
-        self.logits(0, sequences, wanted)?;
+        self.logits(sequences, 0, sequences, wanted)?;
         if !wanted.has(Stage::Choose) {
             return Ok(());
         }
@@ -561,23 +636,61 @@ impl Rank {
         unsafe {
             self.kernels.largest(&self.stream, sequences, largest)?;
             self.reduce(memory.keys.address(), sequences, Reduction::MaxU64)?;
+            for pass in passes.wanted() {
+                let args = self.sample_args(sequences, pass);
+                self.kernels.sample(&self.stream, sequences, args)?;
+            }
             self.kernels.advance(&self.stream, advance)?;
         }
         Ok(())
     }
 }
 
+/// What kernels are told of sequences that sample: their settings, then a row of random numbers for each step.
+fn sampling_words(settings: &[Settings], random: impl Iterator<Item = u64>) -> Vec<u64> {
+    let words = settings.iter().flat_map(|settings| {
+        let [a, b, c, d] = settings.words().map(u64::from);
+        [b << 32 | a, d << 32 | c]
+    });
+    let mut words: Vec<_> = words.collect();
+    words.resize(SETTINGS, 0);
+    words.extend(random);
+    words
+}
+
 impl Rank {
-    /// Before steps to the next token.
-    fn restart(&mut self) -> Result<()> {
-        Ok(self.memory.step.copy_from_slice(&self.stream, &[0])?)
+    fn sample_args(&self, sequences: usize, pass: Pass) -> sample::Args {
+        let memory = &self.memory;
+        let settings = memory.sampling.address();
+        sample::Args {
+            logits: memory.logits.address() as *const f32,
+            keys: memory.keys.address() as *mut u64,
+            states: memory.states.address() as *mut State,
+            settings: settings as *const Settings,
+            random: (settings + 8 * SETTINGS as u64) as *const u64,
+            step: memory.step.address() as *const u32,
+            vocabulary: self.config.vocabulary as u32,
+            sequences: sequences as u32,
+            steps: MOST_STEPS as u32,
+            pass,
+        }
     }
 
-    /// Launches so many steps of so many sequences, which have been recorded.
-    fn replay(&mut self, sequences: usize, steps: usize) -> Result<()> {
-        let graph = self.graphs.get(&sequences);
+    /// Before steps to the next token, with [words](sampling_words) for those that sample.
+    fn restart(&mut self, sampling: &[u64]) -> Result<()> {
+        let Memory {
+            step, sampling: to, ..
+        } = &mut self.memory;
+        to.slice_mut(..sampling.len())
+            .copy_from_slice(&self.stream, sampling)?;
+        Ok(step.copy_from_slice(&self.stream, &[0])?)
+    }
+
+    /// Launches such steps, which have been recorded, so many times.
+    fn replay(&mut self, steps: Steps, times: usize) -> Result<()> {
+        let graph = self.graphs.get(&steps);
         let graph = graph.expect("it has been recorded");
-        for _ in 0..steps {
+        for _ in 0..times {
             // SAFETY: all that it uses is this rank's, and lives until the output has been read.
             unsafe { graph.replay()? };
         }
@@ -589,25 +702,26 @@ impl Rank {
         Ok(self.memory.chosen.slice(..tokens).to_vec(&self.stream)?)
     }
 
-    /// Rows of logits, when the layers have run: those of its part of the vocabulary are the model's.
-    fn read_logits(&mut self, wanted: usize) -> Result<Vec<f32>> {
+    /// Rows of logits, when the layers have run for `n` tokens: those of its part of the vocabulary are the model's.
+    fn read_logits(&mut self, n: usize, wanted: usize) -> Result<Vec<f32>> {
         let mut rows = Vec::with_capacity(wanted * self.config.vocabulary);
         for first in (0..wanted).step_by(MOST_LOGITS) {
             let count = (wanted - first).min(MOST_LOGITS);
-            self.logits(first, count, Wanted::ALL)?;
+            self.logits(n, first, count, Wanted::ALL)?;
             let values = self.memory.logits.slice(..count * self.config.vocabulary);
             rows.extend(values.to_vec(&self.stream)?);
         }
-        // Also where no logits are wanted: what is copied next must not be ahead of the kernels.
+        // Also where no logits are wanted: what is copied next must not be ahead of the kernels, nor a rank that leaves
+        // parts ahead of one that still reads older ones.
         self.stream.synchronize()?;
         Ok(rows)
     }
 
     /// Seconds of a stage alone in a step, the mean of several steps. What it works on is not what a model has there.
-    fn time(&mut self, batch: &Batch, stage: Stage) -> Result<f64> {
+    fn time(&mut self, batch: &Batch, passes: Passes, stage: Stage) -> Result<f64> {
         const STEPS: u32 = 20;
         let wanted = Wanted(Some(stage));
-        let graph = Graph::record(&self.stream, || self.choose_next(batch, wanted))?;
+        let graph = Graph::record(&self.stream, || self.choose_next(batch, passes, wanted))?;
         let mut start = Instant::now();
         for step in 0..=STEPS {
             // SAFETY: all that it uses is this rank's, and lives until it has run.
@@ -710,6 +824,8 @@ impl Memory {
             partials: Buffer::zeroed(device, partials)?,
             counters: Buffer::zeroed(device, counters)?,
             keys: Buffer::zeroed(device, MOST_SEQUENCES)?,
+            states: Buffer::zeroed(device, size_of::<State>() / 4 * MOST_SEQUENCES)?,
+            sampling: Buffer::zeroed(device, SETTINGS + MOST_STEPS * MOST_SEQUENCES)?,
             step: Buffer::zeroed(device, 1)?,
             chosen: Buffer::zeroed(device, MOST_STEPS * MOST_SEQUENCES)?,
         })

@@ -151,7 +151,7 @@ impl Communicator {
     /// at once.
     ///
     /// # Errors
-    /// [`Error::Nccl`].
+    /// [`Error::Nccl`]; [`Error::OtherDevice`] after an [abort](Self::abort).
     ///
     /// # Safety
     /// The stream is of the communicator's device. When the kernel runs, `count` values of the type are there.
@@ -164,8 +164,7 @@ impl Communicator {
     ) -> Result<()> {
         let call = "ncclAllReduce";
         if self.handle.is_null() {
-            let reason = "another device has failed before".into();
-            return Err(Error::Nccl { call, reason });
+            return Err(Error::OtherDevice);
         }
         let (of, operation) = reduction.numbers();
         let _current = self.device.enter()?;

@@ -177,6 +177,20 @@ pub unsafe fn whole_chunk(to: u32, from: *const u8) {
     }
 }
 
+/// Starts a copy of 8 bytes.
+///
+/// # Safety
+/// `from` is readable for 8 bytes; both addresses are 8-byte aligned; nothing touches the destination until the copy has
+/// completed.
+#[inline(always)]
+pub unsafe fn half_chunk(to: u32, from: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("cp.async.ca.shared.global [{}], [{}], 8;",
+            in(reg32) to, in(reg64) from, options(nostack, preserves_flags));
+    }
+}
+
 /// Brings `bytes` bytes to the L2 cache: a hint that has no other effect.
 ///
 /// # Safety
@@ -190,7 +204,7 @@ pub unsafe fn prefetch_bulk(from: *const u8, bytes: u32) {
     }
 }
 
-/// Arrives at `barrier` when all copies that this thread has started with [`chunk`] and [`whole_chunk`]
+/// Arrives at `barrier` when all copies that this thread has started with [`chunk`], [`whole_chunk`] and [`half_chunk`]
 /// have landed.
 ///
 /// # Safety
@@ -204,8 +218,8 @@ pub unsafe fn arrive_after_chunks(barrier: u32) {
     }
 }
 
-/// Makes a group of the copies that this thread has started with [`chunk`] and [`whole_chunk`]
-/// since the last one.
+/// Makes a group of the copies that this thread has started with [`chunk`], [`whole_chunk`] and [`half_chunk`] since the
+/// last one.
 #[inline(always)]
 pub fn commit_chunks() {
     // SAFETY: groups copies.

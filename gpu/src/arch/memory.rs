@@ -197,6 +197,21 @@ pub unsafe fn load_u32x4(address: u32) -> [u32; 4] {
     [a, b, c, d]
 }
 
+/// Loads 64 bits from shared memory.
+///
+/// # Safety
+/// As [`load_u32`].
+#[inline(always)]
+pub unsafe fn load_u32x2(address: u32) -> [u32; 2] {
+    let (mut a, mut b): (u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.shared.v2.u32 {{{}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, in(reg32) address, options(readonly, nostack, preserves_flags));
+    }
+    [a, b]
+}
+
 /// Stores 128 bits to shared memory.
 ///
 /// # Safety
@@ -384,6 +399,35 @@ pub unsafe fn observe_u32(address: *const u32) -> u32 {
     // SAFETY: the caller's promise.
     unsafe {
         asm!("ld.relaxed.gpu.global.u32 {}, [{}];", out(reg32) value, in(reg64) address,
+            options(nostack, preserves_flags));
+    }
+    value
+}
+
+/// Stores a word where another device may see it; one that [sees it](acquire_u32) finds all that this thread knows to be
+/// there.
+///
+/// # Safety
+/// `address` is writable and aligned, of this device's memory or a peer's.
+#[inline(always)]
+pub unsafe fn release_u32(address: *mut u32, value: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.release.sys.global.u32 [{}], {};", in(reg64) address, in(reg32) value,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Loads a word that another device may [release](release_u32).
+///
+/// # Safety
+/// `address` is readable and aligned.
+#[inline(always)]
+pub unsafe fn acquire_u32(address: *const u32) -> u32 {
+    let mut value: u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.acquire.sys.global.u32 {}, [{}];", out(reg32) value, in(reg64) address,
             options(nostack, preserves_flags));
     }
     value

@@ -74,7 +74,7 @@ impl CustomKernels {
         args: T,
     ) -> Result<(), GpuError> {
         // SAFETY: the caller's promise.
-        unsafe { self.run(stream, kernel, blocks, false, args) }
+        unsafe { self.run(stream, self.load(kernel)?, blocks, false, args) }
     }
 
     /// [`launch`](Self::launch), but on Hopper it may start as soon as the kernel ahead lets it (programmatic dependent
@@ -92,21 +92,44 @@ impl CustomKernels {
         blocks: u32,
         args: T,
     ) -> Result<(), GpuError> {
-        let pdl = self.device.family() == Family::Hopper;
         // SAFETY: the caller's promise.
-        unsafe { self.run(stream, kernel, blocks, pdl, args) }
+        unsafe { self.run(stream, self.load(kernel)?, blocks, self.is_pdl(), args) }
+    }
+
+    /// [`launch_dependent`](Self::launch_dependent) with so many bytes of shared memory a block, no more than its launch
+    /// has: what a block does not take is there for one of another kernel.
+    ///
+    /// # Errors
+    /// As that.
+    ///
+    /// # Safety
+    /// As that; and the kernel needs no more.
+    pub unsafe fn launch_dependent_with<T: Copy>(
+        &self,
+        stream: &Stream,
+        kernel: &str,
+        blocks: u32,
+        shared_bytes: usize,
+        args: T,
+    ) -> Result<(), GpuError> {
+        let kernel = self.load(kernel)?.with_shared_bytes(shared_bytes);
+        // SAFETY: the caller's promise.
+        unsafe { self.run(stream, kernel, blocks, self.is_pdl(), args) }
+    }
+
+    fn is_pdl(&self) -> bool {
+        self.device.family() == Family::Hopper
     }
 
     unsafe fn run<T: Copy>(
         &self,
         stream: &Stream,
-        kernel: &str,
+        kernel: Kernel,
         blocks: u32,
         pdl: bool,
         args: T,
     ) -> Result<(), GpuError> {
         same_context(&self.device, stream.device(), Operand::Stream)?;
-        let kernel = self.load(kernel)?;
         let _current = self.device.enter()?;
         // SAFETY: the caller's promise.
         unsafe { kernel.launch(blocks, stream.raw(), pdl, args) }

@@ -283,6 +283,33 @@ impl Device {
         check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
     }
 
+    /// Lets kernels of this device use the memory of a `peer`: its buffers, also those that come later. False where the two
+    /// cannot reach one another.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`].
+    pub fn reach(&self, peer: &Self) -> Result<bool, GpuError> {
+        use sys::CUresult as Status;
+        let mut can: c_int = 0;
+        let (device, other) = (self.0.context.device, peer.0.context.device);
+        // SAFETY: writes an `int`.
+        check("cuDeviceCanAccessPeer", unsafe {
+            sys::cuDeviceCanAccessPeer(&mut can, device, other)
+        })?;
+        if can == 0 {
+            return Ok(false);
+        }
+        let _current = self.enter()?;
+        // SAFETY: a live context.
+        match unsafe { sys::cuCtxEnablePeerAccess(peer.0.context.raw, 0) } {
+            Status::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(true),
+            Status::CUDA_ERROR_PEER_ACCESS_UNSUPPORTED | Status::CUDA_ERROR_TOO_MANY_PEERS => {
+                Ok(false)
+            }
+            status => check("cuCtxEnablePeerAccess", status).map(|()| true),
+        }
+    }
+
     /// Whether both hold one context, so that either may use what belongs to the other.
     pub(super) fn shares_context(&self, other: &Self) -> bool {
         self.0.context.raw == other.0.context.raw

@@ -58,6 +58,8 @@ unsafe impl Sync for Loaded {}
 pub struct Kernel {
     function: sys::CUfunction,
     pub launch: &'static Launch,
+    /// Of a block.
+    shared_bytes: usize,
     /// Blocks that fit on one SM.
     pub resident: u32,
 }
@@ -180,7 +182,7 @@ impl Kernels {
         let start = Instant::now();
         load_module(launch.name, &self.text(entry), &mut loaded.module)?;
         tracing::debug!(kernel = launch.name, took = ?start.elapsed(), "loaded");
-        match loaded.prepare(launch) {
+        match loaded.prepare(launch, self.family) {
             Ok(()) => Ok(loaded),
             Err(error) => {
                 loaded.unload();
@@ -213,16 +215,38 @@ impl Entry {
         Kernel {
             function: loaded.function,
             launch: self.launch,
+            shared_bytes: self.launch.shared_bytes,
             resident: loaded.resident,
         }
     }
 }
 
+/// Threads that an SM of Hopper holds.
+const SM_THREADS: usize = 2048;
+
 impl Loaded {
     /// Finds the function, allows it its shared memory and asks how many blocks fit on an SM.
-    fn prepare(&mut self, launch: &Launch) -> Result<(), GpuError> {
+    fn prepare(&mut self, launch: &Launch, family: Family) -> Result<(), GpuError> {
+        use sys::CUfunction_attribute as Attribute;
         let name = CString::new(launch.name).expect("names have no zeros");
-        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // An SM divides its memory anew between caching and sharing only while it has no block. So that a product's block
+        // can join small ones, those that have an SM alone and those of which it holds as many as it has threads for want
+        // it alike. Others could not join it anyhow, and load through the cache.
+        let resident = launch.min_blocks * launch.threads;
+        let percent = match family {
+            Family::Hopper if launch.min_blocks == 1 || resident >= SM_THREADS => 100,
+            _ => -1,
+        };
+        let attributes = [
+            (
+                Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                launch.shared_bytes as i32,
+            ),
+            (
+                Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                percent,
+            ),
+        ];
         let mut resident = 0;
         // SAFETY: a live module, then a function of it; the calls write the handle and an `int`.
         unsafe {
@@ -230,10 +254,12 @@ impl Loaded {
                 "cuModuleGetFunction",
                 sys::cuModuleGetFunction(&mut self.function, self.module, name.as_ptr()),
             )?;
-            check(
-                "cuFuncSetAttribute",
-                sys::cuFuncSetAttribute(self.function, attribute, launch.shared_bytes as i32),
-            )?;
+            for (attribute, value) in attributes {
+                check(
+                    "cuFuncSetAttribute",
+                    sys::cuFuncSetAttribute(self.function, attribute, value),
+                )?;
+            }
             check(
                 "cuOccupancyMaxActiveBlocksPerMultiprocessor",
                 sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
@@ -305,6 +331,14 @@ impl Kernel {
         sms * (self.launch.min_blocks as u32).min(self.resident)
     }
 
+    /// The same with so many bytes of shared memory a block: the driver refuses more than its launch has.
+    pub fn with_shared_bytes(self, shared_bytes: usize) -> Self {
+        Self {
+            shared_bytes,
+            ..self
+        }
+    }
+
     /// Launches it, as [`Device::launch`](super::Device) says, in the current context.
     ///
     /// # Safety
@@ -351,7 +385,7 @@ impl Kernel {
             blockDimX: self.launch.threads as u32,
             blockDimY: 1,
             blockDimZ: 1,
-            sharedMemBytes: self.launch.shared_bytes as u32,
+            sharedMemBytes: self.shared_bytes as u32,
             hStream: stream.cast(),
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,

@@ -6,7 +6,7 @@ use zipserv_bench::{
     results::{Engine, ExpertsShape, ModelShape, json},
 };
 use zipserv_engine::{
-    Config,
+    Config, Sampling,
     bench::{Points, Row, run},
     gpu::{GpuExecutor, GpuOptions},
 };
@@ -21,11 +21,12 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 const CONTEXTS: [usize; 3] = [512, 4096, 32768];
 
 /// Measures batches of 1, 8 and 32 sequences that have 512, 4,096 and 32,768 tokens, of both no more than is said, as far
-/// as there is room.
+/// as there is room. What is kept as JSON does not say how tokens are chosen, so that is by the largest logit then.
 pub fn bench(
     model: &Path,
     options: &GpuOptions,
     (sequences, context): (usize, Option<usize>),
+    sampling: Sampling,
     format: &Format,
 ) -> Outcome {
     let mut executor = GpuExecutor::open(model, options)?;
@@ -34,6 +35,7 @@ pub fn bench(
         batches: upto(BATCHES, sequences),
         contexts: upto(CONTEXTS, context.unwrap_or(usize::MAX)),
         steps: STEPS,
+        sampling,
         stages: options.devices.len() == 1,
     };
     let rows = run(&mut executor, &points, show)?;

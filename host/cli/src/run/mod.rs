@@ -133,7 +133,17 @@ impl Run {
                 ..self.gpu(1)
             };
             let most = (self.sequences, self.context);
-            return bench::bench(&self.model, &options, most, &self.format);
+            let sampling = Sampling {
+                temperature: self.temperature.unwrap_or(0.0),
+                top_k: self.top_k.filter(|&k| k > 0),
+                top_p: self.top_p.unwrap_or(1.0),
+                seed: self.seed.unwrap_or(0),
+            };
+            sampling.check()?;
+            if self.format.json && sampling.temperature > 0.0 {
+                return Err("--bench --json measures steps at a temperature of 0".into());
+            }
+            return bench::bench(&self.model, &options, most, sampling, &self.format);
         }
         let config = Config::open(&self.model)?;
         let tokenizer = Tokenizer::open(&self.model)?;
