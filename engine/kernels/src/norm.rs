@@ -19,9 +19,6 @@ use crate::blocks_of_32_registers;
 pub const THREADS: usize = 128;
 /// Features, at most; a multiple of 4.
 pub const MOST_FEATURES: usize = 16_384;
-/// Blocks up to which the kernel behind may start before the wait. Of more it is too early: its weights are on their way
-/// while the product ahead still reads its own.
-const EARLY_BLOCKS: u32 = 16;
 /// Bytes of a sum for each warp.
 pub(crate) const SUMS_BYTES: usize = 4 * THREADS / 32;
 
@@ -68,7 +65,7 @@ pub(crate) mod device {
         unroll,
     };
 
-    use super::{Args, EARLY_BLOCKS, SUMS_BYTES, THREADS};
+    use super::{Args, SUMS_BYTES, THREADS};
 
     zipserv_gpu::kernel! {
         /// Norms the row of this block.
@@ -79,16 +76,10 @@ pub(crate) mod device {
         fn norm(args: super::Args) {
             // SAFETY: ranges are the caller's promise; all threads meet at the block's barriers.
             unsafe {
-                let is_early = thread::blocks() <= EARLY_BLOCKS;
-                if is_early {
-                    grid::launch_dependents();
-                }
+                grid::launch_dependents();
                 let row = Row::<8>::new(&args);
                 row.copy_gains(&args);
                 grid::wait_dependencies();
-                if !is_early {
-                    grid::launch_dependents();
-                }
                 let state = row.state(&args);
                 let h = args.h.add(state);
                 if !args.starts {

@@ -221,21 +221,16 @@ impl Entry {
     }
 }
 
-/// Threads that an SM of Hopper holds.
-const SM_THREADS: usize = 2048;
-
 impl Loaded {
     /// Finds the function, allows it its shared memory and asks how many blocks fit on an SM.
     fn prepare(&mut self, launch: &Launch, family: Family) -> Result<(), GpuError> {
         use sys::CUfunction_attribute as Attribute;
         let name = CString::new(launch.name).expect("names have no zeros");
-        // An SM divides its memory anew between caching and sharing only while it has no block. So that a product's block
-        // can join small ones, those that have an SM alone and those of which it holds as many as it has threads for want
-        // it alike. Others could not join it anyhow, and load through the cache.
-        let resident = launch.min_blocks * launch.threads;
+        // An SM divides its memory anew between caching and sharing only while it has no block. So that one of a large
+        // kernel can join those of a small one, all kernels for Hopper want it alike.
         let percent = match family {
-            Family::Hopper if launch.min_blocks == 1 || resident >= SM_THREADS => 100,
-            _ => -1,
+            Family::Hopper => 100,
+            Family::Portable => -1,
         };
         let attributes = [
             (
