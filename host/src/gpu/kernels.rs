@@ -182,7 +182,7 @@ impl Kernels {
         let start = Instant::now();
         load_module(launch.name, &self.text(entry), &mut loaded.module)?;
         tracing::debug!(kernel = launch.name, took = ?start.elapsed(), "loaded");
-        match loaded.prepare(launch, self.family) {
+        match loaded.prepare(launch) {
             Ok(()) => Ok(loaded),
             Err(error) => {
                 loaded.unload();
@@ -223,25 +223,9 @@ impl Entry {
 
 impl Loaded {
     /// Finds the function, allows it its shared memory and asks how many blocks fit on an SM.
-    fn prepare(&mut self, launch: &Launch, family: Family) -> Result<(), GpuError> {
-        use sys::CUfunction_attribute as Attribute;
+    fn prepare(&mut self, launch: &Launch) -> Result<(), GpuError> {
         let name = CString::new(launch.name).expect("names have no zeros");
-        // An SM divides its memory anew between caching and sharing only while it has no block. So that one of a large
-        // kernel can join those of a small one, all kernels for Hopper want it alike.
-        let percent = match family {
-            Family::Hopper => 100,
-            Family::Portable => -1,
-        };
-        let attributes = [
-            (
-                Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                launch.shared_bytes as i32,
-            ),
-            (
-                Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
-                percent,
-            ),
-        ];
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let mut resident = 0;
         // SAFETY: a live module, then a function of it; the calls write the handle and an `int`.
         unsafe {
@@ -249,12 +233,10 @@ impl Loaded {
                 "cuModuleGetFunction",
                 sys::cuModuleGetFunction(&mut self.function, self.module, name.as_ptr()),
             )?;
-            for (attribute, value) in attributes {
-                check(
-                    "cuFuncSetAttribute",
-                    sys::cuFuncSetAttribute(self.function, attribute, value),
-                )?;
-            }
+            check(
+                "cuFuncSetAttribute",
+                sys::cuFuncSetAttribute(self.function, attribute, launch.shared_bytes as i32),
+            )?;
             check(
                 "cuOccupancyMaxActiveBlocksPerMultiprocessor",
                 sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
