@@ -32,6 +32,7 @@ pub mod choose;
 pub mod experts;
 pub mod norm;
 pub mod norm_parts;
+pub mod norm_wide;
 pub mod place;
 pub mod sample;
 pub mod sampling;
@@ -49,7 +50,9 @@ pub mod ptx {
 pub const KERNELS: &[Launch] = &[
     norm::LAUNCH,
     norm_parts::LAUNCH,
+    norm_wide::LAUNCH,
     place::LAUNCH,
+    place::WIDE,
     attend::DECODE_64,
     attend::DECODE_128,
     attend::PREFILL_64,

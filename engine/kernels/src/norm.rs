@@ -67,6 +67,8 @@ pub(crate) mod device {
 
     use super::{Args, SUMS_BYTES, THREADS};
 
+    const WARPS: u32 = THREADS as u32 / 32;
+
     zipserv_gpu::kernel! {
         /// Norms the row of this block.
         ///
@@ -246,7 +248,7 @@ pub(crate) mod device {
         pub unsafe fn finish(self, args: &Args, h: Option<*mut f32>, sum: f32) {
             // SAFETY: the kernel's promise; what is in shared memory is this thread's; all threads meet in the sum.
             unsafe {
-                let mean = sum_of_block(sum) / args.features as f32;
+                let mean = sum_of_block::<WARPS>(sum) / args.features as f32;
                 copy::wait_chunks::<0>();
                 let scale = math::rsqrt(mean + args.epsilon);
                 let x = args
@@ -297,8 +299,7 @@ pub(crate) mod device {
 
     /// The sum over the threads of the block, in the same order always.
     #[inline(always)]
-    unsafe fn sum_of_block(value: f32) -> f32 {
-        const WARPS: u32 = THREADS as u32 / 32;
+    pub unsafe fn sum_of_block<const WARPS: u32>(value: f32) -> f32 {
         let shared = memory::shared();
         let mut sum = value;
         // All lanes ask for their warp: it is a shuffle.
@@ -317,8 +318,10 @@ pub(crate) mod device {
             thread::sync_block();
             sum = f32::from_bits(memory::load_u32(shared + 4 * (lane % WARPS)));
         }
-        for distance in [2, 1] {
+        let mut distance = WARPS / 2;
+        while distance > 0 {
             sum = add(sum, distance);
+            distance /= 2;
         }
         sum
     }

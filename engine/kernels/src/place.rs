@@ -23,7 +23,19 @@ pub const LAUNCH: Launch = Launch {
     cluster: 1,
 };
 
-/// The kernel's one parameter: blocks for the heads of a token, [`HEADS`] each, and so on for all tokens.
+/// Heads of a block that no product's block can join.
+pub const WIDE_HEADS: usize = 8;
+
+/// The same by such blocks, where [`norm_wide`](crate::norm_wide) norms.
+pub const WIDE: Launch = Launch {
+    name: "place_wide",
+    threads: 32 * WIDE_HEADS,
+    min_blocks: 4,
+    shared_bytes: 0,
+    cluster: 1,
+};
+
+/// The kernels' one parameter: blocks for the heads of a token, so many each, and so on for all tokens.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Args {
@@ -62,7 +74,7 @@ mod device {
         unroll,
     };
 
-    use super::HEADS;
+    use super::{Args, HEADS, WIDE_HEADS};
     use crate::divide;
 
     zipserv_gpu::kernel! {
@@ -71,90 +83,107 @@ mod device {
         /// # Safety
         /// `args` describe as many tokens as there are blocks for, each of another position or sequence.
         fn place(args: super::Args) {
-            grid::launch_dependents();
-            // SAFETY: ranges are the caller's promise. Places are older than the product ahead, which lets none behind it
-            // start before all ahead of it has ended.
-            unsafe {
-                let all = args.heads + 2 * args.kv_heads;
-                let blocks = all.div_ceil(HEADS as u32);
-                let (token, part) = divide(thread::block() as u32, blocks);
-                let head = part * HEADS as u32 + thread::warp();
-                if head >= all {
-                    return;
+            // SAFETY: the caller's promise.
+            unsafe { place_heads::<HEADS>(&args) }
+        }
+    }
+
+    zipserv_gpu::kernel! {
+        /// Likewise, with more warps a block.
+        ///
+        /// # Safety
+        /// As of the other.
+        fn place_wide(args: super::Args) {
+            // SAFETY: the caller's promise.
+            unsafe { place_heads::<WIDE_HEADS>(&args) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn place_heads<const HEADS: usize>(args: &Args) {
+        grid::launch_dependents();
+        // SAFETY: ranges are the caller's promise. Places are older than the product ahead, which lets none behind it
+        // start before all ahead of it has ended.
+        unsafe {
+            let all = args.heads + 2 * args.kv_heads;
+            let blocks = all.div_ceil(HEADS as u32);
+            let (token, part) = divide(thread::block() as u32, blocks);
+            let head = part * HEADS as u32 + thread::warp();
+            if head >= all {
+                return;
+            }
+            let (features, half) = (args.features as usize, args.features as usize / 2);
+            let each = features / 64;
+            let row = args.qkv.add((token * all + head) as usize * features);
+            let slot = memory::observe_u32(args.slots.add(token as usize));
+            let position = memory::observe_u32(args.positions.add(token as usize));
+            let lane = thread::lane() as usize;
+            let is_query = head < args.heads;
+            let is_value = head >= args.heads + args.kv_heads;
+            let mut turns = [[0f32; 2]; 2];
+            unroll!(E < 2 => {
+                if E < each && !is_value {
+                    let at = args.angles.add(position as usize * half + each * lane + E).cast::<u32>();
+                    turns[E] = [at, at.add(1)].map(|at| f32::from_bits(memory::load_global_u32(at)));
                 }
-                let (features, half) = (args.features as usize, args.features as usize / 2);
-                let each = features / 64;
-                let row = args.qkv.add((token * all + head) as usize * features);
-                let slot = memory::observe_u32(args.slots.add(token as usize));
-                let position = memory::observe_u32(args.positions.add(token as usize));
-                let lane = thread::lane() as usize;
-                let is_query = head < args.heads;
-                let is_value = head >= args.heads + args.kv_heads;
-                let mut turns = [[0f32; 2]; 2];
-                unroll!(E < 2 => {
-                    if E < each && !is_value {
-                        let at = args.angles.add(position as usize * half + each * lane + E).cast::<u32>();
-                        turns[E] = [at, at.add(1)].map(|at| f32::from_bits(memory::load_global_u32(at)));
-                    }
-                });
-                grid::wait_dependencies();
-                // The features of the first half, and those that they are turned with.
-                let mut values = [[0f32; 2]; 2];
-                unroll!(E < 2 => {
-                    if E < each {
-                        let at = row.add(each * lane + E);
-                        values[E] = [at, at.add(half)].map(|at| {
-                            f32::from_bits(memory::load_written_u16::<0>(at, true) << 16)
-                        });
-                    }
-                });
-                let gains = match is_query {
-                    true => args.q_gains,
-                    false => args.k_gains,
-                };
-                if !is_value && !gains.is_null() {
-                    let mut sum = 0.0;
-                    unroll!(E < 2 => { sum += values[E][0] * values[E][0] + values[E][1] * values[E][1]; });
-                    for distance in [16, 8, 4, 2, 1] {
-                        let other = thread::shuffle(sum.to_bits(), thread::lane() ^ distance);
-                        sum += f32::from_bits(other);
-                    }
-                    let scale = math::rsqrt(sum / args.features as f32 + args.epsilon);
-                    unroll!(E < 2 => {
-                        if E < each {
-                            let gain = |at| f32::from_bits(u32::from(memory::load_global_u16(gains.add(at))) << 16);
-                            let at = each * lane + E;
-                            values[E][0] *= scale * gain(at);
-                            values[E][1] *= scale * gain(at + half);
-                        }
+            });
+            grid::wait_dependencies();
+            // The features of the first half, and those that they are turned with.
+            let mut values = [[0f32; 2]; 2];
+            unroll!(E < 2 => {
+                if E < each {
+                    let at = row.add(each * lane + E);
+                    values[E] = [at, at.add(half)].map(|at| {
+                        f32::from_bits(memory::load_written_u16::<0>(at, true) << 16)
                     });
                 }
-                if !is_value {
-                    unroll!(E < 2 => {
-                        if E < each {
-                            let [cos, sin] = turns[E];
-                            let [a, b] = values[E];
-                            values[E] = [a * cos - b * sin, b * cos + a * sin];
-                        }
-                    });
+            });
+            let gains = match is_query {
+                true => args.q_gains,
+                false => args.k_gains,
+            };
+            if !is_value && !gains.is_null() {
+                let mut sum = 0.0;
+                unroll!(E < 2 => { sum += values[E][0] * values[E][0] + values[E][1] * values[E][1]; });
+                for distance in [16, 8, 4, 2, 1] {
+                    let other = thread::shuffle(sum.to_bits(), thread::lane() ^ distance);
+                    sum += f32::from_bits(other);
                 }
-                let to = if is_query {
-                    row
-                } else {
-                    let (_, kv_head) = divide(head - args.heads, args.kv_heads);
-                    let rows = (slot * args.kv_heads + kv_head) as usize * args.context as usize;
-                    let cache = if is_value { args.values } else { args.keys };
-                    cache.add((rows + position as usize) * features)
-                };
+                let scale = math::rsqrt(sum / args.features as f32 + args.epsilon);
                 unroll!(E < 2 => {
                     if E < each {
-                        let pair = mma::to_bf16_pair(values[E][0], values[E][1]);
-                        let to = to.add(each * lane + E);
-                        *to = pair as u16;
-                        *to.add(half) = (pair >> 16) as u16;
+                        let gain = |at| f32::from_bits(u32::from(memory::load_global_u16(gains.add(at))) << 16);
+                        let at = each * lane + E;
+                        values[E][0] *= scale * gain(at);
+                        values[E][1] *= scale * gain(at + half);
                     }
                 });
             }
+            if !is_value {
+                unroll!(E < 2 => {
+                    if E < each {
+                        let [cos, sin] = turns[E];
+                        let [a, b] = values[E];
+                        values[E] = [a * cos - b * sin, b * cos + a * sin];
+                    }
+                });
+            }
+            let to = if is_query {
+                row
+            } else {
+                let (_, kv_head) = divide(head - args.heads, args.kv_heads);
+                let rows = (slot * args.kv_heads + kv_head) as usize * args.context as usize;
+                let cache = if is_value { args.values } else { args.keys };
+                cache.add((rows + position as usize) * features)
+            };
+            unroll!(E < 2 => {
+                if E < each {
+                    let pair = mma::to_bf16_pair(values[E][0], values[E][1]);
+                    let to = to.add(each * lane + E);
+                    *to = pair as u16;
+                    *to.add(half) = (pair >> 16) as u16;
+                }
+            });
         }
     }
 }

@@ -7,7 +7,7 @@ use zipserv_engine_kernels::{
     choose::{self, AdvanceArgs, LargestArgs},
     experts,
     norm::{self, MOST_FEATURES},
-    norm_parts, place, ptx, sample,
+    norm_parts, norm_wide, place, ptx, sample,
     sampling::MOST_TOKENS,
 };
 
@@ -147,6 +147,11 @@ impl Kernels {
         self.context = context as u32;
     }
 
+    /// Whether small kernels are the wide ones for so many tokens, where bits may depend on that.
+    fn is_wide(&self, tokens: usize) -> bool {
+        self.resident.is_some() && norm_wide::suits(tokens)
+    }
+
     /// Splits of keys for so many tokens that decode. One alone has the most in either case.
     fn splits(&self, tokens: u32) -> u32 {
         match self.resident {
@@ -212,6 +217,10 @@ impl Kernels {
                     .kernels
                     .launch_dependent_with(stream, name, blocks, shared, args);
             }
+            if self.is_wide(n) {
+                let name = norm_wide::LAUNCH.name;
+                return self.kernels.launch_dependent(stream, name, blocks, args);
+            }
             let shared = norm::shared_bytes(features);
             self.kernels
                 .launch_dependent_with(stream, norm::LAUNCH.name, blocks, shared, args)
@@ -250,12 +259,13 @@ impl Kernels {
             epsilon: self.epsilon,
         };
         let heads = self.heads + 2 * self.kv_heads;
-        let blocks = n as u32 * heads.div_ceil(place::HEADS as u32);
+        let (name, each) = match self.is_wide(n) {
+            true => (place::WIDE.name, place::WIDE_HEADS),
+            false => (place::LAUNCH.name, place::HEADS),
+        };
+        let blocks = n as u32 * heads.div_ceil(each as u32);
         // SAFETY: the caller's promise.
-        unsafe {
-            self.kernels
-                .launch_dependent(stream, place::LAUNCH.name, blocks, args)
-        }
+        unsafe { self.kernels.launch_dependent(stream, name, blocks, args) }
     }
 
     /// Attention of the first `decoding` tokens, each the last of its sequence, and of chunks of prompts, of which the
