@@ -213,7 +213,7 @@ mod device {
         #[inline(always)]
         fn bin(&self, logit: f32) -> u32 {
             let below = (self.largest - logit) * BINS_PER_UNIT;
-            sampling::truncate(below).min(BINS as u32 - 1)
+            (below as u32).min(BINS as u32 - 1)
         }
 
         /// What sums have to reach, of all together.
