@@ -54,9 +54,9 @@ pub trait Executor {
     fn forward(&mut self, chunks: &[Chunk], logits: Logits) -> Result<Vec<f32>>;
 
     /// Continues sequences by tokens that it chooses itself, if it does that faster than [`forward`](Self::forward) and
-    /// [`Sampling::sample`] would, which choose the same: `tokens` come next in them, and `steps` tokens are chosen for each,
-    /// as its `sampling` says, a row for each step. Of those, all but the last are added to the sequence. Where no logit is a
-    /// number, or the largest is infinite, the token may be none of the vocabulary.
+    /// [`Sampling::sample`] would, which choose the same: `tokens` come next in them, and `steps` tokens are chosen for
+    /// each, as its `sampling` says, a row for each step. Of those, all but the last are added to the sequence. Where no
+    /// logit is a number, or the largest is infinite, the token may be none of the vocabulary.
     ///
     /// # Errors
     /// As [`forward`](Self::forward), if settings mean nothing, and if there are not as many tokens or settings as

@@ -101,7 +101,7 @@ impl Sampling {
         Ok(())
     }
 
-    /// The same as kernels take it, for logits of a vocabulary. Settings that mean nothing are those of [`check`](Self::check).
+    /// What kernels take, for logits of a vocabulary. The settings are those that [`check`](Self::check) lets pass.
     pub fn settings(&self, vocabulary: usize) -> Settings {
         let top_k = self.top_k.filter(|&k| k < vocabulary);
         Settings {

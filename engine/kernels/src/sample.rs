@@ -213,7 +213,7 @@ mod device {
         #[inline(always)]
         fn bin(&self, logit: f32) -> u32 {
             let below = (self.largest - logit) * BINS_PER_UNIT;
-            sampling::truncate(below).min(BINS as u32 - 1)
+            (below as u32).min(BINS as u32 - 1)
         }
 
         /// What sums have to reach, of all together.
@@ -299,14 +299,16 @@ mod device {
                     unroll!(I < 4 => {
                         let is_there = first + ((I * THREADS) as u32) < self.len;
                         let from = sequence.logits.wrapping_add(tokens[I] as usize).cast();
-                        let bits = memory::load_written_u32::<0>(from, is_there);
-                        logits[I] = if is_there { bits } else { f32::NAN.to_bits() };
+                        logits[I] = memory::load_written_u32::<0>(from, is_there);
                     });
                     unroll!(I < 4 => {
-                        let logit = f32::from_bits(logits[I]);
-                        let count = sequence.count(logit);
-                        if count != 0 && self.has(sequence, tokens[I], logit) {
-                            take(tokens[I], logit, count);
+                        // Most lists are short.
+                        if first + ((I * THREADS) as u32) < self.len {
+                            let logit = f32::from_bits(logits[I]);
+                            let count = sequence.count(logit);
+                            if count != 0 && self.has(sequence, tokens[I], logit) {
+                                take(tokens[I], logit, count);
+                            }
                         }
                     });
                     first += (4 * THREADS) as u32;

@@ -90,23 +90,12 @@ pub const fn drawn(random: u64, sum: u64) -> u64 {
 
 /// The weight of a logit that is a number. The largest is finite.
 #[inline(always)]
-pub fn weight(logit: f32, largest: f32, scale: f32) -> u64 {
-    let exponent = truncate((largest - logit) * scale);
+pub const fn weight(logit: f32, largest: f32, scale: f32) -> u64 {
+    // What does not fit is the largest integer, of which nothing is left.
+    let exponent = ((largest - logit) * scale) as u32;
     let shift = exponent >> EXPONENT_BITS;
     let shift = if shift > 63 { 63 } else { shift };
     power(exponent << (32 - EXPONENT_BITS)) << (WEIGHT_BITS - 32) >> shift
-}
-
-/// What is in front of the point of a number, if that fits, else the largest integer. (The operator is an instruction
-/// that libNVVM does not know.)
-#[inline(always)]
-pub fn truncate(number: f32) -> u32 {
-    if (0.0..4_294_967_296.0).contains(&number) {
-        // SAFETY: it is a number that fits.
-        unsafe { number.to_int_unchecked() }
-    } else {
-        u32::MAX
-    }
 }
 
 /// Two to the power of minus a fraction of 32 bits, with 32 bits behind the point: a polynomial, by Remez's exchange,

@@ -241,13 +241,10 @@ impl GpuExecutor {
         let mut all = Vec::new();
         while all.len() < steps {
             let now = (steps - all.len()).min(MOST_STEPS);
-            let random = (all.len()..all.len() + now).flat_map(|step| {
-                let each = sequences.iter().zip(sampling);
-                each.map(move |(id, sampling)| (id.0, sampling, step))
-            });
-            let random = random.map(|(sequence, sampling, step)| {
-                let before = self.sequences[sequence].unwrap_or(0);
-                sampling.random(before + 1 + step)
+            let random = (0..now * n).map(|at| {
+                let (step, of) = (all.len() + at / n, at % n);
+                let before = self.sequences[sequences[of].0].unwrap_or(0);
+                sampling[of].random(before + 1 + step)
             });
             let sampled = match is_greedy {
                 true => Vec::new(),
