@@ -41,7 +41,7 @@ macro_rules! kernel {
 
 /// Generic address of the parameter of the entry in which this stands, as instructions that read
 /// a tensor map want it. A reference to the parameter would be one to a copy.
-#[cfg(zipserv_sm = "90a")]
+#[cfg(all(zipserv_entries, zipserv_sm = "90a"))]
 macro_rules! parameter_address {
     ($name:ident) => {{
         let mut address: u64;

@@ -121,8 +121,6 @@ pub struct Args {
 
 #[cfg(target_arch = "nvptx64")]
 mod device {
-    use core::arch::asm;
-
     use zipserv_gpu::{
         arch::{grid, memory, thread},
         unroll,
@@ -436,29 +434,15 @@ mod device {
     #[inline(always)]
     unsafe fn add(bin: u32, value: u64) {
         let at = memory::shared() + 8 * bin;
-        let mut before: u32;
         // SAFETY: the caller's promise: there is such a bin, and threads only add to it.
         unsafe {
-            asm!("atom.shared.add.u32 {}, [{}], {};", out(reg32) before, in(reg32) at, in(reg32) value as u32,
-                options(nostack, preserves_flags));
+            let before = memory::fetch_add_u32(at, value as u32);
             let (_, carry) = before.overflowing_add(value as u32);
             let high = (value >> 32) as u32 + u32::from(carry);
             if high != 0 {
                 memory::add_u32(at + 4, high);
             }
         }
-    }
-
-    /// Adds 1 to a word of global memory, and says what it was.
-    #[inline(always)]
-    unsafe fn take_number(address: *mut u32) -> u32 {
-        let mut before: u32;
-        // SAFETY: the caller's promise: it is a word to which threads only add.
-        unsafe {
-            asm!("atom.relaxed.gpu.global.add.u32 {}, [{}], 1;", out(reg32) before, in(reg64) address,
-                options(nostack, preserves_flags));
-        }
-        before
     }
 
     #[inline(always)]
@@ -601,7 +585,7 @@ mod device {
                 };
                 sequence.each(|token, logit| {
                     if sequence.count(logit) != 0 && candidates.has(&sequence, token, logit) {
-                        let at = take_number(count) as usize;
+                        let at = memory::fetch_add_global_u32(count, 1) as usize;
                         if at < LISTED {
                             *list.add(at) = token;
                         }

@@ -57,6 +57,21 @@ pub unsafe fn add_u32(address: u32, value: u32) {
     }
 }
 
+/// The same, and gives what was there.
+///
+/// # Safety
+/// As [`add_u32`].
+#[inline(always)]
+pub unsafe fn fetch_add_u32(address: u32, value: u32) -> u32 {
+    let mut before: u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("atom.shared.add.u32 {}, [{}], {};", out(reg32) before, in(reg32) address, in(reg32) value,
+            options(nostack, preserves_flags));
+    }
+    before
+}
+
 /// Stores a float to shared memory.
 ///
 /// # Safety
@@ -446,6 +461,21 @@ pub unsafe fn leave_u32x4(address: *mut f32, [a, b, c, d]: [u32; 4]) {
             in(reg64) address, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d,
             options(nostack, preserves_flags));
     }
+}
+
+/// Adds `value` to a word of global memory, as one, and gives what was there.
+///
+/// # Safety
+/// `address` is aligned, and nothing accesses it meanwhile but by this function.
+#[inline(always)]
+pub unsafe fn fetch_add_global_u32(address: *mut u32, value: u32) -> u32 {
+    let mut before: u32;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("atom.relaxed.gpu.global.add.u32 {}, [{}], {};", out(reg32) before, in(reg64) address,
+            in(reg32) value, options(nostack, preserves_flags));
+    }
+    before
 }
 
 /// Adds `value` to 64 bits of global memory, as one.

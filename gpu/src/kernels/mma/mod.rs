@@ -17,8 +17,8 @@
 //! the last one while the others multiply the next. Where blocks share one, [`sentinel`] is how.
 //!
 //! Weights are asked for before all else, for no earlier kernel of the stream writes them; X and Y
-//! wait for the kernel before, and so does the start of the one behind. Weights are read once and X by every block, so the L2 cache is told
-//! to let go of weights first.
+//! wait for the kernel before, and so does the start of the one behind. Weights are read once and X by
+//! every block, so the L2 cache is told to let go of weights first.
 //!
 //! The same kernel multiplies the tokens of a mixture's experts: [`problem`] says where output tiles are then.
 //!
