@@ -203,36 +203,21 @@ mod device {
                 copy::wait_chunks::<0>();
                 let (mut i, mut from) = (0, start);
                 while i < args.fours {
-                    // A second four that is not there is the first again, which does not count.
                     let at = first + i * THREADS as u32;
-                    let second = at + THREADS as u32;
-                    let has_second = i + 1 < args.fours && second < row.fours;
                     if at < row.fours {
-                        let mut values = [load(row.four(at)), [0.0; 4]];
-                        if has_second {
-                            values[1] = load(row.four(second));
-                        }
+                        let mut values = load(row.four(at));
                         let (mut rank, mut part) = (0, from);
                         while rank < args.count {
-                            let parts = [
-                                load(part),
-                                load(part + if has_second { FOURS_BYTES as u32 } else { 0 }),
-                            ];
-                            unroll!(J < 2 => {
-                                unroll!(E < 4 => { values[J][E] += parts[J][E]; });
-                            });
+                            let parts = load(part);
+                            unroll!(E < 4 => { values[E] += parts[E]; });
                             part += args.fours * FOURS_BYTES as u32;
                             rank = thread::opaque(rank + 1);
                         }
-                        memory::store_u32x4(row.four(at), values[0].map(f32::to_bits));
-                        sum += squares(values[0]);
-                        if has_second {
-                            memory::store_u32x4(row.four(second), values[1].map(f32::to_bits));
-                            sum += squares(values[1]);
-                        }
+                        memory::store_u32x4(row.four(at), values.map(f32::to_bits));
+                        sum += squares(values);
                     }
-                    from += 2 * FOURS_BYTES as u32;
-                    i += 2;
+                    from += FOURS_BYTES as u32;
+                    i += 1;
                 }
                 first += args.fours * THREADS as u32;
             }
