@@ -152,7 +152,7 @@ fn row(
         stages[at].zipgemm(&operands[at], *plan, n, x, y)
     };
     let recordings = [record(0)?, record(1)?];
-    // Both have the device's one context, in which any stream replays any graph.
+    // Both have the device's one context, and a recording is timed on the stream it was made on.
     let rounds = stages[0].timer().rounds(&recordings, replays)?;
     let [a, b] = rounds.try_into().expect("two were timed");
     let check = |at: usize| {

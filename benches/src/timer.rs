@@ -77,7 +77,8 @@ impl Timer {
     pub fn replay(&self, recording: &Recording) -> Result<f64, GpuError> {
         let mut milliseconds = 0.0;
         let _current = self.stream.device().enter()?;
-        let stream = self.raw();
+        // Recordings of two PTX files are on a stream each.
+        let stream = recording.graph.stream().raw().cast();
         // SAFETY: stream and events live, and what the launches use does, as whoever recorded them has promised.
         unsafe {
             check("cuEventRecord", sys::cuEventRecord(self.start, stream))?;
@@ -90,10 +91,6 @@ impl Timer {
             )?;
         }
         Ok(f64::from(milliseconds) * 1e3 / recording.launches as f64)
-    }
-
-    fn raw(&self) -> sys::CUstream {
-        self.stream.raw().cast()
     }
 
     /// Median microseconds of a launch of each recording, over `rounds` rounds in which each is

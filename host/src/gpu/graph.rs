@@ -54,6 +54,11 @@ impl Graph {
         Ok(this)
     }
 
+    /// The stream on which it was recorded and is replayed.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
     /// Launches all of it, behind what was launched on the stream before. The call returns at once.
     ///
     /// # Errors

@@ -517,19 +517,18 @@ impl<
             } else if is_aligned {
                 let chunks = (WARPS_K * TILE_COLS) as u32 / CHUNK;
                 unroll!(I < Self::LANE_ROWS => {
-                    let first_index = (I * LANES) as u32 * chunks;
-                    let last = n.min(((I + 1) * LANES) as u32) * chunks;
-                    let mut index = first_index;
-                    while index < last {
-                        let own = index + self.lane;
-                        let (token, c) = (own / chunks, own % chunks * CHUNK);
-                        let row = thread::shuffle(rows[I], token % LANES as u32);
+                    let count = (8 * N_TILES - I * LANES).min(LANES) as u32;
+                    // As many for any number of tokens, so that the compiler unrolls it: one warp copies for all others.
+                    for i in 0..count * chunks / LANES as u32 {
+                        let index = i * LANES as u32 + self.lane;
+                        let (in_share, c) = (index / chunks, index % chunks * CHUNK);
+                        let token = (I * LANES) as u32 + in_share;
+                        let row = if P::GROUPED { thread::shuffle(rows[I], in_share) } else { token };
                         if token < n {
                             let columns = k.saturating_sub(first + c).min(CHUNK);
                             let from = self.x(row, first + c).cast();
                             copy::chunk(at + token * stride + 2 * c, from, 2 * columns);
                         }
-                        index += LANES as u32;
                     }
                 });
                 copy::arrive_after_chunks(full);

@@ -3,7 +3,7 @@
 use super::{Accumulator, Block, Problem, RestartingState, work_tiles::WorkTileState};
 use crate::{
     arch::{barrier, cluster, copy, memory, thread, wgmma},
-    decode, kernels,
+    decode,
     launch::Prefill,
     layout::*,
     sched::pipeline::CountingState,
@@ -118,9 +118,9 @@ where
                 });
                 first = false;
             };
-            // Asked for again, not kept: registers are short. The outlier warps have brought it near.
+            // Asked for, not kept: registers are short.
             // SAFETY: `run`'s.
-            acc.finish(unscale(scale(unsafe { kernels::base(self.args.dense) })));
+            acc.finish(unscale(unsafe { self.scale_of(work_tile) }));
             // SAFETY: `run`'s.
             unsafe {
                 copy::finish_reads();

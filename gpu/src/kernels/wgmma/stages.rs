@@ -6,7 +6,7 @@ use super::{Accumulator, Block, Problem, RestartingState, work_tiles::WorkTileSt
 use crate::{
     arch::{barrier, copy, grid},
     args::Group,
-    kernels::fixup::counted,
+    kernels::{self, fixup::counted},
     launch::Prefill,
     layout::*,
     sched::{schedule::Place, work::WorkTile},
@@ -36,6 +36,8 @@ where
             return;
         }
         let keep = self.keep();
+        // SAFETY: `run`'s.
+        let scale = scale(unsafe { kernels::base(self.args.dense) });
         let mut ring = RestartingState::<STAGES>::PRODUCER;
         let mut schedule = self.schedule();
         // Plain copies do not wait for the tensor map, and were faster where memory sets the pace. Tensor
@@ -73,7 +75,7 @@ where
                         } else {
                             0..0
                         };
-                        peers = self.push_work_tile(state, &schedule, &work_tile, place, group);
+                        peers = self.push_work_tile(state, &schedule, &work_tile, place, group, scale);
                         state = state.next();
                     }
                 }
@@ -89,7 +91,7 @@ where
         // SAFETY: `run`'s.
         unsafe {
             let place = self.tiles().place(none.tile);
-            self.push_work_tile(state, &schedule, &none, place, 0..0)
+            self.push_work_tile(state, &schedule, &none, place, 0..0, scale)
         };
     }
 

@@ -8,12 +8,16 @@ use super::{Accumulator, Block, Problem};
 use crate::{
     arch::{barrier, memory},
     launch::Prefill,
+    layout::WINDOW,
     sched::{
         pipeline::CountingState,
         schedule::{Place, Schedule},
         work::WorkTile,
     },
 };
+
+/// Bits of a scale, in front of the number of k-tiles.
+const SCALE_BITS: u32 = WINDOW.ilog2();
 
 /// A place in the ring of descriptions.
 pub type WorkTileState = CountingState<{ Prefill::WORK_TILES }>;
@@ -53,7 +57,7 @@ where
     }
 
     /// Pushes the description of a work tile, whose output tile is at `place`, of a group of tokens if they come in
-    /// groups, or that there are no more. Returns the earlier clusters that have sums of it.
+    /// groups, or that there are no more; with the scale of weights. Returns the earlier clusters that have sums of it.
     #[inline(always)]
     pub(super) unsafe fn push_work_tile(
         &self,
@@ -62,6 +66,7 @@ where
         work_tile: &WorkTile,
         place: Place,
         group: Range<u32>,
+        scale: u32,
     ) -> Range<u32> {
         let Place {
             row_group,
@@ -76,7 +81,7 @@ where
             memory::store_u32x4(
                 to,
                 [
-                    work_tile.to - work_tile.from,
+                    (work_tile.to - work_tile.from) << SCALE_BITS | scale,
                     row_group,
                     token_block,
                     finishes,
@@ -94,8 +99,15 @@ where
         // SAFETY: the description is complete.
         unsafe {
             barrier::wait(self.work_tile_full(state.slot()), state.parity());
-            memory::load_u32(self.work_tile_at(state))
+            memory::load_u32(self.work_tile_at(state)) >> SCALE_BITS
         }
+    }
+
+    /// The scale of weights, before the description is [popped](Self::pop_work_tile).
+    #[inline(always)]
+    pub(super) unsafe fn scale_of(&self, state: WorkTileState) -> u32 {
+        // SAFETY: as for the number of k-tiles.
+        unsafe { memory::load_u32(self.work_tile_at(state)) % (1 << SCALE_BITS) }
     }
 
     /// What to do with its sums, after which the description is not read again.
