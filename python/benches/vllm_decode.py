@@ -29,6 +29,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -54,10 +55,9 @@ SHAPES = {
     "llama-3.1-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
     "llama-3.2-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
     "tiny": {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 2},
-    # Of its layers, which are all alike, a part: the checkpoint is 16 or 31 GB, not 61. Of a quarter the host sets the
-    # pace up to some eight requests at a time.
+    "qwen3-30b-a3b": {**_QWEN3_30B_A3B, "num_hidden_layers": 48},
+    # A quarter of its layers. The host sets the pace then, up to some eight requests at a time.
     "qwen3-30b-a3b/4": {**_QWEN3_30B_A3B, "num_hidden_layers": 12},
-    "qwen3-30b-a3b/2": {**_QWEN3_30B_A3B, "num_hidden_layers": 24},
     "tiny-moe": {
         "hidden_size": 1024,
         "intermediate_size": 2048,
@@ -71,6 +71,9 @@ SHAPES = {
         "model_type": "qwen3_moe",
     },
 }
+#: Layers of a checkpoint that is smaller than its model: 16 GB for 61. Each is loaded several times, into layers with
+#: memory of their own.
+STORED_LAYERS = {"qwen3-30b-a3b": 12}
 #: What vLLM needs to run without a network, and in the process that asks.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -108,6 +111,7 @@ def checkpoint(folder, shape, tied):
         return (torch.randn(rows, cols, device=device, dtype=torch.bfloat16) * scale).cpu()
 
     hidden, inner, layers = (SHAPES[shape][key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    layers = STORED_LAYERS.get(shape, layers)
     heads = SHAPES[shape].get("num_attention_heads", hidden // 128)
     keys = SHAPES[shape].get("num_key_value_heads", max(heads // 4, 1))
     experts = SHAPES[shape].get("num_experts", 0)
@@ -167,6 +171,24 @@ def checkpoint(folder, shape, tied):
 # In a process of its own
 
 
+def repeat_layers(stored, layers):
+    """Has vLLM load the checkpoint's layers as often as the model has them, all of them before any again."""
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    original = DefaultModelLoader._get_weights_iterator
+
+    def weights_iterator(self, source):
+        for first in range(0, layers, stored):
+            for name, tensor in original(self, source):
+                layer = re.fullmatch(r"(model\.layers\.)(\d+)(\..*)", name)
+                if layer:
+                    yield f"{layer[1]}{first + int(layer[2])}{layer[3]}", tensor
+                elif first == 0:
+                    yield name, tensor
+
+    DefaultModelLoader._get_weights_iterator = weights_iterator
+
+
 def count_launches(captured):
     """Counts products in captured graphs: those that may start early, and those that may not."""
     from zipserv import _native
@@ -189,6 +211,8 @@ def work(options):
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
     loading, captured = {}, {"early": 0, "late": 0}
+    if options.shape in STORED_LAYERS:
+        repeat_layers(STORED_LAYERS[options.shape], SHAPES[options.shape]["num_hidden_layers"])
     if not options.form.startswith("dense"):
         count_launches(captured)
     original = DefaultModelLoader.load_model
@@ -358,6 +382,8 @@ def main():
         return
     import zipserv
 
+    if "compressed" in options.forms and options.shape in STORED_LAYERS:
+        sys.exit(f"{options.shape} has no compressed folder: its layers are repeated as dense ones")
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.work or pathlib.Path(scratch)
         dense, compressed = folder / "dense", folder / "compressed"
