@@ -75,7 +75,8 @@ where
                         } else {
                             0..0
                         };
-                        peers = self.push_work_tile(state, &schedule, &work_tile, place, group, scale);
+                        peers =
+                            self.push_work_tile(state, &schedule, &work_tile, place, group, scale);
                         state = state.next();
                     }
                 }
