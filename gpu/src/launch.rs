@@ -239,6 +239,12 @@ impl Prefill {
     /// Bytes of one warpgroup's outputs on their way out.
     pub const OUT_BYTES: usize = Self::CHUNK_TOKENS * Self::LINE_BYTES;
 
+    /// Whether there are so few tokens that memory sets the pace. Then the dense tiles of each strip come by a copy of
+    /// their own, so kernels for experts can take those of gate and up together, and gate outputs themselves.
+    pub const fn has_few_tokens(self) -> bool {
+        self.tokens <= 64
+    }
+
     /// The launch of the kernel called `name`.
     const fn launch(self, name: &'static str) -> Launch {
         assert!(
@@ -441,7 +447,7 @@ macro_rules! prefills {
 }
 prefill_kernels!(prefills);
 
-/// Every `prefill_grouped` kernel, as in [`prefill_kernels`].
+/// Every `prefill_grouped` kernel, as in [`prefill_kernels`]. Those for [few tokens](Prefill::has_few_tokens) can gate.
 #[macro_export]
 macro_rules! grouped_prefill_kernels {
     ($use:ident) => {
