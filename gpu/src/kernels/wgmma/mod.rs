@@ -39,6 +39,7 @@
 //! issues some 85 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
 //! from the L2 cache for each block of a cluster of two.
 
+mod ahead;
 mod multiply;
 mod output;
 mod patches;
