@@ -104,8 +104,11 @@ impl Problem for Experts<'_> {
     #[inline(always)]
     fn group(&self, _args: &PrefillArgs, token_block: u32, _tokens: u32) -> Group {
         let group = self.args.groups.wrapping_add(token_block as usize);
-        // SAFETY: routing has written the group, and a token block of a work tile has one.
-        let [expert, first, tokens, _] = unsafe { memory::observe_u32x4(group.cast()) };
+        let group = group.cast::<u32>();
+        // Words by themselves: the register of a fourth, which nobody reads, would be used again for something else, and
+        // that waits for the load. SAFETY: routing has written the group, and a token block of a work tile has one.
+        let [expert, first, tokens] =
+            [0, 1, 2].map(|word| unsafe { memory::observe_u32(group.wrapping_add(word)) });
         Group {
             expert,
             first,
