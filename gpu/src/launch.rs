@@ -1,6 +1,9 @@
 //! What each kernel's launch looks like: one table for the kernels, the builder and the host.
 
-use crate::layout::{BAND_BYTES, BAND_ROWS, BANDS, TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS};
+use crate::{
+    args::Group,
+    layout::{BAND_BYTES, BAND_ROWS, BANDS, LANES, TILE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS},
+};
 
 /// Shape of a `zipgemm` block: all that distinguishes one of its kernels from another.
 ///
@@ -36,11 +39,25 @@ impl Gemm {
     pub const EMPTY: u32 = u32::MAX;
     /// Bytes of one warp's patch table: one for each weight of a tile.
     pub const TABLE_BYTES: usize = TILE_WEIGHTS;
+    /// Groups of tokens that a `zipgemm_grouped` block keeps in shared memory: one a lane.
+    pub const NEAR_GROUPS: usize = LANES;
+    /// Their bytes.
+    pub const GROUPS_BYTES: usize = Self::NEAR_GROUPS * size_of::<Group>();
 
     /// The launch of the kernel called `name`, of the PTX for `sm`.
     const fn launch(self, name: &'static str, sm: &str) -> Launch {
+        self.launch_with(name, sm, self.shared_bytes())
+    }
+
+    /// The same for tokens in groups.
+    const fn launch_grouped(self, name: &'static str, sm: &str) -> Launch {
+        assert!(self.groups_at().is_multiple_of(align_of::<Group>()));
+        self.launch_with(name, sm, self.groups_at() + Self::GROUPS_BYTES)
+    }
+
+    const fn launch_with(self, name: &'static str, sm: &str, shared_bytes: usize) -> Launch {
         assert!(
-            self.blocks * (self.shared_bytes() + 1024) <= 228 * 1024,
+            self.blocks * (shared_bytes + 1024) <= 228 * 1024,
             "more shared memory than Hopper has"
         );
         assert!(
@@ -52,14 +69,14 @@ impl Gemm {
             "each strip of a stage has a lane that copies"
         );
         assert!(
-            matches!(sm.as_bytes(), b"90a") || self.shared_bytes() <= 99 * 1024,
+            matches!(sm.as_bytes(), b"90a") || shared_bytes <= 99 * 1024,
             "more shared memory than Ada and the small Blackwells have"
         );
         Launch {
             name,
             threads: self.threads(),
             min_blocks: self.blocks,
-            shared_bytes: self.shared_bytes(),
+            shared_bytes,
             cluster: 1,
         }
     }
@@ -160,6 +177,11 @@ impl Gemm {
     pub const fn shared_bytes(self) -> usize {
         self.barriers_at() + 16 * (self.stages + self.sum_stages)
     }
+
+    /// Offset of groups of tokens, behind all else, in kernels that have them.
+    pub const fn groups_at(self) -> usize {
+        self.shared_bytes()
+    }
 }
 
 /// Shape of a `prefill` block, for many tokens.
@@ -216,6 +238,12 @@ impl Prefill {
     pub const LINE_BYTES: usize = 128;
     /// Bytes of one warpgroup's outputs on their way out.
     pub const OUT_BYTES: usize = Self::CHUNK_TOKENS * Self::LINE_BYTES;
+
+    /// Whether there are so few tokens that memory sets the pace. Then the dense tiles of each strip come by a copy of
+    /// their own, so kernels for experts can take those of gate and up together, and gate outputs themselves.
+    pub const fn has_few_tokens(self) -> bool {
+        self.tokens <= 64
+    }
 
     /// The launch of the kernel called `name`.
     const fn launch(self, name: &'static str) -> Launch {
@@ -386,7 +414,7 @@ macro_rules! grouped_tables {
         pub const GROUPED: &[(&str, Gemm)] = &[$($((stringify!($name), Gemm $shape),)*)*];
 
         const GROUPED_LAUNCHES: &[Launch] =
-            &[$($((Gemm $shape).launch(stringify!($name), $sm),)*)*];
+            &[$($((Gemm $shape).launch_grouped(stringify!($name), $sm),)*)*];
     };
 }
 grouped_kernels!(grouped_tables);
@@ -419,7 +447,7 @@ macro_rules! prefills {
 }
 prefill_kernels!(prefills);
 
-/// Every `prefill_grouped` kernel, as in [`prefill_kernels`].
+/// Every `prefill_grouped` kernel, as in [`prefill_kernels`]. Those for [few tokens](Prefill::has_few_tokens) can gate.
 #[macro_export]
 macro_rules! grouped_prefill_kernels {
     ($use:ident) => {

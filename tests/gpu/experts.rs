@@ -381,11 +381,84 @@ fn activations_by_expert() {
     }
 }
 
+/// Checks a token's gated outputs against sums in FP64: of the gate, then of what it is multiplied by.
+fn check_gated(row: &[u16], sums: &Product, what: &str) {
+    let (gate, up) = sums.sums().split_at(row.len());
+    for (feature, &bits) in row.iter().enumerate() {
+        let (gate, up) = (gate[feature].0, up[feature].0);
+        let expected = gate / (1.0 + (-gate).exp()) * up;
+        let value = bf16::from_bits(bits).to_f64();
+        // Gate, up and what comes of them are rounded to BF16.
+        let close = (value - expected).abs() <= expected.abs() / 60.0 + 1e-6;
+        let same = close || (expected.is_nan() && value.is_nan());
+        assert!(
+            same,
+            "{what}, feature {feature}: {value:e}, not {expected:e}"
+        );
+    }
+}
+
+/// Halves of so many strips that row blocks lack some, and clusters row blocks; more k-tiles than a ring has stages;
+/// experts without tokens, and some whose gate, or what it is multiplied by, is NaN.
+#[test]
+fn gated_products() {
+    const SHAPES: [(usize, usize); 5] = [(96, 200), (32, 64), (64, 712), (160, 1000), (352, 136)];
+    let (experts, tokens, top_k) = (7, 150, 2);
+    for mut lab in Lab::each() {
+        for &(inner, k) in if quick() { &SHAPES[..1] } else { &SHAPES[..] } {
+            let mut layer = Layer::new(Kind::Gaussian, experts, 2 * inner, k);
+            let half = inner * k;
+            layer.bits[2 * half..3 * half].fill(crate::lab::NAN);
+            layer.bits[7 * half..8 * half].fill(crate::lab::NAN);
+            let plain = layer.linear(&lab);
+            let gated = layer.linear(&lab).gated();
+            let experts_of: Vec<i32> = Choice::Skewed
+                .experts_of(tokens, top_k, experts)
+                .iter()
+                .map(|&expert| [0, 1, 3, 3, 4, 5, 5][expert as usize])
+                .collect();
+            let x = Kind::Gaussian.activations(tokens, k);
+            for group_tokens in groups(&lab, &layer) {
+                let mut routing =
+                    Routing::new(lab.device, tokens, top_k, experts, group_tokens).unwrap();
+                let places = route(&lab, &mut routing, &experts_of);
+                let y = multiply(&mut lab, &gated, &routing, &x, false);
+                for (at, place) in places.iter().enumerate() {
+                    let what = format!("{inner} x {k}, groups of {group_tokens}, assignment {at}");
+                    let expert = layer.expert(experts_of[at] as usize);
+                    let product = Product::new(&x[at / top_k * k..][..k], expert, k);
+                    let row = &y[place.unwrap() as usize * inner..][..inner];
+                    check_gated(row, &product, &what);
+                }
+                let plan =
+                    GroupedPlan::with_groups(plain.weights(), experts, layer.m, group_tokens);
+                if plan.unwrap().kernel().starts_with("prefill_grouped") {
+                    // Whole output tiles have the same sums, so those that another kernel gates are the same, too.
+                    let products = multiply(&mut lab, &plain, &routing, &x, false);
+                    let products = lab.buffer(&products);
+                    let other = lab.buffer(&vec![0; y.len()]);
+                    let (from, to) = (products.address(), other.address());
+                    let (stream, rows) = (lab.stream.raw(), tokens * top_k);
+                    // SAFETY: both have their rows, and are there until the result is read.
+                    unsafe {
+                        (lab.device)
+                            .gate_raw(stream, from, to, rows, inner, false)
+                            .unwrap();
+                    }
+                    let what = format!("{inner} x {k}, groups of {group_tokens}");
+                    assert!(lab.bits(&other) == y, "{what}");
+                }
+            }
+        }
+    }
+}
+
 /// Gated outputs that are FP32 are those that are BF16, before they are rounded; and those of no assignment are left
 /// alone.
 #[test]
 fn gated_outputs_of_both_types() {
     for mut lab in Lab::each() {
+        // Three strips a half, where row blocks have two of each.
         let layer = Layer::new(Kind::Gaussian, 4, 192, 136);
         let linear = layer.linear(&lab).gated();
         for group_tokens in groups(&lab, &layer) {
@@ -456,17 +529,8 @@ fn a_whole_layer() {
                 for (at, place) in places.iter().enumerate() {
                     let expert = up.expert(experts_of[at] as usize);
                     let x = &x[at / top_k * hidden..][..hidden];
-                    let sums = Product::new(x, expert, hidden);
-                    let (gate, up) = sums.sums().split_at(inner);
                     let row = &inside[place.unwrap() as usize * inner..][..inner];
-                    for (feature, &bits) in row.iter().enumerate() {
-                        let (gate, up) = (gate[feature].0, up[feature].0);
-                        let expected = gate / (1.0 + (-gate).exp()) * up;
-                        let value = bf16::from_bits(bits).to_f64();
-                        // Gate, up and what comes of them are rounded to BF16.
-                        let close = (value - expected).abs() <= expected.abs() / 60.0 + 1e-6;
-                        assert!(close, "{what}: {value:e}, not {expected:e}");
-                    }
+                    check_gated(row, &Product::new(x, expert, hidden), &what);
                 }
 
                 // From here on what the device has made of it so far is taken as it is.

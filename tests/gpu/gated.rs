@@ -82,7 +82,7 @@ fn halves_of_every_shape_and_number_of_tokens() {
     for mut lab in Lab::each() {
         let shapes = if quick() { &SHAPES[..2] } else { &SHAPES };
         for &(m, k) in shapes {
-            for n in [1, 2, 8, 9, 16, 17, 64, 130] {
+            for n in [1, 2, 8, 9, 16, 17, 33, 64, 130] {
                 for kind in [Kind::Gaussian, Kind::Outliers, Kind::Nan] {
                     let (w, x) = (kind.weights(m, k), Kind::Gaussian.activations(n, k));
                     let y = gated(&mut lab, m, k, &w, &x, &PlanOptions::default());

@@ -11,7 +11,7 @@
 //! for it.
 
 use crate::{
-    arch::{memory, mma, thread},
+    arch::{math, memory, mma, thread},
     args::Output,
 };
 
@@ -187,6 +187,28 @@ impl<'a> Epilogue<'a> {
                 } else {
                     unroll!(I < 4 => { store_half(y, I, pairs[I / 2], left); });
                 }
+            }
+        }
+    }
+
+    /// Gates eight features of a token that are BF16, and stores the outputs. Nothing is added to them.
+    ///
+    /// # Safety
+    /// The outputs are writable.
+    #[inline(always)]
+    pub unsafe fn store_gated(&self, token: u32, feature: u32, gate: [u32; 4], up: [u32; 4]) {
+        let mut sums = [0.0; 8];
+        unroll!(I < 4 => { [sums[2 * I], sums[2 * I + 1]] = math::gated(gate[I], up[I]); });
+        let [a, b, c, d, e, f, g, h] = sums;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.is_f32() {
+                self.store_four(token, feature, [a, b, c, d], [0; 4], [0; 4]);
+                self.store_four(token, feature + 4, [e, f, g, h], [0; 4], [0; 4]);
+            } else {
+                let pairs = [(a, b), (c, d), (e, f), (g, h)];
+                let pairs = pairs.map(|(first, second)| mma::to_bf16_pair(first, second));
+                self.store_eight(token, feature, pairs);
             }
         }
     }

@@ -8,7 +8,7 @@
 //! A thread has eight features of a token. Bound by memory, or for a few tokens by the launch.
 
 use crate::{
-    arch::{grid, math, memory, mma, thread},
+    arch::{grid, memory, thread},
     args::GateArgs,
     kernels::epilogue::Epilogue,
     launch::GATE_FEATURES,
@@ -37,17 +37,7 @@ pub unsafe fn gate(args: &GateArgs) {
         let row = args.x.add(token as usize * args.x_stride as usize);
         let eight = |from: u32| memory::load_global_u32x4(row.add(from as usize).cast());
         let (gate, up) = (eight(feature), eight(args.features + feature));
-        let mut sums = [0.0; 8];
-        unroll!(I < 4 => { [sums[2 * I], sums[2 * I + 1]] = math::gated(gate[I], up[I]); });
-        let [a, b, c, d, e, f, g, h] = sums;
         let epilogue = Epilogue::new(&args.output, args.features, token + 1);
-        if epilogue.is_f32() {
-            epilogue.store_four(token, feature, [a, b, c, d], [0; 4], [0; 4]);
-            epilogue.store_four(token, feature + 4, [e, f, g, h], [0; 4], [0; 4]);
-        } else {
-            let pairs = [(a, b), (c, d), (e, f), (g, h)];
-            let pairs = pairs.map(|(first, second)| mma::to_bf16_pair(first, second));
-            epilogue.store_eight(token, feature, pairs);
-        }
+        epilogue.store_gated(token, feature, gate, up);
     }
 }

@@ -77,7 +77,7 @@ pub struct OutputTiles {
 }
 
 /// Where an output tile is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Place {
     /// Which row blocks: as many as a cluster has blocks.
     pub row_group: u32,

@@ -106,6 +106,12 @@ impl WorkTiles {
         }
     }
 
+    /// The first output tile of the run, which is the last one that is worked on.
+    #[inline(always)]
+    pub fn first_tile(&self) -> u32 {
+        self.start.checked_div(self.k_tiles).unwrap_or(0)
+    }
+
     /// k-tiles in all work tiles.
     #[inline(always)]
     pub fn left(&self) -> u32 {

@@ -21,12 +21,10 @@ const AT_ONCE: u32 = 8;
 /// Writes a thread's outputs.
 ///
 /// # Safety
-/// `args` describe outputs of experts, and places as `route` writes them, if any; the grid has a column of blocks a token, each
-/// for [`COMBINE_FEATURES`] features.
+/// `args` describe outputs of experts, and places as `route` writes them, if any: these and weights are there before the
+/// kernel ahead has ended. The grid has a column of blocks a token, each for [`COMBINE_FEATURES`] features.
 #[inline(always)]
 pub unsafe fn combine(args: &CombineArgs) {
-    grid::wait_dependencies();
-    grid::launch_dependents();
     // SAFETY: every thread has a place in the grid; ranges are the caller's promise.
     unsafe {
         let columns = args.features.div_ceil(COMBINE_FEATURES as u32);
@@ -36,20 +34,26 @@ pub unsafe fn combine(args: &CombineArgs) {
         let feature = column * COMBINE_FEATURES as u32 + 4 * thread::thread() as u32;
         let has_feature = feature < args.features;
         let first = token * args.top_k;
+        // Each lane looks after an assignment of the next 32. Routing is done: the product ahead has waited for it.
+        let assignment = |done: u32| {
+            let at = (first + done + thread::lane()) as usize;
+            if done + thread::lane() >= args.top_k {
+                return (NOWHERE, 0);
+            }
+            let place = match args.places.is_null() {
+                true if expert(&args.unsorted, at as u32) == NOWHERE => NOWHERE,
+                true => at as u32,
+                false => memory::observe_u32(args.places.add(at)),
+            };
+            (place, memory::observe_u32(args.weights.add(at).cast()))
+        };
+        let mut own = assignment(0);
+        grid::wait_dependencies();
+        grid::launch_dependents();
         let mut sums = [0f32; 4];
         let mut done = 0;
         while done < args.top_k {
-            // Each lane looks after an assignment of the next 32.
-            let (mut own_place, mut own_weight) = (NOWHERE, 0);
-            if done + thread::lane() < args.top_k {
-                let at = (first + done + thread::lane()) as usize;
-                own_place = match args.places.is_null() {
-                    true if expert(&args.unsorted, at as u32) == NOWHERE => NOWHERE,
-                    true => at as u32,
-                    false => memory::load_global_u32(args.places.add(at)),
-                };
-                own_weight = memory::load_global_u32(args.weights.add(at).cast());
-            }
+            let (own_place, own_weight) = own;
             let end = (done + LANES as u32).min(args.top_k);
             let mut from = 0;
             while done < end {
@@ -74,6 +78,7 @@ pub unsafe fn combine(args: &CombineArgs) {
                 done += AT_ONCE;
             }
             done = end;
+            own = assignment(done);
         }
         if has_feature {
             let to = args

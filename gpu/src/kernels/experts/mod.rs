@@ -8,12 +8,13 @@
 //!
 //! A single token's assignments have nothing to be sorted by: the products take them as they are, and there is no `route`.
 //!
-//! With many tokens an expert the products are those of `wgmma`, which take activations in the order of experts, and do
-//! not gate:
+//! With many tokens an expert the products are those of `wgmma`, which take activations in the order of experts:
 //!
 //! ```text
-//!  order, activations --arrange--> prefill_grouped (gate, up) --gate--> prefill_grouped (down) --combine--> outputs
+//!  order, activations --arrange--> prefill_grouped (gate, up; silu) --> prefill_grouped (down) --combine--> outputs
 //! ```
+//!
+//! In groups of more than 64 tokens they do not gate; `gate` does it between them.
 //!
 //! Nothing of it waits for the host, so all of it can be captured into a graph.
 

@@ -75,7 +75,7 @@ pub unsafe fn zipgemm<
 ) {
     let problem = Single::new(args);
     let block = Block::<_, N_TILES, WARPS_M, WARPS_K, CONSUMER_GROUPS, STAGES, SUM_STAGES>::new(
-        &problem, true,
+        problem, true,
     );
     // SAFETY: the caller's promise, passed on.
     unsafe { block.run() }
@@ -100,7 +100,7 @@ pub unsafe fn zipgemm_grouped<
 ) {
     let problem = Experts::<N_TILES>::new(args);
     let block = Block::<_, N_TILES, WARPS_M, WARPS_K, CONSUMER_GROUPS, STAGES, SUM_STAGES>::new(
-        &problem,
+        problem,
         !args.is_batch_invariant,
     );
     // SAFETY: the caller's promise, passed on.
@@ -132,7 +132,7 @@ struct Share {
 /// A thread's view of its block.
 struct Block<
     'a,
-    P: Problem,
+    P: Problem<'a>,
     const N_TILES: usize,
     const WARPS_M: usize,
     const WARPS_K: usize,
@@ -140,7 +140,7 @@ struct Block<
     const STAGES: usize,
     const SUM_STAGES: usize,
 > {
-    problem: &'a P,
+    problem: P,
     args: &'a GemmArgs,
     shared: u32,
     lane: u32,
@@ -154,7 +154,7 @@ struct Block<
 
 impl<
     'a,
-    P: Problem,
+    P: Problem<'a>,
     const N_TILES: usize,
     const WARPS_M: usize,
     const WARPS_K: usize,
@@ -179,7 +179,7 @@ impl<
 
     /// With `shares`, blocks share output tiles along K.
     #[inline(always)]
-    fn new(problem: &'a P, shares: bool) -> Self {
+    fn new(problem: P, shares: bool) -> Self {
         let args = problem.gemm();
         let k_tiles = args.k.div_ceil(TILE_COLS as u32);
         // SAFETY: every thread has a place in the grid.
@@ -189,16 +189,18 @@ impl<
             true => StreamK::new(tiles * k_tiles, blocks),
             false => StreamK::whole(tiles, blocks, k_tiles),
         };
+        let (shared, work_tiles) = (memory::shared(), work.work_tiles(block, k_tiles));
+        let groups = shared + Self::SHAPE.groups_at() as u32;
         Self {
-            problem,
+            problem: problem.of_run::<WARPS_M>(work_tiles.first_tile(), groups),
             args,
-            shared: memory::shared(),
+            shared,
             lane: thread::lane(),
             warp: thread::warp(),
             block,
             k_tiles,
             work,
-            work_tiles: work.work_tiles(block, k_tiles),
+            work_tiles,
         }
     }
 
@@ -246,6 +248,7 @@ impl<
             let mut first = (Cursor::new(self.work_tiles), Share::default());
             if self.warp == Self::WARPS {
                 // Weights are on their way before anything else happens.
+                self.problem.load(self.lane);
                 if self.lane == 0 {
                     self.init_barriers();
                 }

@@ -2,23 +2,37 @@
 //!
 //! The kernel goes through *output tiles*: a row block, of some strips, for up to 8 x N tokens.
 
+use core::mem;
+
 use crate::{
     arch::{grid, memory, thread},
     args::{GemmArgs, Group, GroupedArgs, NOWHERE, Output},
     kernels::experts::expert,
+    launch::Gemm,
     layout::TILE_ROWS,
 };
 
 /// Where the output tiles of a launch are.
-pub trait Problem: Copy {
+pub trait Problem<'a>: Copy {
     /// Whether it is one of experts' matrices: their activations and outputs have places of their own.
     const GROUPED: bool;
 
     /// What both have.
-    fn gemm(&self) -> &GemmArgs;
+    fn gemm(&self) -> &'a GemmArgs;
 
     /// Output tiles of `WARPS_M` strips each.
     fn tiles<const WARPS_M: usize>(&self) -> u32;
+
+    /// The same for a block whose first output tile is `first`, and which has [`Gemm::GROUPS_BYTES`] at `shared` if it is
+    /// [grouped](Self::GROUPED).
+    #[must_use]
+    fn of_run<const WARPS_M: usize>(self, first: u32, shared: u32) -> Self;
+
+    /// Brings what the block will ask for to shared memory: `lane`'s part of what a warp does before any other asks.
+    ///
+    /// # Safety
+    /// The shared memory is the block's, as [`of_run`](Self::of_run) says.
+    unsafe fn load(&self, lane: u32);
 
     /// The strip of the matrix that is the `strip`-th of an output tile, if there is one.
     fn strip<const WARPS_M: usize>(&self, tile: u32, strip: u32) -> Option<u32>;
@@ -31,11 +45,11 @@ pub trait Problem: Copy {
 
     /// Where outputs of a tile go, how many features and tokens there are, and the tile's first feature. `own` is room
     /// for what is not the same for all tiles.
-    fn output<'a, const WARPS_M: usize>(
-        &'a self,
+    fn output<'o, const WARPS_M: usize>(
+        &'o self,
         tile: u32,
-        own: &'a mut Option<Output>,
-    ) -> (&'a Output, u32, u32, u32);
+        own: &'o mut Option<Output>,
+    ) -> (&'o Output, u32, u32, u32);
 }
 
 /// The strips of a matrix that a row block has: some that follow one another, or if outputs are gated, half of them in
@@ -107,13 +121,21 @@ impl<'a> Single<'a> {
     }
 }
 
-impl Problem for Single<'_> {
+impl<'a> Problem<'a> for Single<'a> {
     const GROUPED: bool = false;
 
     #[inline(always)]
-    fn gemm(&self) -> &GemmArgs {
+    fn gemm(&self) -> &'a GemmArgs {
         self.args
     }
+
+    #[inline(always)]
+    fn of_run<const WARPS_M: usize>(self, _first: u32, _shared: u32) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn load(&self, _lane: u32) {}
 
     #[inline(always)]
     fn tiles<const WARPS_M: usize>(&self) -> u32 {
@@ -136,11 +158,11 @@ impl Problem for Single<'_> {
     }
 
     #[inline(always)]
-    fn output<'a, const WARPS_M: usize>(
-        &'a self,
+    fn output<'o, const WARPS_M: usize>(
+        &'o self,
         tile: u32,
-        _own: &'a mut Option<Output>,
-    ) -> (&'a Output, u32, u32, u32) {
+        _own: &'o mut Option<Output>,
+    ) -> (&'o Output, u32, u32, u32) {
         let features = self.args.m >> u32::from(self.args.is_gated);
         let first = RowBlocks::new(self.args).first_feature::<WARPS_M>(tile);
         (&self.args.output, features, self.args.n, first)
@@ -157,7 +179,14 @@ pub struct Experts<'a, const N_TILES: usize> {
     strips: u32,
     /// Groups of tokens.
     groups: u32,
+    /// The group of the block's first output tile. It and those behind it are in shared memory at `near`, as many as
+    /// there is room for, which is mostly all that the block's run touches.
+    first: u32,
+    near: u32,
 }
+
+/// Bytes of a group.
+const GROUP_BYTES: u32 = mem::size_of::<Group>() as u32;
 
 impl<'a, const N_TILES: usize> Experts<'a, N_TILES> {
     /// Whether assignments may be unsorted: those of a single token are for the kernel for fewest.
@@ -178,6 +207,8 @@ impl<'a, const N_TILES: usize> Experts<'a, N_TILES> {
                 // SAFETY: routing has written it.
                 unsafe { memory::observe_u32(args.group_count) }
             },
+            first: 0,
+            near: 0,
         }
     }
 
@@ -187,20 +218,13 @@ impl<'a, const N_TILES: usize> Experts<'a, N_TILES> {
         let row_blocks = RowBlocks::new(&self.args.gemm).count::<WARPS_M>();
         let group = tile.checked_div(row_blocks).unwrap_or(0);
         let row_block = tile - group * row_blocks;
-        if Self::TAKES_UNSORTED && !self.args.unsorted.numbers.is_null() {
-            // SAFETY: the router has written them, and this kernel or one ahead has waited for it.
-            let expert = unsafe { expert(&self.args.unsorted, group) };
-            let group = Group {
-                expert,
-                first: group,
-                tokens: u32::from(expert != NOWHERE),
-            };
-            return (group, row_block);
+        let index = group.wrapping_sub(self.first);
+        if index >= Gemm::NEAR_GROUPS as u32 {
+            return (self.group(group), row_block);
         }
-        // SAFETY: routing has written the group. What an earlier kernel's loads have left in the first-level cache is
-        // not looked at, for this one may not have waited.
+        // SAFETY: a warp has loaded it before, see `Problem::load`.
         let [expert, first, tokens, _] =
-            unsafe { memory::observe_u32x4(self.args.groups.wrapping_add(group as usize).cast()) };
+            unsafe { memory::load_u32x4(self.near + index * GROUP_BYTES) };
         let group = Group {
             expert,
             first,
@@ -208,14 +232,63 @@ impl<'a, const N_TILES: usize> Experts<'a, N_TILES> {
         };
         (group, row_block)
     }
+
+    /// A group, from where routing has left it. What an earlier kernel's loads have left in the first-level cache is not
+    /// looked at, for this one may not have waited.
+    #[inline(always)]
+    fn group(&self, group: u32) -> Group {
+        if Self::TAKES_UNSORTED && !self.args.unsorted.numbers.is_null() {
+            // SAFETY: the router has written them, and this kernel or one ahead has waited for it.
+            let expert = unsafe { expert(&self.args.unsorted, group) };
+            return Group {
+                expert,
+                first: group,
+                tokens: u32::from(expert != NOWHERE),
+            };
+        }
+        // SAFETY: routing has written the group.
+        let [expert, first, tokens, _] =
+            unsafe { memory::observe_u32x4(self.args.groups.wrapping_add(group as usize).cast()) };
+        Group {
+            expert,
+            first,
+            tokens,
+        }
+    }
 }
 
-impl<const N_TILES: usize> Problem for Experts<'_, N_TILES> {
+impl<'a, const N_TILES: usize> Problem<'a> for Experts<'a, N_TILES> {
     const GROUPED: bool = true;
 
     #[inline(always)]
-    fn gemm(&self) -> &GemmArgs {
+    fn gemm(&self) -> &'a GemmArgs {
         &self.args.gemm
+    }
+
+    #[inline(always)]
+    fn of_run<const WARPS_M: usize>(self, first: u32, shared: u32) -> Self {
+        let row_blocks = RowBlocks::new(&self.args.gemm).count::<WARPS_M>();
+        Self {
+            first: first.checked_div(row_blocks).unwrap_or(0),
+            near: shared,
+            ..self
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(&self, lane: u32) {
+        let group = self.first + lane;
+        if lane < Gemm::NEAR_GROUPS as u32 && group < self.groups {
+            let Group {
+                expert,
+                first,
+                tokens,
+            } = self.group(group);
+            // SAFETY: the caller's promise.
+            unsafe {
+                memory::store_u32x4(self.near + lane * GROUP_BYTES, [expert, first, tokens, 0])
+            };
+        }
     }
 
     #[inline(always)]
@@ -249,11 +322,11 @@ impl<const N_TILES: usize> Problem for Experts<'_, N_TILES> {
     }
 
     #[inline(always)]
-    fn output<'a, const WARPS_M: usize>(
-        &'a self,
+    fn output<'o, const WARPS_M: usize>(
+        &'o self,
         tile: u32,
-        own: &'a mut Option<Output>,
-    ) -> (&'a Output, u32, u32, u32) {
+        own: &'o mut Option<Output>,
+    ) -> (&'o Output, u32, u32, u32) {
         let (group, row_block) = self.place::<WARPS_M>(tile);
         let Output {
             y, pitch, is_f32, ..

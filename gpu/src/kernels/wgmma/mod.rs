@@ -26,7 +26,9 @@
 //! that multiply.
 //!
 //! The same kernel multiplies the tokens of a mixture's experts, a group of them a tile: [`problem`] says where output
-//! tiles are then. Nothing is shared along K, so no sums pass between clusters.
+//! tiles are then. Nothing is shared along K, so no sums pass between clusters. With few tokens it can gate: an output
+//! tile is then 64 features of the gate, which the first warpgroup has, and the 64 that they are multiplied by, which the
+//! second has; rounded sums of both meet in shared memory.
 //!
 //! Every lane arrives at barriers for what it has read or written itself. Between the barrier that
 //! frees a table and the one that fills it the source has stores only: all else is done before
@@ -37,6 +39,7 @@
 //! issues some 85 instructions for each of its two warps; 43 KB into shared memory, 27 KB of them
 //! from the L2 cache for each block of a cluster of two.
 
+mod ahead;
 mod multiply;
 mod output;
 mod patches;
@@ -137,8 +140,9 @@ where
     };
     pub(super) const WARPS: u32 = Prefill::WARPS as u32;
     pub(super) const STRIPS: u32 = Prefill::STRIPS as u32;
-    /// Whether there are so few tokens that memory sets the pace.
-    pub(super) const FEW_TOKENS: bool = SUMS <= 32;
+    pub(super) const FEW_TOKENS: bool = Self::SHAPE.has_few_tokens();
+    /// Parts of an output tile if outputs are gated: the warpgroups have one each.
+    pub(super) const HALVES: u32 = 2;
 
     #[inline(always)]
     fn new(problem: P, args: &'a PrefillArgs, maps: u64) -> Self {
@@ -339,8 +343,15 @@ where
         }
     }
 
-    /// The tile of a k-tile in a strip of the row block, of an expert if there are some. Below the matrix the last
-    /// strip stands in: what comes of it is not stored.
+    /// Whether outputs are gated. A row block then has strips of the gate's features, of the first warpgroup, and those
+    /// that they are multiplied by, of the second.
+    #[inline(always)]
+    pub(super) fn is_gated(&self) -> bool {
+        Self::FEW_TOKENS && self.problem.is_gated()
+    }
+
+    /// The tile of a k-tile in a strip of the row block, of an expert if there are some. Below the matrix, or its half,
+    /// the last strip stands in: what comes of it is not stored.
     #[inline(always)]
     pub(super) fn tile(
         &self,
@@ -350,7 +361,15 @@ where
         column: u32,
         strip: u32,
     ) -> usize {
-        let strip = (self.row_block(place) * Self::STRIPS + strip).min(self.strips - 1);
+        let row_block = self.row_block(place);
+        let strip = if self.is_gated() {
+            const { assert!(Self::STRIPS.is_multiple_of(Self::HALVES)) };
+            let (strips, width) = (self.strips / Self::HALVES, Self::STRIPS / Self::HALVES);
+            let half = strip / width;
+            half * strips + (row_block * width + strip % width).min(strips - 1)
+        } else {
+            (row_block * Self::STRIPS + strip).min(self.strips - 1)
+        };
         let strip = expert * self.strips + strip;
         (strip * schedule.k_tiles + column) as usize
     }

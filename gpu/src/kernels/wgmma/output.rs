@@ -186,6 +186,10 @@ where
         ring: &mut RestartingState<STAGES>,
         acc: &[f32; SUMS],
     ) {
+        if self.is_gated() {
+            // SAFETY: `run`'s.
+            return unsafe { self.store_gated(place, group, acc) };
+        }
         let end = self.tokens(place, &group).end;
         let epilogue = Epilogue::new(&self.args.output, self.args.m, end);
         let group_feature = self.row_block(place) * Prefill::ROWS as u32
@@ -241,6 +245,39 @@ where
         });
     }
 
+    /// [`store`](Self::store) where outputs are gated: what the first warpgroup has is the gate's, what the second has is
+    /// multiplied by it. Each finds both in shared memory, rounded, and stores every other 16 tokens.
+    #[inline(always)]
+    unsafe fn store_gated(&self, place: Place, group: Range<u32>, acc: &[f32; SUMS]) {
+        const { assert!(!Self::FEW_TOKENS || SUMS <= CHUNK) };
+        const LINES: u32 = (16 * Prefill::LINE_BYTES) as u32;
+        const OUT_BYTES: u32 = Prefill::OUT_BYTES as u32;
+        let Range { start: first, end } = group;
+        let epilogue = Epilogue::new(&self.args.output, self.args.m / Self::HALVES, end);
+        let (out, thread) = (self.out(), self.thread_of_group());
+        let feature = self.row_block(place) * Prefill::GROUP_ROWS as u32 + thread % 8 * 8;
+        let token = first + 16 * out.group + thread / 8;
+        let gate = Out {
+            from: out.from - out.group * (OUT_BYTES - LINES),
+            ..out
+        };
+        let up = Out {
+            from: gate.from + OUT_BYTES,
+            ..out
+        };
+        // SAFETY: `run`'s.
+        unsafe {
+            self.put::<0, true>(&out, &chunk_of(acc, 0));
+            unroll!(Q < Self::SHAPE.chunk_tokens().div_ceil(32) => {
+                let token = token + 32 * Q as u32;
+                if token < end {
+                    let (gate, up) = (self.line::<{ 2 * Q }>(&gate), self.line::<{ 2 * Q }>(&up));
+                    epilogue.store_gated(token, feature, gate, up);
+                }
+            });
+        }
+    }
+
     /// [`store`](Self::store) where outputs are plain, as they mostly are: with nothing to decide, nor to
     /// jump over, it takes two fifths of the instructions.
     #[inline(always)]
@@ -270,7 +307,7 @@ where
                 // SAFETY: `run`'s.
                 unsafe {
                     self.add_earlier(peers.clone(), ring, &mut sums);
-                    self.put::<C>(&out, &sums);
+                    self.put::<C, false>(&out, &sums);
                     // Read before any is stored; lines that are not there hold anything.
                     let pairs = [
                         self.line::<0>(&out),
@@ -302,7 +339,7 @@ where
         let thread = self.thread_of_group();
         // SAFETY: `run`'s.
         unsafe {
-            self.put::<C>(&out, sums);
+            self.put::<C, false>(&out, sums);
             unroll!(Q < Self::chunk_sums(C) / 8 => {
                 let token = first + 16 * Q as u32 + thread / 8;
                 epilogue.store_eight(token, feature + thread % 8 * 8, self.line::<Q>(&out));
@@ -335,14 +372,27 @@ where
         }
     }
 
-    /// Rounds sums and puts them into lines, of which all may then be read.
+    /// Waits for those who read the same lines: the warpgroup, or both if outputs are gated.
     #[inline(always)]
-    unsafe fn put<const C: usize>(&self, out: &Out, sums: &[f32; CHUNK]) {
-        const THREADS: u32 = 128;
+    fn sync_readers<const GATED: bool>(out: &Out) {
+        const GROUP: u32 = 4 * LANES as u32;
+        const BOTH: u32 = Prefill::WARPS as u32 * LANES as u32;
+        // Barrier 0 is the block's.
+        if GATED {
+            thread::sync_threads::<BOTH>(3);
+        } else {
+            thread::sync_threads::<GROUP>(1 + out.group);
+        }
+    }
+
+    /// Rounds sums and puts them into lines, of which all may then be read: those of the warpgroup, or if outputs are
+    /// `GATED`, those of both.
+    #[inline(always)]
+    unsafe fn put<const C: usize, const GATED: bool>(&self, out: &Out, sums: &[f32; CHUNK]) {
         // SAFETY: inside the warpgroup's lines; the rest is `run`'s.
         unsafe {
             // The lines before have been read.
-            thread::sync_threads::<THREADS>(1 + out.group);
+            Self::sync_readers::<GATED>(out);
             unroll!(Q < Self::chunk_sums(C) / 8 => {
                 let pair = |i: usize| mma::to_bf16_pair(sums[8 * Q + i], sums[8 * Q + i + 1]);
                 mma::store_transposed_matrices(
@@ -350,7 +400,7 @@ where
                     [pair(0), pair(2), pair(4), pair(6)],
                 );
             });
-            thread::sync_threads::<THREADS>(1 + out.group);
+            Self::sync_readers::<GATED>(out);
         }
     }
 
@@ -363,6 +413,7 @@ where
 }
 
 /// Where a thread writes, and where it reads, outputs of its warpgroup on their way out.
+#[derive(Clone, Copy)]
 struct Out {
     group: u32,
     to: u32,

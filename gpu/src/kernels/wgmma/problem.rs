@@ -21,6 +21,9 @@ pub trait Problem: Copy {
     /// How clusters share them along K.
     fn decomposition(&self, args: &PrefillArgs) -> Decomposition;
 
+    /// Whether outputs are gated: silu(first half) x (second half) of the features.
+    fn is_gated(&self) -> bool;
+
     /// What a token block of `tokens` tokens has, with all tokens behind those that have the same matrix.
     fn group(&self, args: &PrefillArgs, token_block: u32, tokens: u32) -> Group;
 }
@@ -45,6 +48,11 @@ impl Problem for Single {
     #[inline(always)]
     fn decomposition(&self, args: &PrefillArgs) -> Decomposition {
         args.decomposition
+    }
+
+    #[inline(always)]
+    fn is_gated(&self) -> bool {
+        false
     }
 
     #[inline(always)]
@@ -99,13 +107,21 @@ impl Problem for Experts<'_> {
         Decomposition::WHOLE
     }
 
+    #[inline(always)]
+    fn is_gated(&self) -> bool {
+        self.args.is_gated
+    }
+
     /// The group of that number. What an earlier kernel's loads have left in the first-level cache is not looked at, for
     /// this one may not have waited.
     #[inline(always)]
     fn group(&self, _args: &PrefillArgs, token_block: u32, _tokens: u32) -> Group {
         let group = self.args.groups.wrapping_add(token_block as usize);
-        // SAFETY: routing has written the group, and a token block of a work tile has one.
-        let [expert, first, tokens, _] = unsafe { memory::observe_u32x4(group.cast()) };
+        let group = group.cast::<u32>();
+        // Words by themselves: the register of a fourth, which nobody reads, would be used again for something else, and
+        // that waits for the load. SAFETY: routing has written the group, and a token block of a work tile has one.
+        let [expert, first, tokens] =
+            [0, 1, 2].map(|word| unsafe { memory::observe_u32(group.wrapping_add(word)) });
         Group {
             expert,
             first,

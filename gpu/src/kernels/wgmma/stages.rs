@@ -2,7 +2,9 @@
 
 use core::ops::Range;
 
-use super::{Accumulator, Block, Problem, RestartingState, work_tiles::WorkTileState};
+use super::{
+    Accumulator, Block, Problem, RestartingState, ahead::Located, work_tiles::WorkTileState,
+};
 use crate::{
     arch::{barrier, copy, grid},
     args::Group,
@@ -48,9 +50,9 @@ where
             STAGES as u32
         };
         let mut state = WorkTileState::FIRST;
+        let mut ahead = self.ahead(&schedule);
         while let Some(work_tile) = schedule.next() {
-            let place = self.tiles().place(work_tile.tile);
-            let group = self.group(place);
+            let Located { place, group } = self.locate(&mut ahead, &work_tile, &schedule);
             let strip = group.expert * self.strips + self.row_block(place) * Self::STRIPS;
             let mut peers = 0..0;
             for column in work_tile.from..work_tile.to {
@@ -75,7 +77,8 @@ where
                         } else {
                             0..0
                         };
-                        peers = self.push_work_tile(state, &schedule, &work_tile, place, group, scale);
+                        peers =
+                            self.push_work_tile(state, &schedule, &work_tile, place, group, scale);
                         state = state.next();
                     }
                 }
@@ -175,8 +178,10 @@ where
         let part = self.rank * box_tokens;
         let mut ring = RestartingState::<STAGES>::PRODUCER;
         let mut schedule = self.schedule();
+        let mut ahead = self.ahead(&schedule);
         while let Some(work_tile) = schedule.next() {
-            let Group { first, tokens, .. } = self.group(self.tiles().place(work_tile.tile));
+            let Located { group, .. } = self.locate(&mut ahead, &work_tile, &schedule);
+            let Group { first, tokens, .. } = group;
             let token = first + part;
             // Blocks with no tokens copy nothing, for zeros take longer than activations. What is in their
             // place makes outputs that are not stored.

@@ -206,9 +206,9 @@ impl GroupedPlan {
     pub fn scratch_bytes(&self, operands: &RawGrouped, routing: &RawRouting) -> usize {
         match self.shape {
             Shape::Mma(_) => 0,
-            Shape::Wgmma(_) => {
+            Shape::Wgmma(shape) => {
                 let size = (self.rows, self.cols);
-                wgmma::Scratch::new(operands, routing.assignments(), size).bytes
+                wgmma::Scratch::new(operands, routing.assignments(), size, shape).bytes
             }
         }
     }
@@ -216,7 +216,8 @@ impl GroupedPlan {
     /// `Y[a] = X[t(a)] W[e(a)]^T` for each assignment a of a token to an expert, in the order of experts that `routing`
     /// has; with `is_gated`, silu of the first half of that times the second half. Sums are FP32, and those that are gated
     /// are rounded to BF16 first. It can be captured. With groups of up to 8 tokens it is one launch; with more, on
-    /// Hopper, activations are first put into the order of experts, and outputs gated by a launch of its own.
+    /// Hopper, activations are first put into the order of experts, and with more than 64 outputs are gated by a launch
+    /// of its own.
     ///
     /// # Errors
     /// [`GpuError::PlanMismatch`] when weights or routing are others than the plan's; [`GpuError::Experts`] when a gated

@@ -188,7 +188,9 @@ impl Device {
     /// [`GpuError::Load`], [`GpuError::Driver`].
     ///
     /// # Safety
-    /// As [`route_raw`](Self::route_raw), which has been called for `routing` before on this stream, of all operands.
+    /// - As [`route_raw`](Self::route_raw), which has been called for `routing` before on this stream, of all operands.
+    /// - The kernel ahead in the stream is one of a [`GroupedPlan`](super::GroupedPlan), launched behind `route_raw` and
+    ///   behind what has written the weights: both are read before that kernel has ended.
     pub unsafe fn combine_raw(
         &self,
         stream: RawStream,
@@ -197,6 +199,20 @@ impl Device {
         y: u64,
         features: usize,
         routing: &RawRouting,
+    ) -> Result<(), GpuError> {
+        let pdl = self.family() == Family::Hopper;
+        // SAFETY: the caller's promise.
+        unsafe { self.combine_with(stream, [parts, weights, y], features, routing, pdl) }
+    }
+
+    /// With `pdl`, it starts before the kernel ahead has ended, and as [`combine_raw`](Self::combine_raw) says.
+    unsafe fn combine_with(
+        &self,
+        stream: RawStream,
+        [parts, weights, y]: [u64; 3],
+        features: usize,
+        routing: &RawRouting,
+        pdl: bool,
     ) -> Result<(), GpuError> {
         const KERNEL: &str = "combine";
         routing.check()?;
@@ -226,7 +242,6 @@ impl Device {
             features: features as u32,
         };
         let blocks = routing.tokens * features.div_ceil(COMBINE_FEATURES);
-        let pdl = self.family() == Family::Hopper;
         // SAFETY: the caller's promise.
         unsafe { self.launch(KERNEL, blocks as u32, stream, pdl, args) }
     }
@@ -314,10 +329,9 @@ impl Routing {
         same_context(device, parts.device(), Operand::Data)?;
         same_context(device, weights.device(), Operand::Data)?;
         same_context(device, y.device(), Operand::Outputs)?;
-        let (parts, weights) = (parts.address(), weights.address());
-        let y = y.as_view().address();
-        // SAFETY: lengths and context are right; the output is borrowed alone.
-        unsafe { device.combine_raw(stream.raw(), parts, weights, y, features, &self.raw) }
+        let operands = [parts.address(), weights.address(), y.as_view().address()];
+        // SAFETY: lengths and context are right; the output is borrowed alone. Whatever is ahead has ended.
+        unsafe { device.combine_with(stream.raw(), operands, features, &self.raw, false) }
     }
 
     /// The place of each assignment in the order of experts, which is its row in the outputs of a

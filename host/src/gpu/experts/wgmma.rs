@@ -1,5 +1,5 @@
 //! Many tokens an expert: the launches around a product by `prefill_grouped`, which takes activations in the order of
-//! experts and does not gate.
+//! experts, and gates outputs in groups of few tokens alone.
 
 use std::ptr;
 
@@ -24,34 +24,40 @@ use crate::gpu::{
 /// BF16 to whose multiple rows of arranged activations are rounded up: tensor copies start at multiples of 16 bytes.
 const ALIGN: usize = 8;
 
-/// How scratch memory is used: activations in the order of experts, then products before they are gated.
+/// How scratch memory is used: activations in the order of experts, then products that another kernel gates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scratch {
     /// Whether activations have to be arranged: they are tokens', or rows that tensor copies cannot read.
     arranges: bool,
     /// BF16 from one of their rows to the next.
     x_stride: usize,
-    /// Where products are.
-    products: usize,
+    /// Where products are that another kernel gates.
+    products: Option<usize>,
     /// All of it.
     pub bytes: usize,
 }
 
 impl Scratch {
-    /// What so many assignments take, of experts of `rows` by `cols`.
-    pub fn new(operands: &RawGrouped, assignments: usize, (rows, cols): (usize, usize)) -> Self {
+    /// What so many assignments take, of experts of `rows` by `cols`, with a kernel of that shape.
+    pub fn new(
+        operands: &RawGrouped,
+        assignments: usize,
+        (rows, cols): (usize, usize),
+        shape: Prefill,
+    ) -> Self {
         let arranges = !(operands.x_by_expert && can_read(operands.x, operands.x_stride));
         let x_stride = cols.next_multiple_of(ALIGN);
         let bytes = |used: bool, features: usize| match used {
             true => assignments.saturating_mul(2 * features),
             false => 0,
         };
-        let products = bytes(arranges, x_stride);
+        let gates_after = operands.is_gated && !shape.has_few_tokens();
+        let arranged = bytes(arranges, x_stride);
         Self {
             arranges,
             x_stride,
-            products,
-            bytes: products.saturating_add(bytes(operands.is_gated, rows)),
+            products: gates_after.then_some(arranged),
+            bytes: arranged.saturating_add(bytes(gates_after, rows)),
         }
     }
 }
@@ -83,7 +89,7 @@ pub unsafe fn run(
 ) -> Result<(), GpuError> {
     let (device, pdl) = (weights.device(), kernel.pdl);
     let (rows, cols, all) = (kernel.rows, weights.cols(), routing.assignments());
-    let scratch = Scratch::new(operands, all, (rows, cols));
+    let scratch = Scratch::new(operands, all, (rows, cols), kernel.shape);
     if scratch.bytes > 0 {
         check_aligned(Operand::Data, operands.scratch, 16)?;
     }
@@ -101,7 +107,7 @@ pub unsafe fn run(
         is_f32: operands.output == OutputType::F32,
         accumulate: false,
     };
-    let products = operands.scratch + scratch.products as u64;
+    let products = (scratch.products).map(|products| operands.scratch + products as u64);
     let (mut x, mut x_stride, mut follows_routing) =
         (operands.x, operands.x_stride, operands.follows_routing);
     if scratch.arranges {
@@ -128,14 +134,14 @@ pub unsafe fn run(
         prefill: PrefillArgs {
             x: tensor_map::activations(x, x_stride, [all, cols], box_tokens)?,
             tiles: weights.dense_map(),
-            output: match operands.is_gated {
-                true => Output {
+            output: match products {
+                Some(products) => Output {
                     y: products as *mut u8,
                     pitch: 2 * rows as u32,
                     is_f32: false,
                     ..output
                 },
-                false => output,
+                None => output,
             },
             dense,
             offsets,
@@ -151,10 +157,11 @@ pub unsafe fn run(
         groups: routing.groups_at() as *const Group,
         group_count: routing.group_count() as *const u32,
         follows_routing,
+        is_gated: operands.is_gated && products.is_none(),
     };
     // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
     unsafe { device.launch(kernel.name, kernel.blocks, stream, pdl, args)? };
-    if operands.is_gated {
+    if let Some(products) = products {
         let args = GateArgs {
             output,
             x: products as *const u16,
@@ -186,11 +193,17 @@ unsafe fn arrange(
 
 #[cfg(test)]
 mod tests {
+    use zipserv_gpu::launch::GROUPED_PREFILLS;
+
     use super::*;
 
     #[test]
     fn scratch_memory_has_room_for_what_is_in_it() {
-        let of = |x: u64, x_stride, x_by_expert, is_gated| {
+        let shape = |tokens| {
+            let mut shapes = GROUPED_PREFILLS.iter().map(|&(_, shape)| shape);
+            shapes.find(|shape| shape.tokens == tokens).unwrap()
+        };
+        let of = |x: u64, x_stride, x_by_expert, is_gated, tokens| {
             let operands = RawGrouped {
                 x,
                 x_stride,
@@ -202,17 +215,25 @@ mod tests {
                 follows_routing: true,
                 scratch: 0,
             };
-            Scratch::new(&operands, 10, (64, 33))
+            Scratch::new(&operands, 10, (64, 33), shape(tokens))
         };
         // Rows of 33 start 40 apart.
-        let both = of(0, 40, false, true);
+        let both = of(0, 40, false, true, 144);
         assert_eq!(
             (both.arranges, both.x_stride, both.products, both.bytes),
-            (true, 40, 800, 800 + 1280)
+            (true, 40, Some(800), 800 + 1280)
         );
-        assert_eq!(of(0, 40, true, false).bytes, 0);
-        assert_eq!(of(0, 40, true, true).bytes, 1280);
-        assert_eq!(of(8, 40, true, false).bytes, 800);
-        assert_eq!(of(0, 33, true, false).bytes, 800);
+        for tokens in [16, 32, 64] {
+            // The kernel gates.
+            let arranged = of(0, 40, false, true, tokens);
+            assert_eq!((arranged.products, arranged.bytes), (None, 800));
+            assert_eq!(of(0, 40, true, true, tokens).bytes, 0);
+        }
+        for tokens in [16, 256] {
+            assert_eq!(of(0, 40, true, false, tokens).bytes, 0);
+            assert_eq!(of(8, 40, true, false, tokens).bytes, 800);
+            assert_eq!(of(0, 33, true, false, tokens).bytes, 800);
+        }
+        assert_eq!(of(0, 40, true, true, 256).bytes, 1280);
     }
 }
