@@ -191,6 +191,9 @@ pub struct PrefillArgs {
     pub decomposition: Decomposition,
     /// Tokens that one block of a cluster copies, see [`crate::launch::Prefill::box_tokens`].
     pub box_tokens: u32,
+    /// Whether outputs are silu(first half) x (second half) of the features, each of whole strips. Only for kernels of
+    /// [few tokens](crate::launch::Prefill::has_few_tokens).
+    pub is_gated: bool,
 }
 
 /// The operands of one `prefill_grouped`: tokens in the order of their experts, as `route` leaves them.
@@ -207,9 +210,6 @@ pub struct GroupedPrefillArgs {
     pub group_count: *const u32,
     /// Whether the kernel ahead may be the one that routes. If it is not, that one has ended.
     pub follows_routing: bool,
-    /// Whether outputs are silu(first half) x (second half) of the features, each of whole strips. Only for kernels of
-    /// [few tokens](crate::launch::Prefill::has_few_tokens).
-    pub is_gated: bool,
 }
 
 /// The operands of one `arrange`.

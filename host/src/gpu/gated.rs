@@ -2,7 +2,7 @@ use std::ptr;
 
 use zipserv_gpu::{
     args::{GateArgs, Output},
-    launch::{GATE_FEATURES, GEMMS},
+    launch::{GATE_FEATURES, GEMMS, Gemm},
     layout::TILE_ROWS,
 };
 
@@ -13,16 +13,17 @@ use super::{
     family::Family,
     matrix::DeviceMatrix,
     operands::{OutputType, RawOperands, check_aligned, check_stride, check_tokens},
-    plan::{Kind, MmaPlan, Plan, PlanOptions, mma_tokens, run_mma},
+    plan::{Kind, MmaPlan, Plan, PlanOptions, can_read, mma_tokens, run_mma, run_wgmma},
     workspace::Workspace,
 };
 
 /// How a gated MLP's first product is made: Y = silu(X G^T) x (X U^T), of weights that have the gate's features G in
 /// their first half and U in the second.
 ///
-/// For up to 16 tokens it is one launch, whose epilogue does the rest. For more it is a [`Plan`]'s, whose outputs
+/// For up to 64 tokens it is one launch, whose epilogue does the rest. For more it is a [`Plan`]'s, whose outputs
 /// go to scratch memory as BF16, and that of `gate`. Both round the products to BF16 before they go on in FP32. The
-/// second is what batch-invariant plans do for any number of tokens.
+/// second is what batch-invariant plans do for any number of tokens: which thread blocks share an output's sum is not
+/// the same in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GatedPlan {
     plan: Plan,
@@ -47,8 +48,11 @@ pub struct RawGated {
 
 /// The kernel that gates where products do not.
 const GATE: &str = "gate";
-/// Tokens up to which the product itself gates. For more, kernels for many tokens are faster on most layers.
-const FUSED_TOKENS: usize = 16;
+/// Tokens up to which the kernel for few of them gates, whatever a plan has for the product alone.
+const MMA_TOKENS: usize = 8;
+/// Tokens up to which it does if a plan has no other that can. For more, kernels for many tokens are faster on most
+/// layers, also with a launch of `gate`.
+const MOST_MMA_TOKENS: usize = 16;
 
 impl GatedPlan {
     /// A plan for weights and `n` tokens.
@@ -61,20 +65,22 @@ impl GatedPlan {
         if !rows.is_multiple_of(2 * TILE_ROWS) || rows == 0 || weights.cols() == 0 {
             return Err(GpuError::Gated { rows });
         }
-        let device = weights.device();
-        let fused = GEMMS
-            .iter()
-            .find(|(name, shape)| shape.warps_m > 1 && n <= mma_tokens(shape) && device.has(name));
-        let plan = match fused {
-            Some((name, _)) if n <= FUSED_TOKENS && !options.is_batch_invariant() => {
-                let plan = MmaPlan::with_kernel(weights, n, name)?;
-                Plan::asked(device, Kind::Mma(plan))
-            }
-            _ => Plan::new(weights, n, options)?,
+        let mma = match n <= MOST_MMA_TOKENS && !options.is_batch_invariant() {
+            true => gating_mma(weights, n)?,
+            false => None,
         };
-        let is_fused = n <= FUSED_TOKENS
-            && !options.is_batch_invariant()
-            && matches!(plan.kind, Kind::Mma(plan) if plan.gates());
+        let mma = mma.map(|plan| Plan::asked(weights.device(), Kind::Mma(plan)));
+        let (plan, is_fused) = match mma {
+            Some(plan) if n <= MMA_TOKENS => (plan, true),
+            mma => {
+                let plan = Plan::new(weights, n, options)?;
+                match (plan.kind, mma) {
+                    (Kind::Wgmma(of), _) if of.gates() => (plan, true),
+                    (_, Some(plan)) => (plan, true),
+                    (_, None) => (plan, false),
+                }
+            }
+        };
         Ok(Self {
             plan,
             is_fused,
@@ -151,16 +157,28 @@ impl GatedPlan {
             accumulate: false,
         };
         check_aligned(Operand::Outputs, y, 16)?;
+        let _current = device.enter()?;
+        if self.is_fused {
+            self.plan.check_device(device)?;
+            weights.check_context(workspace.device())?;
+            check_tokens(n)?;
+            check_stride(Operand::Activations, x_stride, cols, 2)?;
+            check_aligned(Operand::Activations, x, 2)?;
+        }
+        let (pdl, fused) = (self.plan.is_pdl(), product(y, features));
         match self.plan.kind {
             Kind::Mma(plan) if self.is_fused => {
-                self.plan.check_device(device)?;
-                weights.check_context(workspace.device())?;
-                check_tokens(n)?;
-                check_stride(Operand::Activations, x_stride, cols, 2)?;
-                check_aligned(Operand::Activations, x, 2)?;
-                let (pdl, operands) = (self.plan.is_pdl(), product(y, features));
                 // SAFETY: the caller's promise; outputs have half of the features.
-                unsafe { run_mma(stream, &plan, pdl, weights, &operands, true, workspace) }
+                unsafe { run_mma(stream, &plan, pdl, weights, &fused, true, workspace) }
+            }
+            Kind::Wgmma(plan) if self.is_fused && can_read(x, x_stride) => {
+                // SAFETY: as above.
+                unsafe { run_wgmma(stream, &plan, pdl, weights, &fused, true, workspace) }
+            }
+            Kind::Wgmma(_) if self.is_fused => {
+                let plan = gating_mma(weights, n)?.ok_or_else(|| device.no_kernel("zipgemm"))?;
+                // SAFETY: as above.
+                unsafe { run_mma(stream, &plan, pdl, weights, &fused, true, workspace) }
             }
             _ => {
                 check_aligned(Operand::Data, scratch, 16)?;
@@ -173,6 +191,22 @@ impl GatedPlan {
             }
         }
     }
+}
+
+/// The launch of the kernel for few tokens that gates outputs and takes the fewest, if one takes `n`.
+///
+/// # Errors
+/// As [`MmaPlan::with_kernel`].
+fn gating_mma(weights: &DeviceMatrix, n: usize) -> Result<Option<MmaPlan>, GpuError> {
+    let device = weights.device();
+    // Row blocks have strips of both halves.
+    let gates = |(name, shape): &&(&str, Gemm)| {
+        shape.warps_m > 1 && n <= mma_tokens(shape) && device.has(name)
+    };
+    let kernel = GEMMS.iter().find(gates);
+    kernel
+        .map(|(name, _)| MmaPlan::with_kernel(weights, n, name))
+        .transpose()
 }
 
 impl Device {

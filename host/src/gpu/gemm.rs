@@ -108,7 +108,7 @@ impl Plan {
                     run_mma(stream, plan, self.pdl, weights, operands, false, workspace)
                 }
                 Kind::Wgmma(plan) if wgmma::can_read(operands.x, operands.x_stride) => {
-                    run_wgmma(stream, plan, self.pdl, weights, operands, workspace)
+                    run_wgmma(stream, plan, self.pdl, weights, operands, false, workspace)
                 }
                 Kind::Invariant(plan) => {
                     run_invariant(stream, plan, self.pdl, weights, operands, workspace)

@@ -347,7 +347,7 @@ where
     /// that they are multiplied by, of the second.
     #[inline(always)]
     pub(super) fn is_gated(&self) -> bool {
-        Self::FEW_TOKENS && self.problem.is_gated()
+        Self::FEW_TOKENS && self.args.is_gated
     }
 
     /// The tile of a k-tile in a strip of the row block, of an expert if there are some. Below the matrix, or its half,

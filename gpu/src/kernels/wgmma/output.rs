@@ -188,7 +188,7 @@ where
     ) {
         if self.is_gated() {
             // SAFETY: `run`'s.
-            return unsafe { self.store_gated(place, group, acc) };
+            return unsafe { self.store_gated(place, group, peers, ring, acc) };
         }
         let end = self.tokens(place, &group).end;
         let epilogue = Epilogue::new(&self.args.output, self.args.m, end);
@@ -248,12 +248,21 @@ where
     /// [`store`](Self::store) where outputs are gated: what the first warpgroup has is the gate's, what the second has is
     /// multiplied by it. Each finds both in shared memory, rounded, and stores every other 16 tokens.
     #[inline(always)]
-    unsafe fn store_gated(&self, place: Place, group: Range<u32>, acc: &[f32; SUMS]) {
+    unsafe fn store_gated(
+        &self,
+        place: Place,
+        group: Range<u32>,
+        peers: Range<u32>,
+        ring: &mut RestartingState<STAGES>,
+        acc: &[f32; SUMS],
+    ) {
         const { assert!(!Self::FEW_TOKENS || SUMS <= CHUNK) };
         const LINES: u32 = (16 * Prefill::LINE_BYTES) as u32;
         const OUT_BYTES: u32 = Prefill::OUT_BYTES as u32;
-        let Range { start: first, end } = group;
+        let Range { start: first, end } = self.tokens(place, &group);
         let epilogue = Epilogue::new(&self.args.output, self.args.m / Self::HALVES, end);
+        // A tile of 16 has no lines for the second warpgroup: what is behind it is the next tile's.
+        let end = end.min(first + Self::SHAPE.tokens as u32);
         let (out, thread) = (self.out(), self.thread_of_group());
         let feature = self.row_block(place) * Prefill::GROUP_ROWS as u32 + thread % 8 * 8;
         let token = first + 16 * out.group + thread / 8;
@@ -267,7 +276,9 @@ where
         };
         // SAFETY: `run`'s.
         unsafe {
-            self.put::<0, true>(&out, &chunk_of(acc, 0));
+            let mut sums = chunk_of(acc, 0);
+            self.add_earlier(peers, ring, &mut sums);
+            self.put::<0, true>(&out, &sums);
             unroll!(Q < Self::SHAPE.chunk_tokens().div_ceil(32) => {
                 let token = token + 32 * Q as u32;
                 if token < end {

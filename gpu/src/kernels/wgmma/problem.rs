@@ -21,9 +21,6 @@ pub trait Problem: Copy {
     /// How clusters share them along K.
     fn decomposition(&self, args: &PrefillArgs) -> Decomposition;
 
-    /// Whether outputs are gated: silu(first half) x (second half) of the features.
-    fn is_gated(&self) -> bool;
-
     /// What a token block of `tokens` tokens has, with all tokens behind those that have the same matrix.
     fn group(&self, args: &PrefillArgs, token_block: u32, tokens: u32) -> Group;
 }
@@ -48,11 +45,6 @@ impl Problem for Single {
     #[inline(always)]
     fn decomposition(&self, args: &PrefillArgs) -> Decomposition {
         args.decomposition
-    }
-
-    #[inline(always)]
-    fn is_gated(&self) -> bool {
-        false
     }
 
     #[inline(always)]
@@ -105,11 +97,6 @@ impl Problem for Experts<'_> {
     #[inline(always)]
     fn decomposition(&self, _args: &PrefillArgs) -> Decomposition {
         Decomposition::WHOLE
-    }
-
-    #[inline(always)]
-    fn is_gated(&self) -> bool {
-        self.args.is_gated
     }
 
     /// The group of that number. What an earlier kernel's loads have left in the first-level cache is not looked at, for

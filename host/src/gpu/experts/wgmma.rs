@@ -153,11 +153,11 @@ pub unsafe fn run(
             k: cols as u32,
             decomposition: Decomposition::WHOLE,
             box_tokens: box_tokens as u32,
+            is_gated: operands.is_gated && products.is_none(),
         },
         groups: routing.groups_at() as *const Group,
         group_count: routing.group_count() as *const u32,
         follows_routing,
-        is_gated: operands.is_gated && products.is_none(),
     };
     // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
     unsafe { device.launch(kernel.name, kernel.blocks, stream, pdl, args)? };

@@ -116,7 +116,7 @@ pub unsafe fn run_invariant(
             ..launch
         };
         // SAFETY: the caller's promise, for a part of the tokens; launches follow one another.
-        unsafe { run_wgmma(stream, &plan, pdl, weights, &group, workspace)? };
+        unsafe { run_wgmma(stream, &plan, pdl, weights, &group, false, workspace)? };
     }
     Ok(())
 }

@@ -67,11 +67,6 @@ impl MmaPlan {
         })
     }
 
-    /// Whether row blocks have strips of both halves of the features.
-    pub fn gates(&self) -> bool {
-        self.shape.warps_m > 1
-    }
-
     /// The same on another number of thread blocks, at least one and at most as many as there
     /// are k-tiles.
     #[must_use]

@@ -152,6 +152,11 @@ impl WgmmaPlan {
         }
     }
 
+    /// Whether the kernel can gate outputs itself.
+    pub fn gates(&self) -> bool {
+        self.shape.has_few_tokens()
+    }
+
     /// Thread blocks.
     pub fn blocks(&self) -> u32 {
         self.clusters * self.shape.cluster as u32
@@ -265,7 +270,8 @@ pub fn can_read(x: u64, stride: usize) -> bool {
 }
 
 /// [`Plan::run_raw`](super::Plan::run_raw) for many tokens, of activations that [`can_read`] approves;
-/// neither dimension of the weights is 0.
+/// neither dimension of the weights is 0. If it `is_gated`, for which the plan [gates](WgmmaPlan::gates), outputs are
+/// silu(first half) x (second half) of the features.
 ///
 /// # Errors
 /// [`GpuError::PlanMismatch`] and [`GpuError::WorkspaceTooSmall`] when the plan does not fit;
@@ -279,6 +285,7 @@ pub unsafe fn run_wgmma(
     pdl: bool,
     weights: &DeviceMatrix,
     operands: &RawOperands,
+    is_gated: bool,
     workspace: &Workspace,
 ) -> Result<(), GpuError> {
     let (shape, blocks, n) = (plan.shape, plan.blocks() as usize, operands.n);
@@ -310,6 +317,7 @@ pub unsafe fn run_wgmma(
         k: weights.cols() as u32,
         decomposition: plan.decomposition(weights.cols()),
         box_tokens: box_tokens as u32,
+        is_gated,
     };
     let device = weights.device();
     // SAFETY: the caller's promise; a plan names a kernel that takes these arguments.
