@@ -26,15 +26,31 @@ fn gated(
     x: &[u16],
     options: &PlanOptions,
 ) -> Vec<u16> {
+    gated_of_rows(lab, (m, k), w, x, k, options)
+}
+
+/// The same of rows of activations that start so many apart.
+fn gated_of_rows(
+    lab: &mut Lab,
+    (m, k): (usize, usize),
+    w: &[u16],
+    x: &[u16],
+    x_stride: usize,
+    options: &PlanOptions,
+) -> Vec<u16> {
     let n = x.len() / k;
     let weights = lab.upload(m, k, w);
     let plan = GatedPlan::new(&weights, n, options).unwrap();
-    let x = lab.buffer(x);
+    let mut rows = vec![GUARD; n * x_stride];
+    for (row, x) in rows.chunks_mut(x_stride).zip(x.chunks(k)) {
+        row[..k].copy_from_slice(x);
+    }
+    let x = lab.buffer(&rows);
     let y = lab.buffer(&vec![GUARD; n * m / 2 + 64]);
     let scratch = lab.buffer(&vec![GUARD; plan.scratch_values(&weights, n) + 64]);
     let operands = RawGated {
         x: x.address(),
-        x_stride: k,
+        x_stride,
         n,
         y: y.address(),
         scratch: scratch.address(),
@@ -95,6 +111,21 @@ fn halves_of_every_shape_and_number_of_tokens() {
                     );
                 }
             }
+        }
+    }
+}
+
+/// Rows that tensor copies cannot read.
+#[test]
+fn rows_of_activations_anywhere() {
+    for mut lab in Lab::each() {
+        let (m, k) = (640, 512);
+        let w = Kind::Outliers.weights(m, k);
+        for n in [5, 16, 20, 64, 70] {
+            let x = Kind::Gaussian.activations(n, k);
+            let options = PlanOptions::default();
+            let y = gated_of_rows(&mut lab, (m, k), &w, &x, k + 3, &options);
+            check(&y, &x, &w, (m, k), &format!("{n} tokens, rows apart"));
         }
     }
 }
