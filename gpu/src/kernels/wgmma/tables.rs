@@ -51,11 +51,14 @@ where
         let mut left =
             (self.schedule().total_k_tiles() + OUTLIER_WARPS - 1 - outlier_warp) / OUTLIER_WARPS;
         let mut ahead = self.cursor();
-        ahead.skip(outlier_warp + OUTLIER_WARPS * (lane / STRIPS));
-        let mut ranges = self.patch_range(&ahead, lane % STRIPS);
+        let mut expert = self.skip(&mut ahead, outlier_warp + OUTLIER_WARPS * (lane / STRIPS));
+        let mut ranges = self.patch_range(&ahead, expert, lane % STRIPS);
         self.prefetch_patches(ranges);
-        ahead.skip(OUTLIER_WARPS * HELD);
-        let mut next_ranges = self.patch_range(&ahead, lane % STRIPS);
+        expert = self.skip(&mut ahead, OUTLIER_WARPS * HELD);
+        let mut next_ranges = self.patch_range(&ahead, expert, lane % STRIPS);
+        if P::GROUPED {
+            expert = self.skip(&mut ahead, OUTLIER_WARPS * HELD);
+        }
         let ask = |ranges: [u32; 2], k_tile: u32| {
             let from = k_tile * STRIPS + patches::strip_of(lane);
             let range = ranges.map(|end| thread::shuffle(end, from));
@@ -101,15 +104,31 @@ where
             k_tile!(0, {
                 ranges = next_ranges;
                 self.prefetch_patches(ranges);
-                ahead.skip(OUTLIER_WARPS * HELD);
-                next_ranges = self.patch_range(&ahead, lane % STRIPS);
+                if !P::GROUPED {
+                    expert = self.skip(&mut ahead, OUTLIER_WARPS * HELD);
+                }
+                next_ranges = self.patch_range(&ahead, expert, lane % STRIPS);
+                if P::GROUPED {
+                    // Asked for now, for the range is wanted at once when lanes come to it.
+                    expert = self.skip(&mut ahead, OUTLIER_WARPS * HELD);
+                }
             });
         }
     }
 
+    /// Advances so many k-tiles, to one of the expert whose number is returned.
+    #[inline(always)]
+    fn skip(&self, k_tile: &mut Cursor, k_tiles: u32) -> u32 {
+        k_tile.skip(k_tiles);
+        if k_tile.is_done() {
+            return 0;
+        }
+        self.group(k_tile.place).expert
+    }
+
     /// The patches of a k-tile's tile.
     #[inline(always)]
-    pub(super) fn patch_range(&self, k_tile: &Cursor, strip: u32) -> [u32; 2] {
+    fn patch_range(&self, k_tile: &Cursor, expert: u32, strip: u32) -> [u32; 2] {
         if k_tile.is_done() {
             return [0; 2];
         }
@@ -121,7 +140,6 @@ where
                 work_tile,
                 ..
             } = k_tile;
-            let expert = self.group(*place).expert;
             let tile = self.tile(schedule, *place, expert, work_tile.from, strip);
             let offsets = self.args.offsets.add(tile);
             [
@@ -133,7 +151,7 @@ where
 
     /// Brings patches to the L2 cache, as many as one line holds.
     #[inline(always)]
-    pub(super) fn prefetch_patches(&self, [from, _]: [u32; 2]) {
+    fn prefetch_patches(&self, [from, _]: [u32; 2]) {
         copy::prefetch(self.args.patches.wrapping_add(from as usize).cast());
     }
 }
