@@ -452,7 +452,7 @@ prefill_kernels!(prefills);
 macro_rules! grouped_prefill_kernels {
     ($use:ident) => {
         $use! {
-            prefill_grouped_n16: { tokens: 16, stages: 8, cluster: 2 };
+            prefill_grouped_n16: { tokens: 16, stages: 12, cluster: 2 };
             prefill_grouped_n32: { tokens: 32, stages: 8, cluster: 2 };
             prefill_grouped_n64: { tokens: 64, stages: 8, cluster: 2 };
             prefill_grouped_n144: { tokens: 144, stages: 6, cluster: 2 };
