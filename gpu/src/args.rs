@@ -59,6 +59,18 @@ pub struct Group {
     pub tokens: u32,
 }
 
+impl From<[u32; 3]> for Group {
+    /// Of the words that it is in memory.
+    #[inline(always)]
+    fn from([expert, first, tokens]: [u32; 3]) -> Self {
+        Self {
+            expert,
+            first,
+            tokens,
+        }
+    }
+}
+
 /// Which experts tokens were sent to, as a router leaves it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

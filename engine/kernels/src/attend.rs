@@ -377,19 +377,6 @@ mod device {
             unroll!(J < 8 => { eight[J] = self.sums[half][J][at]; });
             eight
         }
-
-        /// The weights of all keys, in all lanes of a row.
-        #[inline(always)]
-        fn total_weights(&self) -> [f32; 2] {
-            let mut totals = self.weights;
-            unroll!(I < 2 => {
-                for distance in [1, 2] {
-                    let other = thread::shuffle(totals[I].to_bits(), thread::lane() ^ distance);
-                    totals[I] += f32::from_bits(other);
-                }
-            });
-            totals
-        }
     }
 
     /// A warp a block's rows, over all keys.
@@ -422,7 +409,7 @@ mod device {
             let (from, end) = (start / KEYS * KEYS, chunk.position + last + 1);
             let loaded = rows.load(from, end);
             rows.attend(from, end, KEYS, loaded);
-            let totals = rows.total_weights();
+            let totals = all_keys(rows.weights);
             let (g, t) = (thread::lane() / 4, thread::lane() % 4);
             unroll!(I < 2 => {
                 let row = first + g + 8 * I as u32;
@@ -498,7 +485,7 @@ mod device {
             let words = partial_words(D) as u32;
             let shared = memory::shared();
             let own = shared + 4 * warp * words;
-            let totals = rows.total_weights();
+            let totals = all_keys(rows.weights);
             let (g, t) = (thread::lane() / 4, thread::lane() % 4);
             unroll!(I < 2 => {
                 let row = g + 8 * I as u32;
@@ -673,5 +660,17 @@ mod device {
             first += AT_ONCE as u32;
         }
         merged
+    }
+
+    /// The weights of all keys for two rows, of which each lane has those of its keys, in all lanes of a row.
+    #[inline(always)]
+    pub(super) fn all_keys(mut weights: [f32; 2]) -> [f32; 2] {
+        unroll!(I < 2 => {
+            for distance in [1, 2] {
+                let other = thread::shuffle(weights[I].to_bits(), thread::lane() ^ distance);
+                weights[I] += f32::from_bits(other);
+            }
+        });
+        weights
     }
 }

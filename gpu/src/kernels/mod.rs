@@ -5,12 +5,13 @@ use crate::{
     layout::{BASE_AT, HEADER_BYTES},
 };
 
-/// Runs `$body` for `$j` from 0 to below `$n`, at most 8, with `$j` a literal each time: a loop
+/// Runs `$body` for `$j` from 0 to below `$n`, at most 12, with `$j` a literal each time: a loop
 /// that certainly leaves no index to run time, which registers do not have.
 #[macro_export]
 macro_rules! unroll {
     ($j:ident < $n:expr => $body:block) => {
-        $crate::unroll!(@ $j $n, $body, 0 1 2 3 4 5 6 7)
+        const { assert!($n <= 12, "there are no more literals") };
+        $crate::unroll!(@ $j $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
     };
     (@ $j:ident $n:expr, $body:block, $($i:literal)*) => {
         $(if $i < $n {

@@ -66,7 +66,7 @@ impl GatedPlan {
             return Err(GpuError::Gated { rows });
         }
         let mma = match n <= MOST_MMA_TOKENS && !options.is_batch_invariant() {
-            true => gating_mma(weights, n)?,
+            true => Some(gating_mma(weights, n)?),
             false => None,
         };
         let mma = mma.map(|plan| Plan::asked(weights.device(), Kind::Mma(plan)));
@@ -176,7 +176,7 @@ impl GatedPlan {
                 unsafe { run_wgmma(stream, &plan, pdl, weights, &fused, true, workspace) }
             }
             Kind::Wgmma(_) if self.is_fused => {
-                let plan = gating_mma(weights, n)?.ok_or_else(|| device.no_kernel("zipgemm"))?;
+                let plan = gating_mma(weights, n)?;
                 // SAFETY: as above.
                 unsafe { run_mma(stream, &plan, pdl, weights, &fused, true, workspace) }
             }
@@ -193,20 +193,21 @@ impl GatedPlan {
     }
 }
 
-/// The launch of the kernel for few tokens that gates outputs and takes the fewest, if one takes `n`.
+/// The launch of the kernel for few tokens that gates outputs and takes the fewest, of those that take `n`; if none does,
+/// launches of the one that takes most.
 ///
 /// # Errors
-/// As [`MmaPlan::with_kernel`].
-fn gating_mma(weights: &DeviceMatrix, n: usize) -> Result<Option<MmaPlan>, GpuError> {
+/// [`GpuError::NoKernel`]; as [`MmaPlan::with_kernel`].
+fn gating_mma(weights: &DeviceMatrix, n: usize) -> Result<MmaPlan, GpuError> {
     let device = weights.device();
     // Row blocks have strips of both halves.
-    let gates = |(name, shape): &&(&str, Gemm)| {
-        shape.warps_m > 1 && n <= mma_tokens(shape) && device.has(name)
-    };
-    let kernel = GEMMS.iter().find(gates);
-    kernel
-        .map(|(name, _)| MmaPlan::with_kernel(weights, n, name))
-        .transpose()
+    let gates = |(name, shape): &&(&str, Gemm)| shape.warps_m > 1 && device.has(name);
+    let kernels = || GEMMS.iter().filter(gates);
+    let kernel = kernels().find(|(_, shape)| n <= mma_tokens(shape));
+    let (name, _) = kernel
+        .or_else(|| kernels().max_by_key(|(_, shape)| mma_tokens(shape)))
+        .ok_or_else(|| device.no_kernel("zipgemm"))?;
+    MmaPlan::with_kernel(weights, n, name)
 }
 
 impl Device {

@@ -72,7 +72,11 @@ mod device {
     };
 
     use super::{GROUP_THREADS, GROUPS, KEYS, ROWS, STAGES, barriers_at, bytes};
-    use crate::{Chunk, attend::Args, divide};
+    use crate::{
+        Chunk,
+        attend::{Args, device::all_keys},
+        divide,
+    };
 
     /// Features of a panel.
     const PANEL: usize = 64;
@@ -388,7 +392,7 @@ mod device {
                 scale(&mut sums, factors);
                 self.start_sums(&mut sums, &weights, &before);
                 sums.settle::<0>();
-                let totals = rows.totals();
+                let totals = all_keys(rows.weights);
                 scale(&mut sums, totals.map(|total| 1.0 / total));
                 self.store(group, first, &sums);
             }
@@ -604,19 +608,6 @@ mod device {
                     scores[at] = f32::NEG_INFINITY;
                 }
             });
-        }
-
-        /// The weights of all keys, in all lanes of a row.
-        #[inline(always)]
-        fn totals(&self) -> [f32; 2] {
-            let mut totals = self.weights;
-            unroll!(I < 2 => {
-                for distance in [1, 2] {
-                    let other = thread::shuffle(totals[I].to_bits(), thread::lane() ^ distance);
-                    totals[I] += f32::from_bits(other);
-                }
-            });
-            totals
         }
     }
 

@@ -225,12 +225,7 @@ impl<'a, const N_TILES: usize> Experts<'a, N_TILES> {
         // SAFETY: a warp has loaded it before, see `Problem::load`.
         let [expert, first, tokens, _] =
             unsafe { memory::load_u32x4(self.near + index * GROUP_BYTES) };
-        let group = Group {
-            expert,
-            first,
-            tokens,
-        };
-        (group, row_block)
+        ([expert, first, tokens].into(), row_block)
     }
 
     /// A group, from where routing has left it. What an earlier kernel's loads have left in the first-level cache is not
@@ -249,11 +244,7 @@ impl<'a, const N_TILES: usize> Experts<'a, N_TILES> {
         // SAFETY: routing has written the group.
         let [expert, first, tokens, _] =
             unsafe { memory::observe_u32x4(self.args.groups.wrapping_add(group as usize).cast()) };
-        Group {
-            expert,
-            first,
-            tokens,
-        }
+        [expert, first, tokens].into()
     }
 }
 

@@ -107,12 +107,7 @@ impl Problem for Experts<'_> {
         let group = group.cast::<u32>();
         // Words by themselves: the register of a fourth, which nobody reads, would be used again for something else, and
         // that waits for the load. SAFETY: routing has written the group, and a token block of a work tile has one.
-        let [expert, first, tokens] =
-            [0, 1, 2].map(|word| unsafe { memory::observe_u32(group.wrapping_add(word)) });
-        Group {
-            expert,
-            first,
-            tokens,
-        }
+        let words = [0, 1, 2].map(|word| unsafe { memory::observe_u32(group.wrapping_add(word)) });
+        words.into()
     }
 }
