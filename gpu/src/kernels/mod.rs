@@ -5,11 +5,15 @@ use crate::{
     layout::{BASE_AT, HEADER_BYTES},
 };
 
-/// Runs `$body` for `$j` from 0 to below `$n`, at most 12, with `$j` a literal each time: a loop
-/// that certainly leaves no index to run time, which registers do not have.
+/// Runs `$body` for `$j` from 0 to below `$n`, at most 8, or 12 if that stands in front, with `$j` a literal each time: a
+/// loop that certainly leaves no index to run time, which registers do not have.
 #[macro_export]
 macro_rules! unroll {
     ($j:ident < $n:expr => $body:block) => {
+        const { assert!($n <= 8, "there are no more literals") };
+        $crate::unroll!(@ $j $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (12: $j:ident < $n:expr => $body:block) => {
         const { assert!($n <= 12, "there are no more literals") };
         $crate::unroll!(@ $j $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
     };

@@ -62,7 +62,7 @@ where
             let mut half = FirstHalf::NONE;
             // For each stage once, so that addresses need not be worked out.
             let last = 'work_tile: loop {
-                unroll!(S < STAGES => {
+                unroll!(12: S < STAGES => {
                     let stage = S as u32;
                     let next_stage = ((S + 1) % STAGES) as u32;
                     let stage_before = ((S + STAGES - 1) % STAGES) as u32;
