@@ -25,7 +25,8 @@ mod _native {
     };
     #[pymodule_export]
     use crate::matrix::{
-        Encoded, capacity, check, decode, decode_rows, encode, is_planes, shape, store, unpack,
+        Encoded, capacity, copy_checked, decode, decode_rows, encode, is_planes, shape, store,
+        unpack,
     };
     #[pymodule_export]
     use crate::program::run;

@@ -3,10 +3,16 @@
 //! Tensors hold a matrix in the stored form, and behind it zeros: what kernels may read past the end, and spare
 //! room. Addresses and lengths are those of contiguous CPU tensors, which Python keeps alive and lends alone.
 
+use std::ptr;
+
 use pyo3::prelude::*;
+use rayon::prelude::*;
 use zipserv::{CompressedMatrix, HEADER_BYTES, Matrix, MatrixHeader, Planes, gpu::DeviceMatrix};
 
 use crate::error;
+
+/// Bytes that a thread copies at a time.
+const COPIED_AT_ONCE: usize = 1 << 20;
 
 /// Bytes of a tensor that holds a matrix of so many stored bytes, at least.
 #[pyfunction]
@@ -60,13 +66,24 @@ pub fn shape(py: Python, address: usize, len: usize) -> PyResult<(usize, usize, 
     Ok((header.rows(), header.cols(), header.stored_bytes()))
 }
 
-/// As `shape`, after checking all of the matrix.
+/// As `shape`, of a copy of `len` bytes that it makes and checks: those of a mapped file may be others later.
 #[pyfunction]
-pub fn check(py: Python, address: usize, len: usize) -> PyResult<(usize, usize, usize)> {
-    // SAFETY: as in `shape`.
-    let bytes = unsafe { bytes(address, len) };
+pub fn copy_checked(
+    py: Python,
+    from: usize,
+    to: usize,
+    len: usize,
+) -> PyResult<(usize, usize, usize)> {
+    // SAFETY: as in `store`.
+    let to = unsafe { bytes_mut(to, len) };
     let found = py.detach(|| {
-        matrix(bytes).map(|matrix| (matrix.rows(), matrix.cols(), matrix.stored_bytes()))
+        let pieces = to.par_chunks_mut(COPIED_AT_ONCE).enumerate();
+        pieces.for_each(|(piece, to)| {
+            let from = (from + piece * COPIED_AT_ONCE) as *const u8;
+            // SAFETY: `from` has as many bytes, of another tensor.
+            unsafe { ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
+        });
+        matrix(to).map(|matrix| (matrix.rows(), matrix.cols(), matrix.stored_bytes()))
     });
     found.map_err(|error| error::of_matrix(py, &error))
 }

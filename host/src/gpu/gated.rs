@@ -20,10 +20,10 @@ use super::{
 /// How a gated MLP's first product is made: Y = silu(X G^T) x (X U^T), of weights that have the gate's features G in
 /// their first half and U in the second.
 ///
-/// For up to 64 tokens it is one launch, whose epilogue does the rest. For more it is a [`Plan`]'s, whose outputs
-/// go to scratch memory as BF16, and that of `gate`. Both round the products to BF16 before they go on in FP32. The
-/// second is what batch-invariant plans do for any number of tokens: which thread blocks share an output's sum is not
-/// the same in both.
+/// For up to 16 tokens, and on Hopper mostly for up to 64, it is one launch, whose epilogue does the rest. For more it is
+/// a [`Plan`]'s, whose outputs go to scratch memory as BF16, and that of `gate`. Both round the products to BF16 before
+/// they go on in FP32. The second is what batch-invariant plans do for any number of tokens: which thread blocks share an
+/// output's sum is not the same in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GatedPlan {
     plan: Plan,
