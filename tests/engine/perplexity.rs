@@ -1,62 +1,8 @@
 //! Scores of texts, over an executor whose logits tell what it has seen.
 
-use std::collections::BTreeMap;
+use zipserv_engine::perplexity::{Windows, log_probability, score};
 
-use zipserv_engine::{
-    Chunk, Executor, Logits, Result, SequenceId,
-    perplexity::{Windows, log_probability, score},
-};
-
-const VOCABULARY: usize = 7;
-
-/// A token's logits depend on all tokens before, and on their number.
-#[derive(Default)]
-struct Fake {
-    context: usize,
-    sequences: BTreeMap<usize, Vec<u32>>,
-    started: usize,
-}
-
-fn logits(seen: &[u32]) -> [f32; VOCABULARY] {
-    let hash = |hash: u32, token: &u32| hash.wrapping_mul(31).wrapping_add(token + 1);
-    let hash = seen.iter().fold(17, hash);
-    std::array::from_fn(|i| (hash.wrapping_mul(2 * i as u32 + 3) >> 20) as f32 / 1000.0)
-}
-
-impl Executor for Fake {
-    fn vocabulary(&self) -> usize {
-        VOCABULARY
-    }
-
-    fn context(&self) -> usize {
-        self.context
-    }
-
-    fn start(&mut self) -> Result<SequenceId> {
-        self.started += 1;
-        self.sequences.insert(self.started, Vec::new());
-        Ok(SequenceId(self.started))
-    }
-
-    fn end(&mut self, sequence: SequenceId) {
-        self.sequences.remove(&sequence.0);
-    }
-
-    fn forward(&mut self, chunks: &[Chunk], wanted: Logits) -> Result<Vec<f32>> {
-        let mut found = Vec::new();
-        for chunk in chunks {
-            let seen = self.sequences.get_mut(&chunk.sequence.0).unwrap();
-            for &token in chunk.tokens {
-                seen.push(token);
-                assert!(seen.len() <= self.context);
-                if wanted == Logits::All {
-                    found.extend(logits(seen));
-                }
-            }
-        }
-        Ok(found)
-    }
-}
+use crate::bytes::{Fake, VOCABULARY, noise};
 
 fn plain(logits: &[f32], token: u32) -> f64 {
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
@@ -82,12 +28,9 @@ fn windows() {
         (1300, 1200, 70),
     ] {
         let text = text(len);
-        let mut fake = Fake {
-            context: length,
-            ..Fake::default()
-        };
+        let mut fake = Fake::new(length, noise);
         let found = score(&mut fake, &text, Windows { length, stride }).unwrap();
-        assert!(fake.sequences.is_empty());
+        assert_eq!(fake.live(), 0);
         // The first window is full; each next one ends `stride` tokens later, or with the text.
         let mut expected = Vec::new();
         for index in 1..len {
@@ -96,7 +39,7 @@ fn windows() {
                 end = (end + stride).min(len - 1);
             }
             let start = end.min(len - 1).saturating_sub(length);
-            expected.push(plain(&logits(&text[start..index]), text[index]));
+            expected.push(plain(&noise(&text[start..index]), text[index]));
         }
         assert_eq!(found.log_probabilities.len(), expected.len());
         for (found, expected) in found.log_probabilities.iter().zip(&expected) {
@@ -126,10 +69,7 @@ fn log_probabilities_of_large_and_of_bad_logits() {
 
 #[test]
 fn what_cannot_be_scored_is_refused() {
-    let mut fake = Fake {
-        context: 10,
-        ..Fake::default()
-    };
+    let mut fake = Fake::new(10, noise);
     let mut refused = |len, length, stride| {
         let error = score(&mut fake, &text(len), Windows { length, stride });
         error.unwrap_err().to_string()
