@@ -103,7 +103,8 @@ def linear(
 def gated_linear(x: Tensor, weight: Tensor, rows: int, cols: int, *, batch_invariant: bool = False) -> Tensor:
     """``silu(gate) * up`` of ``gate, up = (x @ W.T).chunk(2, -1)``: the first half of a gated MLP.
 
-    On a GPU it is one launch for up to 16 tokens, on Hopper mostly for up to 64. Products are rounded to BF16 before they go on in FP32.
+    On a GPU it is one launch for up to 16 tokens, on Hopper mostly for up to 64. Products are rounded to BF16 before
+    they go on in FP32.
 
     Args:
         x: Activations of shape (..., cols), BF16.
