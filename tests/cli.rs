@@ -986,7 +986,10 @@ fn signals_leave_nothing_behind() {
         .assert()
         .success();
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
-        let mut child = Process::new(assert_cmd::cargo::cargo_bin("zipserv"))
+        // Tests that run in the background have signals ignored, and so would the program.
+        let mut child = Process::new("env")
+            .arg("--default-signal=INT,TERM,HUP")
+            .arg(assert_cmd::cargo::cargo_bin("zipserv"))
             .args(["--threads", "1", "compress"])
             .arg(&original)
             .arg("-o")
