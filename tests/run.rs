@@ -395,9 +395,11 @@ fn more_tokens_than_there_is_room_for_are_refused() {
         .stderr(contains(room));
 }
 
-/// The program on a long text, with pipes to read.
+/// The program on a long text, with pipes to read. Tests that run in the background have signals ignored, and so would it.
 fn begin_long(model: &Model) -> Child {
-    Process::new(assert_cmd::cargo::cargo_bin("zipserv"))
+    Process::new("env")
+        .arg("--default-signal=INT,TERM")
+        .arg(assert_cmd::cargo::cargo_bin("zipserv"))
         .arg("run")
         .arg(model.0.path())
         .args(LONG)
