@@ -80,7 +80,8 @@ pub fn copy_checked(
         let pieces = to.par_chunks_mut(COPIED_AT_ONCE).enumerate();
         pieces.for_each(|(piece, to)| {
             let from = (from + piece * COPIED_AT_ONCE) as *const u8;
-            // SAFETY: `from` has as many bytes, of another tensor.
+            // SAFETY: `from` has as many bytes, of another tensor. If a mapped file is written to meanwhile, what was
+            // copied is what is checked.
             unsafe { ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
         });
         matrix(to).map(|matrix| (matrix.rows(), matrix.cols(), matrix.stored_bytes()))

@@ -101,7 +101,7 @@ impl fmt::Display for MmaPlan {
 
 /// [`Plan::run_raw`](super::Plan::run_raw) by slices of the tokens, one launch after another; neither
 /// dimension of the weights is 0. With `is_gated`, outputs are silu(first half) x (second half) of the features, halves
-/// are whole strips, and the plan is one that [gates](MmaPlan::gates).
+/// are whole strips, and row blocks have strips of both.
 ///
 /// # Errors
 /// [`GpuError::PlanMismatch`] and [`GpuError::WorkspaceTooSmall`] when the plan does not fit;
